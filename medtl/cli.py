@@ -1,0 +1,216 @@
+"""The command line: flags and a config in, one call of `medtl.experiment` out.
+
+A mistake is answered in one or two lines and exit code 2, before JAX is imported; nothing is written for it.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from medtl import __version__, check, data, spec, workdir
+from medtl import config as configs
+from medtl.base import UserError, nearest
+
+HELP = """\
+medtl: transfer learning for medical diagnosis. Pretrained weights -> source stage -> target stage -> evaluation
+against training from scratch. Without a flag it runs the embedded experiment on synthetic images.
+
+  --config=FILE          an experiment: a Python file with get_config(), such as those in configs/
+  --config.FIELD=VALUE   override one field, e.g. --config.stages.target.epochs=2; all of them: medtl/config.py
+  --workdir=FOLDER       where the run is kept (default: runs/<config.name>); the same command resumes it
+  --mode=MODE            train (default): train every arm and evaluate; evaluate: only evaluate the checkpoints;
+                         predict: score the images of a manifest
+  --help, --version
+
+with --mode=predict:
+  --manifest=FILE        a CSV with a column image_path
+  --checkpoint=FOLDER    a stage's checkpoint (default: the target stage of the run's first arm)
+  --output=FILE          where the scores go (default: <workdir>/scored.csv)
+
+examples:
+  python launch.py --config=configs/covid_ct.py --config.arms=target_only --workdir=runs/linear
+  python launch.py --mode=predict --workdir=runs/linear --manifest=new_patients.csv
+"""
+
+MODES = ("train", "evaluate", "predict")
+_PREDICT_ONLY = ("manifest", "checkpoint", "output")
+_ILLEGAL = re.compile(r"flag --config\.(?P<path>[^=]+)=")
+_OVERRIDE = re.compile(r"--?(?P<no>no)?config\.(?P<path>[^=]*)(?P<set>=(?P<value>.*))?", re.DOTALL)
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Does what the command line says.
+
+    Args:
+      argv: the arguments without the program's name; by default `sys.argv`'s.
+
+    Returns:
+      The exit code: 0; 2 after a user's mistake; 130 after Ctrl-C.
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # `my_package.losses:focal` beside the user, as `python -m` has it
+    try:
+        _run(list(sys.argv[1:] if argv is None else argv))
+    except UserError as error:
+        print(f"medtl: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("medtl: stopped; the same command resumes", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run(argv: list[str]) -> None:
+    if {"--help", "-help", "-h"} & set(argv):
+        print(HELP, end="")
+        return
+    if {"--version", "-version"} & set(argv):
+        print(f"medtl {__version__}")
+        return
+    path, rest = _take_config(argv)
+    values = _parse(rest, load_config_file(path) if path else configs.default())
+    _check_mode(values)
+    folder = Path(values.workdir or Path("runs") / values.config.name)
+    if values.mode == "train":
+        check.check(values.config)
+        workdir.check(folder, values.config)
+    elif not values.checkpoint:
+        config = workdir.load_config(folder)
+        if path or any(map(_OVERRIDE.fullmatch, rest)):
+            workdir.check(folder, values.config)
+        if values.mode == "evaluate":
+            check.check(config)
+    if values.mode == "predict":
+        data.check(configs.dataset(path=values.manifest), key="--manifest", require_label=False, require_train=False)
+    _start(values, folder)
+
+
+def _start(values: flags.FlagValues, folder: Path) -> None:
+    from medtl import experiment  # JAX comes with it, so only once nothing is wrong
+
+    if values.mode == "train":
+        experiment.train(values.config, folder)
+    elif values.mode == "evaluate":
+        experiment.evaluate(workdir.load_config(folder), folder)
+    else:
+        experiment.predict(folder, manifest=values.manifest, checkpoint=values.checkpoint, output=values.output)
+
+
+def _check_mode(values: flags.FlagValues) -> None:
+    if values.mode not in MODES:
+        raise UserError(f"--mode={values.mode}: there is no such mode{nearest(values.mode, MODES)}")
+    if values.mode != "predict":
+        for name in _PREDICT_ONLY:
+            if values[name].present:
+                raise UserError(f"--{name} is for --mode=predict; the mode is {values.mode}")
+        return
+    if not values.manifest:
+        raise UserError("--mode=predict needs --manifest=FILE, a CSV with a column image_path")
+    if values.checkpoint and not Path(values.checkpoint).is_dir():
+        raise UserError(f"--checkpoint={values.checkpoint}: there is no such folder")
+
+
+def load_config_file(path: str) -> ConfigDict:
+    """Runs `get_config()` of a Python file.
+
+    Raises:
+      UserError: there is no such file (names the nearest), or it raises (names the line), or gives no ConfigDict.
+    """
+    module = spec.load_file(path, key="--config")
+    if not callable(getattr(module, "get_config", None)):
+        raise UserError(f"--config: {path} has no function get_config()")
+    with spec.blame(path, key="--config"):
+        config = module.get_config()
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config: {path}: get_config() gives a {type(config).__name__}; it must be a ConfigDict")
+    return config
+
+
+def _take_config(argv: list[str]) -> tuple[str | None, list[str]]:
+    """The last --config, and the arguments without any: overrides apply to its config, wherever it stands."""
+    path, rest, i = None, [], 0
+    while i < len(argv):
+        name, equals, value = argv[i].partition("=")
+        if name not in ("--config", "-config"):
+            rest.append(argv[i])
+        elif equals or i + 1 < len(argv):
+            path = value if equals else argv[i + 1]
+            i += not equals
+        if name in ("--config", "-config") and not path:
+            raise UserError("--config needs a file: --config=configs/NAME.py")
+        i += 1
+    return path, rest
+
+
+def _parse(argv: list[str], config: ConfigDict) -> flags.FlagValues:
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", "", "", flag_values=values)
+    flags.DEFINE_string("mode", "train", "", flag_values=values)
+    for name in _PREDICT_ONLY:
+        flags.DEFINE_string(name, "", "", flag_values=values)
+    names = [f"--{name}" for name in (*values, "config", "help", "version")]
+    arguments = ["medtl", *_spell_out(argv, config)]
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
+        unused = values(arguments)[1:]
+    except flags.UnrecognizedFlagError as error:
+        near = nearest(f"--{error.flagname.partition('.')[0]}", names)
+        raise UserError(f"there is no flag --{error.flagname}{near}") from None
+    except flags.Error as error:
+        raise _flag_error(str(error), config) from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"--config: {' '.join(str(error).split())}: a flag sets a field of a section that another replaces"
+        ) from None
+    if unused:
+        raise UserError(f"{unused[0]!r} is not a flag; flags are written --name=value")
+    return values
+
+
+def _flag_error(message: str, config: ConfigDict) -> UserError:
+    """The message of absl; for a value of the wrong type, the type that the field has in place of what Python's parser said."""
+    illegal = _ILLEGAL.match(message)
+    if not illegal:
+        return UserError(" ".join(message.split()))
+    value = _field(config, illegal["path"])
+    like = "" if isinstance(value, ConfigDict) else f", like {value!r}"
+    return UserError(f"--config.{illegal['path']}: it must be {check.KINDS[type(value)]}{like}")
+
+
+def _spell_out(argv: list[str], config: ConfigDict) -> list[str]:
+    """Checks that each overridden field exists, and writes tuples as ml_collections reads them: "a,b" is a literal only of numbers."""
+    arguments = []
+    for arg in argv:
+        override = _OVERRIDE.fullmatch(arg)
+        current = _field(config, override["path"]) if override else None
+        if override and isinstance(current, tuple) and override["set"] and not _is_literal(override["value"]):
+            items = [item.strip() for item in override["value"].split(",") if item.strip()]
+            arg = f"--config.{override['path']}={tuple(items)!r}"
+        arguments.append(arg)
+    return arguments
+
+
+def _is_literal(text: str) -> bool:
+    try:
+        ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text.startswith(("(", "["))
+    return True
+
+
+def _field(config: ConfigDict, path: str) -> Any:
+    value: Any = config
+    for part in path.split("."):
+        if not isinstance(value, ConfigDict) or part not in value:
+            raise check.no_such_field(f"config.{path}", config)
+        value = value[part]
+    return value

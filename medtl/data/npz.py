@@ -1,0 +1,168 @@
+"""An `.npz` in MedMNIST's layout: {train,val,test}_images uint8[n, H, W] or [n, H, W, 3], {train,val,test}_labels [n, 1] or [n, K].
+
+Class names come from an array `classes` where the file has one, else from MedMNIST's own names where the file is called as one of
+its sets (breastmnist.npz, breastmnist_224.npz), else they are "0", "1", ... In BreastMNIST 0 is malignant and 1 is normal or benign.
+
+Refuses pickled arrays, images that are not uint8, and labels that are missing or not whole numbers.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import zipfile
+from collections.abc import Mapping
+
+import numpy as np
+
+from medtl import base
+from medtl.data import splits
+from medtl.data.table import Table
+
+# As in medmnist's INFO; commas are left out, so that a name is a plain CSV cell.
+CLASSES = {
+    "bloodmnist": (
+        "basophil",
+        "eosinophil",
+        "erythroblast",
+        "immature_granulocytes",
+        "lymphocyte",
+        "monocyte",
+        "neutrophil",
+        "platelet",
+    ),
+    "breastmnist": ("malignant", "normal_or_benign"),
+    "chestmnist": (
+        "atelectasis",
+        "cardiomegaly",
+        "effusion",
+        "infiltration",
+        "mass",
+        "nodule",
+        "pneumonia",
+        "pneumothorax",
+        "consolidation",
+        "edema",
+        "emphysema",
+        "fibrosis",
+        "pleural",
+        "hernia",
+    ),
+    "dermamnist": (
+        "actinic_keratoses",
+        "basal_cell_carcinoma",
+        "benign_keratosis",
+        "dermatofibroma",
+        "melanoma",
+        "melanocytic_nevi",
+        "vascular_lesions",
+    ),
+    "octmnist": ("choroidal_neovascularization", "diabetic_macular_edema", "drusen", "normal"),
+    "pneumoniamnist": ("normal", "pneumonia"),
+}
+
+
+def read(path: str, *, multi_label: bool, require_label: bool, key: str, images: bool = True) -> Table:
+    """Reads an npz.
+
+    Args:
+      path: the file.
+      multi_label: whether a row of labels is K answers (0, 1, or NaN for unknown) or one class.
+      require_label: False for a file to be scored; labels are then not looked at.
+      key: the config key by which errors name this data set.
+      images: False leaves the images unread (an array without pixels takes their place), which is quick.
+
+    Raises:
+      UserError: for everything in the module's docstring.
+    """
+    if not os.path.isfile(path):
+        raise base.UserError(f"{key}.path: there is no file {path or '(empty)'}; it is the path of an .npz")
+    try:
+        with open(path, "rb") as file:
+            arrays = np.load(file, allow_pickle=False)
+            if not isinstance(arrays, np.lib.npyio.NpzFile):
+                raise ValueError("it holds a single array")
+            return _table(path, arrays, multi_label, require_label, key, images)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise base.UserError(f"{key}.path: {path} is not a readable .npz ({error})") from None
+
+
+def _table(
+    path: str, arrays: Mapping[str, np.ndarray], multi_label: bool, require_label: bool, key: str, images: bool
+) -> Table:
+    present = [s for s in splits.NAMES if f"{s}_images" in arrays]
+    if not present:
+        raise base.UserError(
+            f"{path} has the arrays {', '.join(arrays) or '(none)'}; it needs train_images and train_labels"
+        )
+    pixels, labels = [], []
+    for name in present:
+        if require_label:
+            if f"{name}_labels" not in arrays:
+                raise base.UserError(f"{path} has {name}_images but no {name}_labels")
+            labels.append(_labels(arrays[f"{name}_labels"], f"{path}, {name}_labels", multi_label, key))
+        pixels.append(_images(arrays, name, path) if images else np.zeros((len(labels[-1]), 0, 0), np.uint8))
+        if labels and len(labels[-1]) != len(pixels[-1]):
+            raise base.UserError(f"{path}: {len(pixels[-1])} {name}_images but {len(labels[-1])} {name}_labels")
+    shapes = {a.shape[1:] for a in pixels} | {a.shape[1:] for a in labels}
+    if len(shapes) != 1 + bool(labels):
+        raise base.UserError(f"{path}: the splits differ in the shape of their images or labels")
+    counts = [len(a) for a in pixels]
+    n = sum(counts)
+    label = np.concatenate(labels) if labels else np.full(n, -1, np.int32)
+    return Table(
+        name=pathlib.Path(path).stem,
+        origin=path,
+        id=np.array([f"{name}/{i}" for name, count in zip(present, counts, strict=True) for i in range(count)]),
+        label=label,
+        classes=_classes(path, arrays, label) if require_label else (),
+        split=np.repeat(present, counts),
+        patient=None,
+        weight=np.ones(n, np.float32),
+        place=np.concatenate([np.arange(count) for count in counts]),
+        place_word="row",
+        images=np.concatenate(pixels),
+    )
+
+
+def _images(arrays: Mapping[str, np.ndarray], split: str, path: str) -> np.ndarray:
+    value = arrays[f"{split}_images"]
+    if value.dtype != np.uint8 or not (value.ndim == 3 or (value.ndim == 4 and value.shape[-1] in (1, 3))):
+        raise base.UserError(
+            f"{path}, {split}_images is {value.dtype}{list(value.shape)}; it must be uint8[n, H, W], [n, H, W, 1] or [n, H, W, 3]"
+        )
+    return value
+
+
+def _labels(value: np.ndarray, where: str, multi_label: bool, key: str) -> np.ndarray:
+    """int32[n], or float32[n, K]."""
+    if value.dtype.kind not in "biuf" or value.ndim > 2:
+        raise base.UserError(f"{where} is {value.dtype}{list(value.shape)}; it must hold numbers, [n, 1] or [n, K]")
+    if multi_label:
+        answers = value.reshape(len(value), -1).astype(np.float32)
+        for row, column in np.argwhere(~(np.isnan(answers) | (answers == 0) | (answers == 1))):
+            raise base.UserError(f"{where}, row {row}: {answers[row, column]:g} is not 0, 1 or NaN (unknown)")
+        return answers
+    if value.ndim == 2 and value.shape[1] != 1:
+        raise base.UserError(
+            f"{where} has {value.shape[1]} columns; set {key}.multi_label to True for several labels an image"
+        )
+    numbers = value.reshape(len(value))
+    for row in np.flatnonzero(~((numbers >= 0) & (numbers == np.floor(numbers)))):
+        raise base.UserError(f"{where}, row {row}: {numbers[row]} is not a class number 0, 1, ...")
+    return numbers.astype(np.int32)
+
+
+def _classes(path: str, arrays: Mapping[str, np.ndarray], label: np.ndarray) -> tuple[str, ...]:
+    count = label.shape[1] if label.ndim == 2 else int(label.max(initial=-1)) + 1
+    if "classes" in arrays:
+        names = tuple(str(name) for name in arrays["classes"].reshape(-1))
+    else:
+        names = CLASSES.get(pathlib.Path(path).stem.split("_")[0].lower(), ())
+        if len(names) != count:
+            return tuple(str(i) for i in range(count))
+    if len(names) < count or len(set(names)) != len(names):
+        raise base.UserError(
+            f"{path}: `classes` has {len(set(names))} different names, the labels have {count} classes"
+        )
+    return names

@@ -1,0 +1,115 @@
+"""The only file that knows devices: the same pure step under pmap, under jit over a mesh, or on one device.
+
+Under pmap the global batch is cut into equal shards and the step sums over `axis_name` where the mathematics says "over the
+batch"; under jit over a mesh XLA puts in the same sums. State is replicated. A batch that the number of devices does not
+divide is padded with masked examples, which no sum counts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from medtl.base import UserError
+
+MODES = ("pmap", "mesh", "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class Parallel:
+    """How steps are spread over devices.
+
+    Attributes:
+      mode: "pmap", "mesh", or "none": the first device alone.
+      devices: the devices in use.
+    """
+
+    mode: str
+    devices: tuple[jax.Device, ...]
+
+    @classmethod
+    def create(cls, mode: str, devices: tuple[jax.Device, ...] | None = None) -> Parallel:
+        """All local devices, or those given."""
+        if mode not in MODES:
+            raise UserError(f"config.parallel is {mode!r}; it can be {', '.join(MODES)}")
+        devices = tuple(jax.local_devices()) if devices is None else devices
+        return cls(mode, devices[:1] if mode == "none" else devices)
+
+    @property
+    def axis_name(self) -> str | None:
+        """What the step names in psum; None where the step sees the whole batch."""
+        return "batch" if self.mode == "pmap" else None
+
+    @property
+    def _mesh(self) -> jax.sharding.Mesh:
+        return jax.make_mesh((len(self.devices),), ("batch",), axis_types=(AxisType.Auto,), devices=self.devices)
+
+    def train(self, step: Callable) -> Callable:
+        """`(state, batch) -> (state, metrics)`, compiled, the state donated."""
+        if self.mode == "pmap":
+            return jax.pmap(
+                step,
+                self.axis_name,
+                in_axes=(None, 0),
+                out_axes=(None, None),
+                donate_argnums=(0,),
+                devices=self.devices,
+            )
+        if self.mode == "none":
+            return jax.jit(step, donate_argnums=(0,))
+        whole, sharded = NamedSharding(self._mesh, PartitionSpec()), NamedSharding(self._mesh, PartitionSpec("batch"))
+        return jax.jit(step, in_shardings=(whole, sharded), out_shardings=(whole, whole), donate_argnums=(0,))
+
+    def evaluate(self, step: Callable) -> Callable[[Any, Any], np.ndarray]:
+        """`(variables, batch) -> [B, ...]`, compiled; takes an unpadded host batch, returns a host array of its rows."""
+        if self.mode == "pmap":
+            compiled = jax.pmap(step, self.axis_name, in_axes=(None, 0), out_axes=0, devices=self.devices)
+        elif self.mode == "none":
+            compiled = jax.jit(step)
+        else:
+            whole, sharded = (
+                NamedSharding(self._mesh, PartitionSpec()),
+                NamedSharding(self._mesh, PartitionSpec("batch")),
+            )
+            compiled = jax.jit(step, in_shardings=(whole, sharded), out_shardings=sharded)
+
+        def run(variables, batch):
+            rows = len(next(iter(jax.tree.leaves(batch))))
+            out = np.asarray(compiled(variables, self.shard(batch)))
+            return out.reshape(-1, *out.shape[2:])[:rows] if self.mode == "pmap" else out[:rows]
+
+        return run
+
+    def replicate(self, tree: Any) -> Any:
+        """A tree of arrays on every device, in buffers of its own, so that donating it leaves the argument alive."""
+        sharding = (
+            jax.sharding.SingleDeviceSharding(self.devices[0])
+            if self.mode == "none"
+            else NamedSharding(self._mesh, PartitionSpec())
+        )
+        return jax.device_put(jax.tree.map(lambda x: np.array(x, copy=True), tree), sharding)
+
+    def shard(self, batch: Any, *, multiple: int = 1) -> Any:
+        """A host batch (nested dicts of [B, ...]), padded so that each device gets the same multiple, and cut for the devices."""
+        batch = jax.tree.map(lambda x: self._pad(x, multiple), batch)
+        if self.mode == "pmap":
+            n = len(self.devices)
+            return jax.tree.map(lambda x: x.reshape(n, len(x) // n, *x.shape[1:]), batch)
+        return batch
+
+    def _pad(self, x: np.ndarray, multiple: int) -> np.ndarray:
+        missing = -len(x) % (len(self.devices) * multiple)
+        # Zeros: an example of zeros has mask 0.
+        return np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)) if missing else x
+
+    def check_batch(self, size: int, key: str) -> None:
+        """Refuses a batch that would leave a device without an example."""
+        if size < len(self.devices):
+            raise UserError(
+                f"{key} is {size}, less than the {len(self.devices)} devices; use at least {len(self.devices)}"
+            )

@@ -1,0 +1,79 @@
+"""What the user sees while a stage trains: one line that renews itself on a terminal, plain lines when piped."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import TextIO
+
+
+class Progress:
+    """Shows step, loss parts, images per second and the time left.
+
+    Args:
+      label: names the stage, e.g. "seed 0 transfer source".
+      steps: the stage's last step.
+      start: the step at which it goes on.
+      stream: where to write; a terminal gets one line that renews itself.
+      every: seconds between plain lines.
+    """
+
+    def __init__(self, label: str, steps: int, *, start: int = 0, stream: TextIO | None = None, every: float = 15.0):
+        self._label, self._steps, self._start = label, steps, start
+        self._stream = sys.stdout if stream is None else stream
+        self._live = self._stream.isatty()
+        self._every = 0.5 if self._live else every
+        self._began: float | None = None
+        self._shown = time.monotonic()
+        self._images = 0
+        self._width = 0
+
+    def count(self, images: int) -> None:
+        """Images of one step; the first step, which compiles, is left out of the rate."""
+        if self._began is not None:
+            self._images += images
+
+    def show(self, step: int, values: Mapping[str, float]) -> None:
+        """The state of training, if it is time to show it."""
+        now = time.monotonic()
+        if self._began is None:
+            self._began, self._start = now, step
+        if now - self._shown >= self._every:
+            self._shown = now
+            self._write(f"{self._head(step)}  {self._losses(values)}{self._speed(step, now)}", keep=not self._live)
+
+    def line(self, step: int, values: Mapping[str, float]) -> None:
+        """A line that stays: what an evaluation found."""
+        found = "  ".join(
+            f"{name} {value:.4f}" for name, value in values.items() if name in ("loss", "accuracy", "auroc")
+        )
+        self._write(f"{self._head(step)}  val: {found}{self._speed(step, time.monotonic())}", keep=True)
+
+    def _head(self, step: int) -> str:
+        return f"{self._label}  step {step}/{self._steps}"
+
+    def _losses(self, values: Mapping[str, float]) -> str:
+        names = [n for n in values if n == "loss" or "/" in n or n in ("lambda",)]
+        return "  ".join(f"{n} {values[n]:.4g}" for n in sorted(names, key=lambda n: (n != "loss", n)))
+
+    def _speed(self, step: int, now: float) -> str:
+        if self._began is None or step <= self._start or now <= self._began:
+            return ""
+        seconds = now - self._began
+        left = (self._steps - step) * seconds / (step - self._start)
+        return f"  {self._images / seconds:.0f} images/s  {_duration(left)} left"
+
+    def _write(self, text: str, *, keep: bool) -> None:
+        if self._live:
+            self._stream.write("\r" + text.ljust(self._width) + ("\n" if keep else ""))
+            self._width = 0 if keep else len(text)
+        else:
+            self._stream.write(text + "\n")
+        self._stream.flush()
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"

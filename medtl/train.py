@@ -1,0 +1,320 @@
+"""The training step and the loop around it: short enough to read in one sitting.
+
+The step is a pure function of (state, batch), the same under pmap, over a mesh and on one device. Every random number is
+folded from (seed, step, place in the global batch) and the order of the data from (seed, epoch), so a run that was stopped
+and resumed equals the run that was not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from medtl import augment, finetune
+from medtl.base import Normalization, UserError
+from medtl.checkpoint import Store
+from medtl.models.model import Model
+from medtl.objective import Batch, Objective
+from medtl.progress import Progress
+
+DOMAINS = ("source", "target")
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything a stage needs to go on.
+
+    Attributes:
+      step: i32[], optimizer steps done.
+      key: u32[2], the data of the stage's random key.
+      params: `{"backbone": ..., "heads": ...}`.
+      batch_stats: `{"backbone": ...}`.
+      opt_state: of the moving parameters only.
+      ema: the moving average of the moving parameters, flat; empty where it is off.
+    """
+
+    step: jax.Array
+    key: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    ema: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Step:
+    """What makes one training step; its fields are static under jit, which knows it by identity.
+
+    Attributes:
+      model: the model.
+      objective: the objective.
+      optimizer: over flat parameters.
+      moving: paths of the parameters that train.
+      augmentation: of training images.
+      normalization: of all images.
+      batch_norm: "batch" or "frozen".
+      rate: the learning rate over steps, for the log.
+      accumulate: the batch is worked through in so many parts; its size on each device must be a multiple.
+      ema: decay of the moving average; 0: none.
+      axis_name: the pmap axis to sum over, None under jit.
+    """
+
+    model: Model
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    moving: frozenset[finetune.Path]
+    augmentation: augment.Augmentation
+    normalization: Normalization
+    batch_norm: str = "batch"
+    rate: Callable[[Any], Any] = lambda step: 0.0
+    accumulate: int = 1
+    ema: float = 0.0
+    axis_name: str | None = None
+
+    def init(self, key: jax.Array, variables: Mapping[str, Any]) -> TrainState:
+        """The state before the first step, from variables that hold their pretrained values already."""
+        moving, _ = finetune.split(variables["params"], self.moving)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            key=jax.random.key_data(key),
+            params=variables["params"],
+            batch_stats=variables["batch_stats"],
+            opt_state=self.optimizer.init(moving),
+            ema=moving if self.ema > 0 else {},
+        )
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        """One optimizer step.
+
+        Args:
+          state: the state.
+          batch: domain -> `image` uint8[B, H, W, C] (or `features` f32[B, D]), `label`, `mask`, `weight`, `position`.
+
+        Returns:
+          The new state, and f32[] metrics by name: the objective's parts, `lambda`, `learning_rate`, `gradient_norm`.
+        """
+        moving, resting = finetune.split(state.params, self.moving)
+        counts = self._sum(self.objective.counts(batch))
+        key = jax.random.wrap_key_data(state.key)
+
+        def loss(moving, batch_stats, part):
+            inputs = prepare(
+                part, normalization=self.normalization, augmentation=self.augmentation, key=key, step=state.step
+            )
+            variables = {"params": finetune.merge(moving, resting), "batch_stats": batch_stats}
+            outputs, batch_stats = self.model.apply(variables, inputs, train=True, batch_norm=self.batch_norm)
+            value, parts = self.objective(outputs, part, step=state.step, counts=counts)
+            return value, (parts, batch_stats)
+
+        gradient = jax.grad(loss, has_aux=True)
+        if self.accumulate == 1:
+            gradients, (parts, batch_stats) = gradient(moving, state.batch_stats, batch)
+        else:
+
+            def add(carry, part):
+                batch_stats, total = carry
+                gradients, (parts, batch_stats) = gradient(moving, batch_stats, part)
+                return (batch_stats, jax.tree.map(jnp.add, total, (gradients, parts))), None
+
+            pieces = jax.tree.map(self._cut, batch)
+            first = jax.tree.map(lambda x: x[0], pieces)
+            shapes = jax.eval_shape(gradient, moving, state.batch_stats, first)
+            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0], shapes[1][0]))
+            (batch_stats, (gradients, parts)), _ = jax.lax.scan(add, (state.batch_stats, zeros), pieces)
+        gradients, parts = self._sum((gradients, parts))
+
+        updates, opt_state = self.optimizer.update(gradients, state.opt_state, moving)
+        moving = optax.apply_updates(moving, updates)
+        ema = state.ema
+        if self.ema > 0:
+            ema = jax.tree.map(lambda old, new: self.ema * old + (1 - self.ema) * new, ema, moving)
+        metrics = {
+            **parts,
+            "learning_rate": jnp.asarray(self.rate(state.step), jnp.float32),
+            "gradient_norm": optax.tree.norm(gradients),
+        }
+        if len(batch) > 1:
+            metrics["lambda"] = self.objective.lambda_at(state.step)
+        new = TrainState(
+            step=state.step + 1,
+            key=state.key,
+            params=finetune.merge(moving, resting),
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            ema=ema,
+        )
+        return new, metrics
+
+    def variables(self, state: TrainState) -> dict[str, Any]:
+        """What evaluation uses, and what a stage hands on: the moving average where there is one."""
+        params = state.params
+        if self.ema > 0:
+            _, resting = finetune.split(params, self.moving)
+            params = finetune.merge(state.ema, resting)
+        return {"params": params, "batch_stats": state.batch_stats}
+
+    def _sum(self, tree: Any) -> Any:
+        return jax.lax.psum(tree, self.axis_name) if self.axis_name else tree
+
+    def _cut(self, x: jax.Array) -> jax.Array:
+        # Every k-th row in a part, so that over a mesh each device keeps its own rows.
+        return jnp.swapaxes(x.reshape(-1, self.accumulate, *x.shape[1:]), 0, 1)
+
+
+def prepare(
+    batch: Batch,
+    *,
+    normalization: Normalization,
+    augmentation: augment.Augmentation | None = None,
+    key: jax.Array | None = None,
+    step: jax.Array | int = 0,
+) -> dict[str, dict[str, jax.Array]]:
+    """Host batches -> the model's inputs: augmented (where a key is given) and normalised images, dropout keys, masks."""
+    inputs: dict[str, dict[str, jax.Array]] = {}
+    for domain, part in batch.items():
+        inputs[domain] = {"mask": part["mask"]}
+        keys = None
+        if key is not None:
+            keys = augment.example_keys(jax.random.fold_in(key, DOMAINS.index(domain)), step, part["position"])
+            inputs[domain]["key"] = jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys)
+        if "features" in part:
+            inputs[domain]["features"] = part["features"]
+            continue
+        image = part["image"]
+        if keys is not None and augmentation is not None and not augmentation.is_identity:
+            image = augment.augment(image, jax.vmap(lambda k: jax.random.fold_in(k, 0))(keys), augmentation)
+        inputs[domain]["image"] = augment.normalize(image, normalization)
+    return inputs
+
+
+def make_eval_step(
+    model: Model, domain: str, normalization: Normalization
+) -> Callable[[Any, Mapping[str, Any]], jax.Array]:
+    """`(variables, batch of one domain) -> logits f32[B, K]`, pure."""
+
+    def step(variables: Any, batch: Mapping[str, Any]) -> jax.Array:
+        outputs, _ = model.apply(variables, prepare({domain: batch}, normalization=normalization), train=False)
+        return outputs[domain].logits
+
+    return step
+
+
+def fit(
+    state: TrainState,
+    step: Callable[[TrainState, Any], tuple[TrainState, Any]],
+    batches: Iterator[tuple[Any, int]],
+    *,
+    steps: int,
+    every: int,
+    save_every: int,
+    evaluate: Callable[[TrainState], tuple[dict[str, float], float | None]],
+    record: Mapping[str, Any],
+    store: Store,
+    progress: Progress,
+) -> TrainState:
+    """Trains from `state.step` to `steps`, evaluating, logging to `log.jsonl` and saving as it goes.
+
+    Args:
+      state: on the devices; its buffers are donated.
+      step: the compiled step.
+      batches: from the state's step on: (batch for the devices, number of examples).
+      steps: the last step.
+      every: evaluate and save after each so many steps, and after the last.
+      save_every: save, too, after each so many steps (0: not).
+      evaluate: state -> metrics for the log, and the score that ranks checkpoints (None: not ranked).
+      record: goes into each checkpoint.
+      store: the stage's checkpoints.
+      progress: where the user looks.
+
+    Raises:
+      UserError: a loss part is NaN or infinite; the last good checkpoint stays.
+    """
+    at = int(state.step)
+    with _Log(store.folder / "log.jsonl", at) as log:
+        pending: list[tuple[int, Any]] = []
+        flushed = time.monotonic()
+        while at < steps:
+            batch, examples = next(batches)
+            state, metrics = step(state, batch)
+            at += 1
+            pending.append((at, metrics))
+            evaluating = at == steps or at % every == 0
+            saving = evaluating or (save_every > 0 and at % save_every == 0)
+            progress.count(examples)
+            if saving or time.monotonic() - flushed > 0.5:
+                values = _flush(pending, log, store)
+                flushed = time.monotonic()
+                progress.show(at, values)
+            if saving:
+                found, score = evaluate(state) if evaluating else ({}, None)
+                if found:
+                    log.write({"step": at, "val": found})
+                    progress.line(at, found)
+                store.save(at, state, record, score=score)
+    if steps == 0 and store.last_step is None:
+        store.save(0, state, record, score=evaluate(state)[1])
+    store.wait()
+    return state
+
+
+def _flush(pending: list[tuple[int, Any]], log: _Log, store: Store) -> dict[str, float]:
+    """Fetches the metrics that have gathered, refuses NaN, logs them; returns the last."""
+    values: dict[str, float] = {}
+    for at, metrics in jax.device_get(pending):
+        values = {name: float(value) for name, value in metrics.items()}
+        wrong = [name for name, value in values.items() if not np.isfinite(value)]
+        if wrong:
+            store.wait()
+            kept = f"{store.folder}/checkpoints/{store.last_step}" if store.last_step is not None else "none yet"
+            parts = sorted(wrong, key=lambda name: ("/" not in name, name))
+            raise UserError(
+                f"step {at}: {', '.join(f'{n} is {values[n]}' for n in parts[:3])}. A lower learning_rate or clip_norm may help. "
+                f"Last good checkpoint: {kept}"
+            )
+        log.write({"step": at, **values})
+    pending.clear()
+    return values
+
+
+class _Log:
+    """One JSON object a line; lines past the step at which a run resumes are dropped."""
+
+    def __init__(self, path: Path, step: int):
+        kept = ""
+        if step > 0 and path.exists():
+            for line in path.read_text().splitlines(keepends=True):
+                if not line.endswith("\n") or json.loads(line)["step"] > step:
+                    break
+                kept += line
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(kept)
+        self._path = path
+
+    def __enter__(self) -> _Log:
+        self._file = self._path.open("a")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, entry: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(_defined(entry), allow_nan=False) + "\n")
+        self._file.flush()
+
+
+def _defined(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: what is undefined is null."""
+    return {
+        name: _defined(value) if isinstance(value, Mapping) else None if value != value else value
+        for name, value in entry.items()
+    }

@@ -1,0 +1,54 @@
+"""hf://org/repo/file[@revision]: a file of the Hugging Face Hub, through its cache. Refuses other addresses."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+
+from medtl import base
+
+_ADDRESS = re.compile(r"hf://(?P<repo>[^/@]+/[^/@]+)/(?P<file>[^@]+?)(?:@(?P<revision>[^@]+))?")
+
+
+def is_address(path: str) -> bool:
+    """Whether `path` is not a local one."""
+    return "://" in path
+
+
+def check(address: str) -> re.Match[str]:
+    """Checks the form of an address; asks no server.
+
+    Raises:
+      base.UserError: it is not hf://org/repo/file[@revision], or huggingface_hub is missing.
+    """
+    match = _ADDRESS.fullmatch(address)
+    if match is None:
+        raise base.UserError(f"config.weights.path: {address!r} is not of the form hf://org/repo/file[@revision]")
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise base.UserError(f"config.weights.path: reading {address} needs huggingface_hub: pip install medtl[hub]")
+    return match
+
+
+def fetch(address: str) -> str:
+    """Downloads the file unless the cache has it, and returns its local path.
+
+    Raises:
+      base.UserError: there is no such file, or neither a network nor a copy in the cache.
+    """
+    match = check(address)
+    from huggingface_hub import errors, hf_hub_download
+
+    try:
+        return hf_hub_download(match["repo"], match["file"], revision=match["revision"])
+    except errors.LocalEntryNotFoundError as error:
+        raise base.UserError(
+            f"config.weights.path: {address} is not in the cache, and the Hub cannot be reached; "
+            "download the file elsewhere and give its local path"
+        ) from error
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError) as error:
+        what = {errors.RepositoryNotFoundError: "repository", errors.RevisionNotFoundError: "revision"}
+        kind = next((name for cls, name in what.items() if isinstance(error, cls)), "file")
+        raise base.UserError(f"config.weights.path: the Hub has no such {kind}, or not for you: {address}") from error
+    except Exception as error:  # whichever HTTP client the library uses, it lets that client's own errors through
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise base.UserError(f"config.weights.path: {address} cannot be downloaded ({reason})") from error

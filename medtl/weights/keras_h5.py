@@ -1,0 +1,182 @@
+"""Keras-applications .h5 files of ResNet50/101/152 and VGG16/19 as tensors with torchvision names, for RGB input.
+
+Reads the layout of the published files (layer groups with `weight_names`) and that of Keras 3's `save_weights`
+(`.weights.h5`). Refuses any other model, ResNetV2 included.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from medtl import base
+from medtl.weights import naming, stated
+
+EPSILON = 1.001e-5
+_BLOCK = re.compile(r"conv(\d+)_block(\d+)_([0-3])_(conv|bn)")
+_VGG_CONV = re.compile(r"block(\d+)_conv(\d+)")
+_VGG_DENSE = {"fc1": "classifier.0", "fc2": "classifier.3", "predictions": "classifier.6"}
+_RESNET_LAYERS = {"conv1_conv": "conv1", "conv1_bn": "bn1", "predictions": "fc", "probs": "fc"}
+
+Layers = dict[str, list[np.ndarray]]
+
+
+def check(path: str) -> None:
+    """Opens the file, which finds a truncated one.
+
+    Raises:
+      base.UserError: it is truncated or no HDF5 file, or h5py is missing.
+    """
+    with _open(path):
+        pass
+
+
+def read(path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Reads a file of Keras-applications.
+
+    Keras trained these on BGR: the input channels of the first kernel are turned round. The biases of convolutions
+    before a BatchNorm go into its running mean: (conv + b) - mean = conv - (mean - b).
+
+    Returns:
+      torchvision name -> tensor (OIHW), and metadata as `export` writes it.
+
+    Raises:
+      base.UserError: the file is broken or holds another model.
+    """
+    layers = _read_layers(path)
+    metadata = {"normalization": stated.to_metadata(base.NORMALIZATIONS["caffe"]), "bn_eps": repr(EPSILON)}
+    try:
+        if "block1_conv1" in layers:
+            return _vgg(layers), metadata
+        if "conv1_conv" in layers:
+            return _resnet(layers), {**metadata, "stride_in": "1x1"}
+    except (ValueError, KeyError, TypeError) as error:
+        raise base.UserError(f"config.weights.path: {path} is no Keras-applications ResNet or VGG: {error}") from error
+    found = ", ".join(list(layers)[:5]) or "no layer"
+    raise base.UserError(
+        f"config.weights.path: {path} holds neither conv1_conv nor block1_conv1 but {found}; "
+        "the Keras models that can be read are ResNet50/101/152 and VGG16/19"
+    )
+
+
+def _open(path: str) -> Any:
+    if importlib.util.find_spec("h5py") is None:
+        raise base.UserError(f"config.weights.path: reading {path} needs h5py: pip install medtl[keras]")
+    import h5py
+
+    try:
+        return h5py.File(path)
+    except OSError as error:
+        raise base.UserError(f"config.weights.path: {path} is truncated or no HDF5 file ({error})") from error
+
+
+def _read_layers(path: str) -> Layers:
+    """Layer name -> its arrays in Keras's order: kernel, bias; or gamma, beta, moving mean, moving variance."""
+    with _open(path) as file:
+        try:
+            group = file.get("model_weights", file)
+            if "layers" in group and not _names(group, "layer_names"):
+                return _keras_3_layers(group["layers"])
+            return {
+                layer: [np.asarray(group[layer][name]) for name in _names(group[layer], "weight_names")]
+                for layer in _names(group, "layer_names")
+                if _names(group[layer], "weight_names")
+            }
+        except base.UserError:
+            raise
+        except Exception as error:  # h5py gives a damaged file's errors half a dozen types
+            raise base.UserError(f"config.weights.path: {path} is damaged ({error})") from error
+
+
+def _names(group: Any, attribute: str) -> list[str]:
+    """A list of names, which Keras cuts into numbered attributes where it exceeds HDF5's 64 KiB."""
+    keys = [attribute] if attribute in group.attrs else []
+    while f"{attribute}{len(keys)}" in group.attrs:
+        keys.append(f"{attribute}{len(keys)}")
+    return [name.decode() if isinstance(name, bytes) else str(name) for key in keys for name in group.attrs[key]]
+
+
+def _keras_3_layers(group: Any) -> Layers:
+    """Keras 3 calls a group by class and count, and gives the layer's own name as an attribute of its variables."""
+    layers = {}
+    for entry in group.values():
+        variables = entry.get("vars", {})
+        if len(variables):
+            name = variables.attrs.get("name")
+            if name is None:
+                raise base.UserError(
+                    f"config.weights.path: {group.file.filename} lacks its layers' names; save it with a newer Keras 3"
+                )
+            layers[str(name)] = [np.asarray(variables[key]) for key in sorted(variables, key=int)]
+    return layers
+
+
+def _resnet(layers: Layers) -> dict[str, np.ndarray]:
+    tensors: dict[str, np.ndarray] = {}
+    for layer, arrays in layers.items():
+        target = _resnet_name(layer)
+        if target == "fc":
+            tensors |= _dense(target, arrays)
+        elif layer.endswith("_conv"):
+            tensors[f"{target}.weight"] = _conv_kernel(layer, arrays[0])
+        else:
+            bias = layers[layer.removesuffix("_bn") + "_conv"][1:]
+            gamma, beta, mean, variance = arrays
+            tensors |= {f"{target}.weight": gamma, f"{target}.bias": beta, f"{target}.running_var": variance}
+            tensors[f"{target}.running_mean"] = mean - bias[0] if bias else mean
+    tensors["conv1.weight"] = _to_rgb(tensors["conv1.weight"])
+    return tensors
+
+
+def _resnet_name(layer: str) -> str:
+    if layer in _RESNET_LAYERS:
+        return _RESNET_LAYERS[layer]
+    if not (match := _BLOCK.fullmatch(layer)):
+        raise ValueError(f"it has a layer {layer!r}")
+    stage, block, position = int(match[1]) - 1, int(match[2]) - 1, int(match[3])
+    if position == 0:
+        return f"layer{stage}.{block}.downsample.{0 if match[4] == 'conv' else 1}"
+    return f"layer{stage}.{block}.{match[4]}{position}"
+
+
+def _vgg(layers: Layers) -> dict[str, np.ndarray]:
+    convs = {(int(m[1]), int(m[2])): name for name in layers if (m := _VGG_CONV.fullmatch(name))}
+    depths = [sum(stage == s for s, _ in convs) for stage in range(1, 1 + max(s for s, _ in convs))]
+    tensors: dict[str, np.ndarray] = {}
+    for index, key in zip(naming.vgg_convs(depths, batch_norm=False), sorted(convs), strict=True):
+        kernel, bias = layers[convs[key]]
+        tensors |= {f"features.{index}.weight": _conv_kernel(convs[key], kernel), f"features.{index}.bias": bias}
+    for layer in set(layers) - set(convs.values()):
+        if layer not in _VGG_DENSE:
+            raise ValueError(f"it has a layer {layer!r}")
+        tensors |= _dense(_VGG_DENSE[layer], layers[layer])
+    if (first := tensors.get("classifier.0.weight")) is not None:
+        tensors["classifier.0.weight"] = _channels_first(first, tensors[f"features.{index}.weight"].shape[0])
+    tensors["features.0.weight"] = _to_rgb(tensors["features.0.weight"])
+    return tensors
+
+
+def _conv_kernel(layer: str, kernel: np.ndarray) -> np.ndarray:
+    if kernel.ndim != 4:
+        raise ValueError(f"the kernel of {layer} has the shape {list(kernel.shape)}")
+    return kernel.transpose(3, 2, 0, 1)
+
+
+def _dense(name: str, arrays: list[np.ndarray]) -> Mapping[str, np.ndarray]:
+    kernel, bias = arrays
+    return {f"{name}.weight": kernel.T, f"{name}.bias": bias}
+
+
+def _channels_first(weight: np.ndarray, channels: int) -> np.ndarray:
+    """[out, H * W * C] -> [out, C * H * W], as PyTorch flattens; H = W."""
+    side = round((weight.shape[1] / channels) ** 0.5)
+    return weight.reshape(-1, side, side, channels).transpose(0, 3, 1, 2).reshape(weight.shape)
+
+
+def _to_rgb(kernel: np.ndarray) -> np.ndarray:
+    """OIHW with the input channels in the other order; a kernel of another number of channels was never BGR."""
+    return kernel[:, ::-1] if kernel.shape[1] == 3 else kernel

@@ -1,0 +1,121 @@
+"""Which way imports run, as the architecture says: leaves know only what lies under all layers, and nothing looks up."""
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "medtl"
+LEAVES = {"models", "weights", "data", "augment", "losses"}
+# Lowest first; a part may import those of lower lines and of its own, as long as there is no circle.
+LAYERS = [
+    {"base"},
+    {"spec"},
+    {"config", "workdir", "progress"},
+    LEAVES,
+    {"check", "finetune", "objective", "parallel", "checkpoint"},
+    {"train", "evaluation", "build"},
+    {"experiment"},
+    {"cli"},
+]
+# Answered before JAX is imported: flags, configs, manifests, figures.
+WITHOUT_JAX = (
+    "base",
+    "config",
+    "spec",
+    "workdir",
+    "check",
+    "cli",
+    "data",
+    "evaluation",
+    "models",
+    "models.names",
+    "weights",
+)
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(path: Path) -> set[str]:
+    """Every module that a file imports, also inside functions, with `from a import b` as "a.b"."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}, line {node.lineno}: imports are absolute"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def parts_graph() -> dict[str, set[str]]:
+    """part of medtl (a module or package right below it) -> the other parts that it imports."""
+    graph: dict[str, set[str]] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        module = module_of(path)
+        if module == "medtl":
+            continue
+        part = module.split(".")[1]
+        own = {name.split(".")[1] for name in imports_of(path) if name.startswith("medtl.")}
+        graph.setdefault(part, set()).update(own - {part, "__version__"})
+    return graph
+
+
+GRAPH = parts_graph()
+
+
+@pytest.mark.parametrize("part", sorted(LEAVES & GRAPH.keys()))
+def test_a_leaf_imports_no_other_leaf_and_nothing_above(part):
+    assert GRAPH[part] <= {"base", "spec"}
+
+
+@pytest.mark.parametrize("part", sorted(GRAPH))
+def test_imports_run_down(part):
+    rank = {name: i for i, layer in enumerate(LAYERS) for name in layer}
+    assert part in rank, f"medtl/{part} is new: say in LAYERS above which layer it belongs to"
+    assert {other for other in GRAPH[part] if rank.get(other, 0) > rank[part]} == set()
+
+
+def test_there_is_no_circle():
+    TopologicalSorter(GRAPH).prepare()  # raises CycleError
+
+
+def test_nothing_needs_tensorflow_and_torch_only_reads_weights():
+    users: dict[str, set[str]] = {"tensorflow": set(), "torch": set(), "keras": set()}
+    for path in PACKAGE.rglob("*.py"):
+        for name in imports_of(path):
+            users.get(name.partition(".")[0], set()).add(module_of(path))
+    assert users["tensorflow"] == users["keras"] == set()
+    assert all(module.startswith("medtl.weights.") for module in users["torch"])
+
+
+def test_mistakes_are_found_without_jax_and_other_slow_imports():
+    present = [
+        f"medtl.{m}"
+        for m in WITHOUT_JAX
+        if (PACKAGE / m.replace(".", "/")).with_suffix(".py").exists() or (PACKAGE / m).is_dir()
+    ]
+    program = f"import importlib, sys\nfor m in {present}: importlib.import_module(m)\nprint(*{{m.partition('.')[0] for m in sys.modules}})"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=PACKAGE.parent, capture_output=True, text=True, check=True
+    )
+    slow = {
+        "jax",
+        "flax",
+        "optax",
+        "orbax",
+        "torch",
+        "tensorflow",
+        "keras",
+        "pandas",
+        "sklearn",
+        "grain",
+        "tensorflow_datasets",
+    }
+    assert slow & set(done.stdout.split()) == set()

@@ -1,0 +1,209 @@
+"""The training step: the joint gradient, the same numbers on one device and on eight, what moves and what rests."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import traverse_util
+
+from medtl import finetune, models
+from medtl.augment import Augmentation
+from medtl.base import NORMALIZATIONS, UserError
+from medtl.losses import cross_entropy
+from medtl.models.model import Head, Model
+from medtl.objective import Objective, Term
+from medtl.parallel import Parallel
+from medtl.train import Step, prepare
+
+SIZE = 8
+NORM = NORMALIZATIONS["centered"].for_channels(1)
+AUGMENTATION = Augmentation(flip=True, noise=0.02)
+
+
+def make_model(axis_name=None, dropout=0.0, separate=False):
+    heads = {
+        name: Head(3, hidden=(8,), dropout=dropout) for name in (("source", "target") if separate else ("shared",))
+    }
+    head_of = {domain: domain if separate else "shared" for domain in ("source", "target")}
+    return Model(models.backbone("cifar_resnet20", stages=1, axis_name=axis_name), heads, head_of)
+
+
+def make_batch(seed, n_source=13, n_target=13):
+    rng = np.random.default_rng(seed)
+    return {
+        domain: {
+            "image": rng.integers(0, 160, (n, SIZE, SIZE, 1), dtype=np.uint8),
+            "label": rng.integers(0, 3, n).astype(np.int32),
+            "mask": np.ones(n, np.float32),
+            "weight": rng.uniform(0.5, 1.5, n).astype(np.float32),
+            "position": np.arange(n, dtype=np.int32),
+        }
+        for domain, n in (("source", n_source), ("target", n_target))
+        if n
+    }
+
+
+def make_step(model, params, *, freeze="none", lambda_=0.5, optimizer=None, **fields):
+    return Step(
+        model=model,
+        objective=Objective(
+            (Term("main", cross_entropy),), lambda_, fields.pop("reduction", "mean"), {"source": 26, "target": 52}
+        ),
+        optimizer=optimizer or optax.sgd(0.05, momentum=0.9),
+        moving=finetune.moving(params, freeze=freeze, architecture="cifar_resnet20", heads=set(model.heads)),
+        augmentation=fields.pop("augmentation", AUGMENTATION),
+        normalization=NORM,
+        axis_name=model.backbone.axis_name,
+        **fields,
+    )
+
+
+def train(mode, devices, *, steps=10, dropout=0.3, **fields):
+    parallel = Parallel.create(mode, tuple(jax.devices()[:devices]))
+    model = make_model(parallel.axis_name, dropout)
+    variables = jax.device_get(model.init(jax.random.key(0), (SIZE, SIZE, 1)))
+    step = make_step(model, variables["params"], **fields)
+    state = parallel.replicate(step.init(jax.random.key(1), variables))
+    compiled = parallel.train(step)
+    losses = []
+    for i in range(steps):
+        state, metrics = compiled(state, parallel.shard(make_batch(i), multiple=step.accumulate))
+        losses.append(float(metrics["loss"]))
+    return np.array(losses), jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
+
+
+def assert_same(a, b, *, rtol=1e-5):
+    """Leaves agree to `rtol` of the largest entry of the leaf: a sum over devices is taken in another order."""
+    for path, leaf in traverse_util.flatten_dict(a).items():
+        other = traverse_util.flatten_dict(b)[path]
+        np.testing.assert_allclose(leaf, other, rtol=rtol, atol=rtol * np.abs(leaf).max(), err_msg="/".join(path))
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return train("none", 1)
+
+
+@pytest.mark.parametrize(("mode", "devices"), [("pmap", 8), ("mesh", 8), ("pmap", 1)])
+def test_ten_steps_are_the_same_on_one_device_and_on_eight(one_device, mode, devices):
+    """Batch 13 with BatchNorm in batch mode, augmentation and dropout: padding, statistics and keys all agree.
+
+    With SGD, because Adam's first steps are the sign of the gradient, which rounding decides where it is close to 0.
+    """
+    if len(jax.devices()) < devices:
+        pytest.skip(f"needs {devices} devices")
+    losses, variables = train(mode, devices)
+    np.testing.assert_allclose(losses, one_device[0], rtol=1e-5)
+    assert_same(variables, one_device[1])
+
+
+def test_accumulated_gradient_is_the_whole_batch_gradient():
+    """With frozen statistics the parts of a batch are independent, so accumulation changes the order of a sum and no more."""
+    whole = train("none", 1, steps=3, batch_norm="frozen", dropout=0.3)
+    parts = train("none", 1, steps=3, batch_norm="frozen", dropout=0.3, accumulate=4)
+    np.testing.assert_allclose(whole[0], parts[0], rtol=1e-5)
+    assert_same(whole[1], parts[1])
+
+
+@pytest.mark.parametrize(
+    ("lambda_", "step"),
+    [(0.0, 0), (0.3, 0), (1.0, 0), (10.0, 0), (optax.linear_schedule(0.0, 2.0, 10), 7)],
+    ids=["0", "0.3", "1", "10", "schedule"],
+)
+def test_joint_gradient_is_source_plus_lambda_target(lambda_, step):
+    """∇L = ∇source + λ ∇target, the three taken from one forward pass with BatchNorm over both domains."""
+    model = make_model()
+    variables = model.init(jax.random.key(0), (SIZE, SIZE, 1))
+    batch = make_batch(0, 8, 5)
+
+    def parts(params):
+        outputs, _ = model.apply({**variables, "params": params}, prepare(batch, normalization=NORM), train=True)
+        objective = Objective((Term("main", cross_entropy),), lambda_)
+        loss, _ = objective(outputs, batch, step=step, counts=objective.counts(batch))
+        means = {
+            d: jnp.mean(
+                batch[d]["weight"]
+                * optax.softmax_cross_entropy_with_integer_labels(outputs[d].logits, batch[d]["label"])
+            )
+            for d in batch
+        }
+        return jnp.stack([loss, means["source"], means["target"]])
+
+    jacobian = jax.jit(jax.jacrev(parts))(variables["params"])
+    factor = 1.4 if callable(lambda_) else lambda_
+    joint, source, target = (
+        np.concatenate([np.asarray(leaf[i], np.float64).ravel() for leaf in jax.tree.leaves(jacobian)])
+        for i in range(3)
+    )
+    expected = source + factor * target
+    assert np.linalg.norm(joint - expected) < 1e-6 * np.linalg.norm(expected)
+
+
+def test_sum_form_is_the_mean_form_with_lambda_times_the_ratio_of_sizes():
+    """n_s mean_s + λ n_t mean_t = n_s (mean_s + λ n_t/n_s mean_t), with n_s = 26 and n_t = 52."""
+    model = make_model()
+    variables = model.init(jax.random.key(0), (SIZE, SIZE, 1))
+    batch = make_batch(3, 8, 8)
+    outputs, _ = model.apply(variables, prepare(batch, normalization=NORM), train=False)
+    values = []
+    for lambda_, reduction in ((0.25, "sum"), (0.5, "mean")):
+        objective = Objective((Term("main", cross_entropy),), lambda_, reduction, {"source": 26, "target": 52})
+        values.append(float(objective(outputs, batch, step=0, counts=objective.counts(batch))[0]))
+    np.testing.assert_allclose(values[0], 26 * values[1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("freeze", ["backbone", "1"])
+def test_frozen_parameters_rest_and_the_others_move(freeze):
+    model = make_model(separate=True)
+    model = dataclasses.replace(model, backbone=models.backbone("cifar_resnet20", stages=2))
+    variables = jax.device_get(model.init(jax.random.key(0), (SIZE, SIZE, 1)))
+    step = make_step(model, variables["params"], freeze=freeze, optimizer=optax.adamw(1e-2), batch_norm="frozen")
+    state, _ = jax.jit(step)(step.init(jax.random.key(0), variables), make_batch(0))
+    before, after = (traverse_util.flatten_dict(v) for v in (variables["params"], jax.device_get(state.params)))
+    for path in before:
+        first_stage = path[1] in ("conv1", "bn1") or path[1].startswith("layer1")
+        rests = path[0] == "backbone" and (freeze == "backbone" or first_stage)
+        assert np.array_equal(before[path], after[path]) == rests, path
+    np.testing.assert_array_equal(
+        *(jax.tree.leaves(v)[0] for v in (variables["batch_stats"], jax.device_get(state.batch_stats)))
+    )
+
+
+def test_a_head_that_is_not_in_use_does_not_decay():
+    model = make_model(separate=True)
+    variables = jax.device_get(model.init(jax.random.key(0), (SIZE, SIZE, 1)))
+    step = make_step(model, variables["params"], optimizer=optax.adamw(1e-2, weight_decay=1.0))
+    used = finetune.moving(variables["params"], freeze="none", architecture="cifar_resnet20", heads={"target"})
+    step = dataclasses.replace(step, moving=used)
+    state, _ = jax.jit(step)(step.init(jax.random.key(0), variables), make_batch(0, 0, 8))
+    np.testing.assert_array_equal(
+        state.params["heads"]["source"]["logits"]["kernel"], variables["params"]["heads"]["source"]["logits"]["kernel"]
+    )
+
+
+def test_moving_average_is_the_recursion():
+    model = make_model()
+    variables = jax.device_get(model.init(jax.random.key(0), (SIZE, SIZE, 1)))
+    step = make_step(model, variables["params"], optimizer=optax.sgd(0.1), ema=0.9)
+    state = step.init(jax.random.key(0), variables)
+    expected = variables["params"]["heads"]["shared"]["logits"]["bias"]
+    for i in range(3):
+        state, _ = jax.jit(step)(state, make_batch(i))
+        expected = 0.9 * expected + 0.1 * np.asarray(state.params["heads"]["shared"]["logits"]["bias"])
+    got = step.variables(state)["params"]["heads"]["shared"]["logits"]["bias"]
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_a_batch_smaller_than_the_devices_is_refused():
+    parallel = Parallel("pmap", tuple(jax.devices()))
+    with pytest.raises(UserError, match=r"config\.stages\.source\.batch_size is 0, less than"):
+        parallel.check_batch(0, "config.stages.source.batch_size")
+
+
+@pytest.mark.parametrize("lambda_", [-0.1, float("nan")])
+def test_a_negative_lambda_is_refused(lambda_):
+    with pytest.raises(UserError, match="at least 0"):
+        Objective((), lambda_)
