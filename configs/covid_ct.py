@@ -24,8 +24,8 @@ def get_config():
     c.weights.path = f"{SHARED}/weights/resnet50_imagenet_c4.safetensors"
     c.weights.sha256 = "d9d92c1a0946997e6b5b532cb479d1fc9b9257a1bfebd436cb050aa223029a93"
 
-    frozen = dict(freeze="backbone", batch_norm="frozen", learning_rate=1e-3)
+    frozen = dict(freeze="backbone", batch_norm="frozen", learning_rate=3e-3, weight_decay=0.3)
     c.stages.source = stage(**frozen, epochs=10)
-    c.stages.target = stage(**frozen, epochs=30)
+    c.stages.target = stage(**frozen, epochs=150)
     c.checkpoint.select = "last"  # val is what is reported, so nothing is chosen on it
     return c

@@ -139,6 +139,6 @@ class Model:
         for domain in domains:
             name = self.head_of[domain]
             keys = batch[domain].get("key") if train else None
-            logits = self.heads[name].apply({"params": variables["params"]["heads"][name]}, features[domain], keys)
+            logits: Any = self.heads[name].apply({"params": variables["params"]["heads"][name]}, features[domain], keys)
             outputs[domain] = Outputs(logits=logits.astype(jnp.float32), features=features[domain])
         return outputs, stats

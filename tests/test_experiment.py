@@ -1,0 +1,308 @@
+"""The whole run on tiny phantoms: what it writes, what it resumes, what it hands on, what it refuses."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medtl import experiment
+from medtl.base import UserError
+from medtl.checkpoint import Store
+from medtl.config import dataset, default, stage
+
+ROOT = Path(__file__).parents[1]
+
+
+def tiny(**fields):
+    """A run of a few seconds: ResNet-20's first stage on 16 px phantoms."""
+    c = default()
+    c.data.image_size = 16
+    c.data.source = dataset("phantom", size=90, scanner="a", split=(0.6, 0.2, 0.2))
+    c.data.target = dataset("phantom", size=90, scanner="b", split=(0.4, 0.3, 0.3), split_seed=1)
+    c.model.stages = 1
+    c.stages.source = stage(epochs=1, batch_size=16, learning_rate=1e-3)
+    c.stages.target = stage(epochs=2, batch_size=16, learning_rate=1e-3)
+    c.evaluation.times = 2
+    c.parallel = "none"
+    for name, value in fields.items():
+        node, *_, last = c, *name.split("__")
+        for part in name.split("__")[:-1]:
+            node = node[part]
+        node[last] = value
+    return c
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    return folder, experiment.train(tiny(), folder)
+
+
+def test_files_have_the_promised_form(finished):
+    folder, returned = finished
+    written = json.loads((folder / "metrics.json").read_text())
+    assert written["arms"].keys() == {"transfer", "scratch"}
+    assert written["arms"]["transfer"].keys() == {"val", "test"}
+    names = {"n", "accuracy", "balanced_accuracy", "f1_macro", "auroc", "auprc", "loss"}
+    assert names <= written["arms"]["transfer"]["test"].keys()
+    assert {"config", "versions", "seconds"} <= written.keys()
+    assert written["arms"]["scratch"]["test"]["loss"] == returned["arms"]["scratch"]["test"]["loss"]
+    with (folder / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["arm", "split", "id", "label", "prob_healthy", "prob_infiltrate", "prob_nodule"]
+    sizes = {split: written["arms"]["transfer"][split]["n"] for split in ("val", "test")}
+    assert len(rows) == 2 * sum(sizes.values())
+    assert len({(r["arm"], r["id"]) for r in rows}) == len(rows)
+    assert all(abs(sum(float(v) for k, v in r.items() if k.startswith("prob_")) - 1) < 1e-6 for r in rows)
+
+
+def test_arms_take_the_same_number_of_steps(finished):
+    folder, _ = finished
+    transfer = sum(Store(folder / "seed_0/transfer" / s).last_step for s in ("source", "target"))
+    assert Store(folder / "seed_0/scratch/target").last_step == transfer
+
+
+def test_a_finished_run_is_not_trained_again(finished):
+    folder, first = finished
+    predictions = (folder / "predictions.csv").read_bytes()
+    stamps = {p: p.stat().st_mtime_ns for p in folder.glob("seed_*/*/*/log.jsonl")}
+    for again in (experiment.train, experiment.evaluate):
+        assert again(tiny(), folder)["arms"] == first["arms"]
+    assert (folder / "predictions.csv").read_bytes() == predictions
+    assert {p: p.stat().st_mtime_ns for p in folder.glob("seed_*/*/*/log.jsonl")} == stamps
+
+
+def test_evaluate_before_training_says_so(tmp_path):
+    with pytest.raises(UserError, match="train first"):
+        experiment.evaluate(tiny(), tmp_path)
+
+
+def test_another_config_is_refused_and_changes_nothing(finished):
+    folder, _ = finished
+    before = (folder / "config.json").read_bytes()
+    with pytest.raises(UserError, match=r"objective\.lambda_ is 1\.0 there and 3\.0 here"):
+        experiment.train(tiny(objective__lambda_=3.0), folder)
+    assert (folder / "config.json").read_bytes() == before
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_name(finished):
+    folder, _ = finished
+    with Store(folder / "seed_0/transfer/target") as store:
+        with pytest.raises(UserError, match=r"of another model .* is not in it"):
+            store.restore(store.chosen_step(), {"params": {"backbone": {"conv2": np.zeros(3, np.float32)}}})
+
+
+def test_the_record_says_what_the_stage_is(finished):
+    folder, _ = finished
+    with Store(folder / "seed_0/transfer/target") as store:
+        record = store.record(store.chosen_step())
+    assert record["classes"]["target"] == ["healthy", "infiltrate", "nodule"]
+    assert record["normalization"]["name"] == "centered"
+    assert {"config", "versions", "split_hash", "weights", "tree", "epsilon"} <= record.keys()
+
+
+def test_predict_scores_images_as_evaluation_did(finished, tmp_path):
+    """The same pixels through the manifest give the same probabilities: PNG is exact."""
+    from PIL import Image
+
+    folder, _ = finished
+    config = tiny()
+    examples = experiment.load_data(config)["target"]
+    chosen = examples.indices("test")[:7]
+    with (tmp_path / "new.csv").open("w") as file:
+        file.write("image_path\n")
+        for i in chosen:
+            Image.fromarray(examples.image[i][..., 0]).save(tmp_path / f"{i}.png")
+            file.write(f"{i}.png\n")
+    out = experiment.predict(folder, manifest=tmp_path / "new.csv", output=tmp_path / "scored.csv")
+    with out.open() as file:
+        scored = list(csv.DictReader(file))
+    with (folder / "predictions.csv").open() as file:
+        known = {r["id"]: r for r in csv.DictReader(file) if r["arm"] == "transfer" and r["split"] == "test"}
+    assert [r["id"] for r in scored] == [f"{i}.png" for i in chosen]
+    assert all(r["label"] == "" for r in scored)
+    for row, i in zip(scored, chosen, strict=True):
+        for name in ("prob_healthy", "prob_nodule"):
+            assert float(row[name]) == pytest.approx(float(known[str(examples.id[i])][name]), rel=1e-5)
+
+
+def test_an_exported_backbone_is_where_the_next_run_starts(finished, tmp_path):
+    folder, _ = finished
+    experiment.export(folder, tmp_path / "backbone.safetensors")
+    stored = experiment.load_checkpoint(folder)
+    config = tiny(weights__path=str(tmp_path / "backbone.safetensors"), arms=("target_only",))
+    config.stages.target.epochs = 0
+    result = experiment.train(config, tmp_path / "next")
+    again = experiment.load_checkpoint(tmp_path / "next")
+    for a, b in zip(
+        *(map(np.asarray, _leaves(s.variables["params"]["backbone"])) for s in (stored, again)), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    assert again.normalization == stored.normalization
+    assert result["arms"]["target_only"]["test"]["n"] > 0
+
+
+def _leaves(tree):
+    import jax
+
+    return jax.tree.leaves(tree)
+
+
+def test_cached_features_give_what_images_give(finished, tmp_path, monkeypatch):
+    """A frozen backbone: training the head on features computed once is training it on images."""
+    folder, _ = finished
+    experiment.export(folder, tmp_path / "backbone.safetensors")
+    found = {}
+    for cached in (True, False):
+        config = tiny(weights__path=str(tmp_path / "backbone.safetensors"), arms=("transfer",), augment__flip=False)
+        for name in ("source", "target"):
+            config.stages[name].update(freeze="backbone", batch_norm="frozen")
+        if not cached:
+            monkeypatch.setattr(experiment.Run, "_frozen", lambda *_, **__: None)
+        experiment.train(config, tmp_path / str(cached))
+        found[cached] = np.array(
+            [
+                [float(v) for k, v in row.items() if k.startswith("prob_")]
+                for row in csv.DictReader((tmp_path / str(cached) / "predictions.csv").open())
+            ]
+        )
+    np.testing.assert_allclose(found[True], found[False], atol=1e-5)
+
+
+def test_source_and_target_with_different_classes_get_a_head_each(tmp_path):
+    """A user's own source with two classes of its own, transferred to the three of the target."""
+    (tmp_path / "mine.py").write_text(
+        "import dataclasses\nimport numpy as np\nfrom medtl.data import phantom\n"
+        "def load(spec, *, image_size, channels, resize):\n"
+        "    e = phantom.examples(80, scanner='a', seed=5, image_size=image_size, channels=channels, split=(0.6, 0.2, 0.2))\n"
+        "    return dataclasses.replace(e, label=np.minimum(e.label, 1).astype(np.int32), classes=('healthy', 'lesion'))\n"
+    )
+    config = tiny(arms=("transfer",), model__prior_bias=True, model__hidden=(8,), model__dropout=0.2)
+    config.data.source = dataset(str(tmp_path / "mine.py:load"))
+    experiment.train(config, tmp_path / "run")
+    variables = experiment.load_checkpoint(tmp_path / "run").variables
+    heads = variables["params"]["heads"]
+    assert heads["source"]["logits"]["bias"].shape == (2,)
+    assert heads["target"]["logits"]["bias"].shape == (3,)
+
+
+def test_several_diagnoses_an_example_with_moving_average_and_accumulation(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, n in (("train", 40), ("val", 20), ("test", 20)):
+        label = rng.integers(0, 2, (n, 3)).astype(np.uint8)
+        image = rng.integers(0, 100, (n, 16, 16), dtype=np.uint8) + (80 * label[:, :1, None]).astype(np.uint8)
+        arrays |= {f"{split}_images": image, f"{split}_labels": label}
+    np.savez(tmp_path / "chest.npz", **arrays)
+    config = tiny(arms=("scratch",))
+    config.data.target = dataset("npz", path=str(tmp_path / "chest.npz"), multi_label=True)
+    config.stages.target.update(ema=0.9, accumulate=2, clip_norm=1.0, optimizer="sgd(momentum=0.9)", weight_decay=0.01)
+    with pytest.raises(UserError, match="use 'sigmoid_binary_cross_entropy'"):
+        experiment.train(config, tmp_path / "refused")
+    config.objective.losses.main.loss = "sigmoid_binary_cross_entropy"
+    result = experiment.train(config, tmp_path / "run")
+    assert result["arms"]["scratch"]["test"]["n"] == 20
+    assert 0 <= result["arms"]["scratch"]["test"]["auroc"] <= 1
+    averaged = experiment.load_checkpoint(tmp_path / "run")
+    with Store(tmp_path / "run/seed_0/scratch/target") as store:
+        arrays = store.arrays(store.chosen_step())
+    np.testing.assert_array_equal(
+        averaged.variables["params"]["backbone"]["conv1"]["kernel"], arrays["ema/backbone/conv1/kernel"]
+    )
+
+
+def test_nan_stops_the_run_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
+    (tmp_path / "losses.py").write_text(
+        "import jax.numpy as jnp\nfrom medtl.losses import cross_entropy\n"
+        "def breaks(outputs, batch, *, when=3):\n"
+        "    values = cross_entropy(outputs, batch)\n"
+        "    return values + jnp.where(outputs.logits.sum() != 0, 1.0, 1.0) * jnp.log(batch['weight'] * 0 + 1)\n"
+    )
+    config = tiny(arms=("scratch",), evaluation__times=4, checkpoint__every_steps=1)
+    config.stages.target.update(optimizer="sgd", learning_rate=1.0, schedule="piecewise_constant_schedule(boundaries_and_scales={2: 1e38})")
+    with pytest.raises(UserError, match=r"step \d+: .*main/target is (nan|inf).*Last good checkpoint: .*/checkpoints/\d+"):
+        experiment.train(config, tmp_path / "run")
+    with Store(tmp_path / "run/seed_0/scratch/target") as store:
+        arrays = store.arrays(store.last_step)
+    assert all(np.isfinite(a).all() for n, a in arrays.items() if n.startswith("params/"))
+
+
+def test_a_batch_smaller_than_the_devices_is_refused_before_training(tmp_path):
+    import jax
+
+    if jax.local_device_count() < 2:
+        pytest.skip("needs several devices")
+    config = tiny(parallel="pmap", arms=("scratch",))
+    config.stages.target.batch_size = 1
+    with pytest.raises(UserError, match=r"config\.stages\.target\.batch_size is 1, less than the 8 devices"):
+        experiment.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_as_if_it_had_not_been_killed(tmp_path):
+    """SIGKILL in mid-epoch, the same command again: parameters, metrics and predictions agree bit for bit."""
+    command = [
+        sys.executable,
+        str(ROOT / "launch.py"),
+        "--config.data.image_size=16",
+        "--config.data.source.size=90",
+        "--config.data.target.size=90",
+        "--config.data.target.split=0.4,0.3,0.3",
+        "--config.model.stages=1",
+        "--config.model.dropout=0.2",
+        "--config.augment.noise=0.02",
+        "--config.stages.source.epochs=20",
+        "--config.stages.target.epochs=60",
+        "--config.stages.target.ema=0.9",
+        "--config.checkpoint.every_steps=7",
+        "--config.arms=transfer",
+        "--config.evaluation.times=5",
+    ]
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+
+    def start(folder):
+        return subprocess.Popen(
+            [*command, f"--workdir={folder}"], env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    whole = start(tmp_path / "whole")
+    output = whole.communicate(timeout=300)[0]
+    assert whole.returncode == 0, output
+
+    killed = start(tmp_path / "killed")
+    log = tmp_path / "killed/seed_0/transfer/target/log.jsonl"
+    deadline = time.monotonic() + 300
+    while not (log.exists() and log.read_text().count("\n") >= 10):
+        assert killed.poll() is None, killed.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert not (tmp_path / "killed/metrics.json").exists(), "it was not killed in time"
+
+    again = start(tmp_path / "killed")
+    output = again.communicate(timeout=300)[0]
+    assert again.returncode == 0, output
+    a, b = (tmp_path / name for name in ("whole", "killed"))
+    assert (a / "predictions.csv").read_bytes() == (b / "predictions.csv").read_bytes()
+    metrics = [json.loads((f / "metrics.json").read_text()) for f in (a, b)]
+    assert metrics[0]["arms"] == metrics[1]["arms"]
+    for name in ("source", "target"):
+        states = []
+        for folder in (a, b):
+            with Store(folder / "seed_0/transfer" / name) as store:
+                assert store.steps() == Store(a / "seed_0/transfer" / name).steps()
+                states.append({s: store.arrays(s) for s in store.steps()})
+            states[-1]["log"] = (folder / "seed_0/transfer" / name / "log.jsonl").read_text()
+        assert states[0].pop("log") == states[1].pop("log")
+        for step, arrays in states[0].items():
+            for key, value in arrays.items():
+                np.testing.assert_array_equal(value, states[1][step][key], err_msg=f"{name} {step} {key}")
