@@ -101,7 +101,7 @@ class Store:
         if differences:
             raise UserError(
                 f"checkpoint {self.folder}/checkpoints/{step} is of another model ({len(differences)} differences): "
-                + "; ".join(sorted(differences)[:5])
+                + "; ".join(differences[:5])
             )
         leaves = [arrays[name] for name in wanted]
         return jax.tree.unflatten(jax.tree.structure(like), leaves)

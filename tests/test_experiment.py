@@ -11,32 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_run import tiny
 
 from medtl import experiment
 from medtl.base import UserError
 from medtl.checkpoint import Store
-from medtl.config import dataset, default, stage
+from medtl.config import dataset
 
 ROOT = Path(__file__).parents[1]
-
-
-def tiny(**fields):
-    """A run of a few seconds: ResNet-20's first stage on 16 px phantoms."""
-    c = default()
-    c.data.image_size = 16
-    c.data.source = dataset("phantom", size=90, scanner="a", split=(0.6, 0.2, 0.2))
-    c.data.target = dataset("phantom", size=90, scanner="b", split=(0.4, 0.3, 0.3), split_seed=1)
-    c.model.stages = 1
-    c.stages.source = stage(epochs=1, batch_size=16, learning_rate=1e-3)
-    c.stages.target = stage(epochs=2, batch_size=16, learning_rate=1e-3)
-    c.evaluation.times = 2
-    c.parallel = "none"
-    for name, value in fields.items():
-        node, *_, last = c, *name.split("__")
-        for part in name.split("__")[:-1]:
-            node = node[part]
-        node[last] = value
-    return c
 
 
 @pytest.fixture(scope="module")
@@ -167,12 +149,8 @@ def test_cached_features_give_what_images_give(finished, tmp_path, monkeypatch):
         if not cached:
             monkeypatch.setattr(experiment.Run, "_frozen", lambda *_, **__: None)
         experiment.train(config, tmp_path / str(cached))
-        found[cached] = np.array(
-            [
-                [float(v) for k, v in row.items() if k.startswith("prob_")]
-                for row in csv.DictReader((tmp_path / str(cached) / "predictions.csv").open())
-            ]
-        )
+        rows = csv.DictReader((tmp_path / str(cached) / "predictions.csv").read_text().splitlines())
+        found[cached] = np.array([[float(v) for k, v in r.items() if k.startswith("prob_")] for r in rows])
     np.testing.assert_allclose(found[True], found[False], atol=1e-5)
 
 
@@ -219,15 +197,13 @@ def test_several_diagnoses_an_example_with_moving_average_and_accumulation(tmp_p
 
 
 def test_nan_stops_the_run_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
-    (tmp_path / "losses.py").write_text(
-        "import jax.numpy as jnp\nfrom medtl.losses import cross_entropy\n"
-        "def breaks(outputs, batch, *, when=3):\n"
-        "    values = cross_entropy(outputs, batch)\n"
-        "    return values + jnp.where(outputs.logits.sum() != 0, 1.0, 1.0) * jnp.log(batch['weight'] * 0 + 1)\n"
-    )
     config = tiny(arms=("scratch",), evaluation__times=4, checkpoint__every_steps=1)
-    config.stages.target.update(optimizer="sgd", learning_rate=1.0, schedule="piecewise_constant_schedule(boundaries_and_scales={2: 1e38})")
-    with pytest.raises(UserError, match=r"step \d+: .*main/target is (nan|inf).*Last good checkpoint: .*/checkpoints/\d+"):
+    config.stages.target.update(
+        optimizer="sgd", learning_rate=1.0, schedule="piecewise_constant_schedule(boundaries_and_scales={2: 1e38})"
+    )
+    with pytest.raises(
+        UserError, match=r"step \d+: .*main/target is (nan|inf).*Last good checkpoint: .*/checkpoints/\d+"
+    ):
         experiment.train(config, tmp_path / "run")
     with Store(tmp_path / "run/seed_0/scratch/target") as store:
         arrays = store.arrays(store.last_step)
@@ -270,7 +246,12 @@ def test_a_killed_run_ends_as_if_it_had_not_been_killed(tmp_path):
 
     def start(folder):
         return subprocess.Popen(
-            [*command, f"--workdir={folder}"], env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [*command, f"--workdir={folder}"],
+            env=environment,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
 
     whole = start(tmp_path / "whole")
