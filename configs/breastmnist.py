@@ -1,8 +1,27 @@
-"""BreastMNIST."""
+"""BreastMNIST (28 px ultrasound; malignant against normal or benign) from CIFAR-10 ResNet-20 weights and from scratch.
+
+    python launch.py --config=configs/breastmnist.py
+
+Reads a .th file: `pip install ".[torch]"`. The data and weights are not part of medtl; they are looked for in ../shared.
+
+What came out on the official test split (156 images, 42 malignant), mean ± standard deviation of 5 seeds, best of 12 checkpoints on
+val; 327 s on 2 CPU cores, Python 3.11, JAX 0.10.2 (benchmarks/results/breastmnist.json):
+
+                                                       AUROC            accuracy
+    target_only: CIFAR-10 ResNet-20, fine-tuned        0.902 ± 0.016    0.881 ± 0.026
+    scratch: ResNet-20, same steps                     0.900 ± 0.022    0.862 ± 0.022
+
+    published: ResNet-18 from scratch, 28 px           0.901            0.863           (MedMNIST v2, Sci Data 2023)
+    published: ResNet-18, ImageNet, fine-tuned, 28 px  0.876 ± 0.012    0.840 ± 0.018   (arXiv 2404.15786)
+    published: linear probe, ImageNet, 28 px           0.648            0.731           (arXiv 2404.15786)
+
+Whether the weights help cannot be told from these five seeds: + 0.002 AUROC, within their spread. 15 of the 156 test images have a near
+copy in train, so every row flatters alike. The settings are a first guess; nothing was tuned.
+"""
 
 from medtl.config import dataset, default, stage
 
-SHARED = "../shared"
+SHARED = "../shared"  # beside the folder in which the command runs
 
 
 def get_config():
@@ -18,8 +37,6 @@ def get_config():
 
     c.model.name = "cifar_resnet20"
     c.weights.path = f"{SHARED}/weights/cifar10_resnet20-12fca82f.th"
-    c.stages.target = stage(
-        epochs=25, batch_size=32, learning_rate=1e-3, schedule="cosine", warmup=0.1, weight_decay=1e-2
-    )
+    c.stages.target = stage(epochs=25, learning_rate=1e-3, schedule="cosine", warmup=0.1, weight_decay=1e-2)
     c.evaluation.times = 12
     return c

@@ -19,6 +19,13 @@ from medtl.parallel import Parallel
 from medtl.train import Step
 
 
+def check(config: Any) -> None:
+    """Refuses losses, optimizers and schedules that cannot be made, before anything is read or trained."""
+    objective(config, {})
+    for name, stage in config.stages.items():
+        finetune.optimizer(stage, steps=1, key=f"config.stages.{name}")
+
+
 def model(
     config: Any,
     classes: Mapping[str, tuple[str, ...]],

@@ -95,14 +95,14 @@ def _run(argv: list[str]) -> None:
 
 
 def _start(values: flags.FlagValues, folder: Path) -> None:
-    from medtl import experiment  # JAX comes with it, so only once nothing is wrong
+    from medtl import experiment, inference  # JAX comes with them, so only once nothing is wrong
 
     if values.mode == "train":
         experiment.train(values.config, folder)
     elif values.mode == "evaluate":
         experiment.evaluate(workdir.load_config(folder), folder)
     else:
-        experiment.predict(folder, manifest=values.manifest, checkpoint=values.checkpoint, output=values.output)
+        inference.predict(folder, manifest=values.manifest, checkpoint=values.checkpoint, output=values.output)
 
 
 def _check_mode(values: flags.FlagValues) -> None:

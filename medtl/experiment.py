@@ -1,35 +1,33 @@
 """The story: weights -> source stage -> target stage -> evaluation, for each arm and seed.
 
 Each stage is a function of the last one's checkpoint. What is done is not done again: the same command resumes where it was
-stopped. `train`, `evaluate` and `predict` are what the command line calls; `export` writes a trained backbone for PyTorch.
+stopped.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import platform
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from flax import traverse_util
-from ml_collections import ConfigDict
 
 import medtl
 from medtl import build, check, data, weights, workdir
 from medtl.base import Examples, Normalization, UserError
-from medtl.checkpoint import Store, nested
-from medtl.config import dataset
+from medtl.checkpoint import Store
 from medtl.data import loading
 from medtl.evaluation import metrics, predictions, summarize, table, to_json
 from medtl.models.model import Model
 from medtl.parallel import Parallel
 from medtl.progress import Progress
-from medtl.train import DOMAINS, Step, fit, make_eval_step, prepare
+from medtl.train import DOMAINS, Step, fit, make_eval_step, prepare, run_batches
 
 STAGES = ("source", "target")
 
@@ -59,10 +57,12 @@ def _run(config: Any, folder: Path, *, training: bool) -> dict[str, Any]:
     began = time.monotonic()
     check.check(config)
     workdir.check(folder, config)
+    build.check(config)
     examples = load_data(config)
     for domain in examples.values():
         print(_data_line(domain))
     run = Run.create(config, folder, examples, training=training)
+    print(f"arms {', '.join(config.arms)}; seeds {', '.join(map(str, config.seeds))}; {versions()['device']}; {folder}")
     if run.loaded is not None:
         print(run.loaded.report.summary())
     workdir.prepare(folder, config)
@@ -176,7 +176,8 @@ class Run:
         arm = self.config.arm[name]
         loaded = self.loaded if arm.init == "weights" else None
         variables = build.variables(self.model, self.config, seed, loaded)
-        fresh, intact = loaded is None, loaded is not None
+        fresh = loaded is None
+        intact = loaded is not None and not loaded.report.left_random  # what is random differs between seeds
         for stage in STAGES if arm.source_stage else STAGES[1:]:
             variables, intact = self.stage(seed, name, stage, variables, fresh=fresh, intact=intact)
             fresh = False
@@ -271,7 +272,7 @@ class Run:
                 seed=seed * 4 + 2 * STAGES.index(stage) + DOMAINS.index(d),
                 start_step=start,
                 workers=self.config.data.workers,
-                features=self._frozen(d, cached=cached),
+                features=self.frozen_features(d) if cached else None,
             )
             for d in domains
         }
@@ -283,10 +284,8 @@ class Run:
 
         return loading.prefetch(shards())
 
-    def _frozen(self, domain: str, *, cached: bool) -> np.ndarray | None:
-        """f32[N, D], the features of a domain's examples under the loaded backbone, computed once; None where it moves."""
-        if not cached:
-            return None
+    def frozen_features(self, domain: str) -> np.ndarray:
+        """f32[N, D], the features of a domain's examples under the loaded backbone, computed once."""
         if domain not in self._features:
             assert self.loaded is not None
             variables = build.variables(self.model, self.config, 0, self.loaded)
@@ -315,9 +314,9 @@ class Run:
             variables,
             examples,
             chosen,
-            features=self._frozen(domain, cached=cached),
+            features=self.frozen_features(domain) if cached else None,
         )
-        return chosen, _probabilities(logits, multi_label=examples.multi_label)
+        return chosen, predictions.probabilities(logits, multi_label=examples.multi_label)
 
     def _forward(
         self,
@@ -335,7 +334,7 @@ class Run:
         batches = loading.eval_batches(
             examples, chosen, c.evaluation.batch_size, workers=c.data.workers, features=features
         )
-        return apply(self._functions[key], variables, batches)
+        return run_batches(self._functions[key], variables, batches)
 
     def _evaluate(self, variables: Any, domain: str, *, cached: bool) -> tuple[dict[str, float], float | None]:
         if "val" not in self.examples[domain].splits:
@@ -365,131 +364,6 @@ class Run:
         }
 
 
-def apply(function: Any, variables: Any, batches: Iterable[Mapping[str, np.ndarray]]) -> np.ndarray:
-    """f32[N, ...], what `function(variables, batch)` gives for the real rows of all batches."""
-    return np.concatenate([function(variables, batch)[: int(batch["mask"].sum())] for batch in batches])
-
-
-def predict(
-    folder: str | Path, *, manifest: str | Path, checkpoint: str | Path | None = None, output: str | Path | None = None
-) -> Path:
-    """Scores a manifest, with or without labels, with a stage's checkpoint.
-
-    Args:
-      folder: the work folder of the run.
-      manifest: CSV with `image_path`.
-      checkpoint: the stage's folder; None: the target stage of the first arm and seed.
-      output: CSV to write, with the columns of `predictions.csv`; None: `FOLDER/scored.csv`.
-
-    Returns:
-      The path of what was written.
-    """
-    stored = load_checkpoint(folder, checkpoint)
-    c = stored.config
-    spec = dataset("manifest", path=str(manifest), label=c.data.target.label)
-    examples = data.load(
-        spec,
-        image_size=c.data.image_size,
-        channels=c.data.channels,
-        resize=c.data.resize,
-        cache=c.data.cache,
-        cache_dir=c.data.cache_dir,
-        key="--manifest",
-        require_label=False,
-        require_train=False,
-    )
-    parallel = Parallel.create("none")
-    domain = stored.domain
-    step = parallel.evaluate(make_eval_step(stored.model, domain, stored.normalization))
-    batches = loading.eval_batches(examples, np.arange(len(examples)), c.evaluation.batch_size)
-    logits = apply(step, parallel.replicate(stored.variables), batches)
-    probability = _probabilities(logits, multi_label=stored.record["multi_label"][domain])
-    classes = tuple(stored.record["classes"][domain])
-    unknown = np.full(len(examples), -1)
-    path = Path(output) if output else Path(folder) / "scored.csv"
-    rows = predictions.Predictions(
-        stored.record["arm"], "predict", examples.id, unknown, probability, stored.record["seed"]
-    )
-    predictions.write(path, [rows], classes)
-    print(f"{len(examples)} images scored by {stored.name}: {path}")
-    return path
-
-
-def export(folder: str | Path, path: str | Path, *, checkpoint: str | Path | None = None) -> None:
-    """Writes a trained backbone as torchvision-named safetensors, which PyTorch and `config.weights.path` load.
-
-    Args:
-      folder: the work folder of the run.
-      path: the file to write.
-      checkpoint: the stage's folder; None: the target stage of the first arm and seed.
-    """
-    stored = load_checkpoint(folder, checkpoint)
-    weights.export(
-        path,
-        stored.config.model.name,
-        {name: stored.variables[name]["backbone"] for name in ("params", "batch_stats")},
-        normalization=stored.normalization,
-        stages=stored.config.model.stages,
-        stride_in=stored.config.model.stride_in,
-        epsilon=stored.record["epsilon"],
-        metadata={"medtl.checkpoint": stored.name},
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Stored:
-    """A stage's chosen checkpoint, ready for use."""
-
-    name: str
-    record: dict[str, Any]
-    config: Any
-    model: Model
-    variables: dict[str, Any]
-    normalization: Normalization
-
-    @property
-    def domain(self) -> str:
-        return self.record["stage"]
-
-
-def load_checkpoint(folder: str | Path, checkpoint: str | Path | None = None) -> Stored:
-    """The chosen checkpoint of a stage: model, variables and all it says of itself."""
-    if checkpoint:
-        place = Path(checkpoint)
-    else:
-        config = workdir.load_config(folder)
-        place = Path(folder) / f"seed_{config.seeds[0]}" / config.arms[0] / "target"
-    if not (place / "checkpoints").is_dir():
-        raise UserError(
-            f"no checkpoint in {place}; give the folder of a stage, e.g. --checkpoint={folder}/seed_0/transfer/target"
-        )
-    with Store(place) as store:
-        step = store.chosen_step()
-        record, arrays = store.record(step), store.arrays(step)
-    config = ConfigDict(record["config"])
-    model = build.model(config, {d: tuple(names) for d, names in record["classes"].items()}, epsilon=record["epsilon"])
-    params = nested(arrays, "params")
-    params = _updated(params, nested(arrays, "ema"))
-    variables = {"params": params, "batch_stats": {"backbone": {}, **nested(arrays, "batch_stats")}}
-    n = record["normalization"]
-    norm = Normalization(n["name"], tuple(n["mean"]), tuple(n["std"]))
-    return Stored(f"{place}/checkpoints/{step}", record, config, model, variables, norm)
-
-
-def _updated(tree: dict[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """`tree` with the leaves of `other` in their places."""
-    return traverse_util.unflatten_dict({**traverse_util.flatten_dict(tree), **traverse_util.flatten_dict(other)})
-
-
-def _probabilities(logits: np.ndarray, *, multi_label: bool) -> np.ndarray:
-    """float64[N, K]: softmax, or sigmoid where an example may have several diagnoses."""
-    z = logits.astype(np.float64)
-    if multi_label:
-        return np.exp(-np.logaddexp(0.0, -z))
-    e = np.exp(z - z.max(axis=1, keepdims=True))
-    return e / e.sum(axis=1, keepdims=True)
-
-
 def _data_line(e: Examples) -> str:
     parts = []
     for split in e.splits:
@@ -511,4 +385,5 @@ def versions() -> dict[str, str]:
         "medtl": medtl.__version__,
         **found,
         "device": f"{jax.local_device_count()} x {device.device_kind} ({device.platform})",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -66,6 +67,8 @@ class Progress:
 
     def _write(self, text: str, *, keep: bool) -> None:
         if self._live:
+            if not keep:  # a line that wraps could not renew itself
+                text = text[: shutil.get_terminal_size().columns - 1]
             self._stream.write("\r" + text.ljust(self._width) + ("\n" if keep else ""))
             self._width = 0 if keep else len(text)
         else:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +207,13 @@ def make_eval_step(
         return outputs[domain].logits
 
     return step
+
+
+def run_batches(
+    step: Callable[[Any, Any], np.ndarray], variables: Any, batches: Iterable[Mapping[str, np.ndarray]]
+) -> np.ndarray:
+    """[N, ...], what the compiled `step(variables, batch)` gives for the real rows of all batches, in order."""
+    return np.concatenate([step(variables, batch)[: int(batch["mask"].sum())] for batch in batches])
 
 
 def fit(

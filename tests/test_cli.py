@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 def calls(monkeypatch, tmp_path):
     """What the command line asked of `medtl.experiment`; the current folder is empty."""
     made = []
-    stub = types.ModuleType("medtl.experiment")
+    stub = types.ModuleType("stub")
 
     def train(config, folder):
         workdir.prepare(folder, config)
@@ -28,8 +28,9 @@ def calls(monkeypatch, tmp_path):
     stub.train = train
     stub.evaluate = lambda config, folder: made.append(("evaluate", config, folder))
     stub.predict = lambda folder, **options: made.append(("predict", folder, options))
-    monkeypatch.setitem(sys.modules, "medtl.experiment", stub)
-    monkeypatch.setattr(medtl, "experiment", stub, raising=False)
+    for name in ("experiment", "inference"):
+        monkeypatch.setitem(sys.modules, f"medtl.{name}", stub)
+        monkeypatch.setattr(medtl, name, stub, raising=False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     return made

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from tiny_run import tiny
 
-from medtl import experiment
+from medtl import experiment, inference
+from medtl.augment import Augmentation
 from medtl.base import UserError
 from medtl.checkpoint import Store
 from medtl.config import dataset
@@ -76,9 +77,10 @@ def test_another_config_is_refused_and_changes_nothing(finished):
 
 def test_a_checkpoint_of_another_model_is_refused_by_name(finished):
     folder, _ = finished
-    with Store(folder / "seed_0/transfer/target") as store:
-        with pytest.raises(UserError, match=r"of another model .* is not in it"):
-            store.restore(store.chosen_step(), {"params": {"backbone": {"conv2": np.zeros(3, np.float32)}}})
+    other = {"params": {"backbone": {"conv2": np.zeros(3, np.float32)}}}
+    expected = pytest.raises(UserError, match=r"of another model .* is not in it")
+    with Store(folder / "seed_0/transfer/target") as store, expected:
+        store.restore(store.chosen_step(), other)
 
 
 def test_the_record_says_what_the_stage_is(finished):
@@ -103,7 +105,7 @@ def test_predict_scores_images_as_evaluation_did(finished, tmp_path):
         for i in chosen:
             Image.fromarray(examples.image[i][..., 0]).save(tmp_path / f"{i}.png")
             file.write(f"{i}.png\n")
-    out = experiment.predict(folder, manifest=tmp_path / "new.csv", output=tmp_path / "scored.csv")
+    out = inference.predict(folder, manifest=tmp_path / "new.csv", output=tmp_path / "scored.csv")
     with out.open() as file:
         scored = list(csv.DictReader(file))
     with (folder / "predictions.csv").open() as file:
@@ -117,12 +119,12 @@ def test_predict_scores_images_as_evaluation_did(finished, tmp_path):
 
 def test_an_exported_backbone_is_where_the_next_run_starts(finished, tmp_path):
     folder, _ = finished
-    experiment.export(folder, tmp_path / "backbone.safetensors")
-    stored = experiment.load_checkpoint(folder)
+    inference.export(folder, tmp_path / "backbone.safetensors")
+    stored = inference.load_checkpoint(folder)
     config = tiny(weights__path=str(tmp_path / "backbone.safetensors"), arms=("target_only",))
     config.stages.target.epochs = 0
     result = experiment.train(config, tmp_path / "next")
-    again = experiment.load_checkpoint(tmp_path / "next")
+    again = inference.load_checkpoint(tmp_path / "next")
     for a, b in zip(
         *(map(np.asarray, _leaves(s.variables["params"]["backbone"])) for s in (stored, again)), strict=True
     ):
@@ -140,14 +142,15 @@ def _leaves(tree):
 def test_cached_features_give_what_images_give(finished, tmp_path, monkeypatch):
     """A frozen backbone: training the head on features computed once is training it on images."""
     folder, _ = finished
-    experiment.export(folder, tmp_path / "backbone.safetensors")
+    inference.export(folder, tmp_path / "backbone.safetensors")
     found = {}
     for cached in (True, False):
         config = tiny(weights__path=str(tmp_path / "backbone.safetensors"), arms=("transfer",), augment__flip=False)
         for name in ("source", "target"):
             config.stages[name].update(freeze="backbone", batch_norm="frozen")
         if not cached:
-            monkeypatch.setattr(experiment.Run, "_frozen", lambda *_, **__: None)
+            # As if something were varied, so that every step runs the images through the backbone.
+            monkeypatch.setattr(Augmentation, "is_identity", property(lambda _: False))
         experiment.train(config, tmp_path / str(cached))
         rows = csv.DictReader((tmp_path / str(cached) / "predictions.csv").read_text().splitlines())
         found[cached] = np.array([[float(v) for k, v in r.items() if k.startswith("prob_")] for r in rows])
@@ -162,10 +165,12 @@ def test_source_and_target_with_different_classes_get_a_head_each(tmp_path):
         "    e = phantom.examples(80, scanner='a', seed=5, image_size=image_size, channels=channels, split=(0.6, 0.2, 0.2))\n"
         "    return dataclasses.replace(e, label=np.minimum(e.label, 1).astype(np.int32), classes=('healthy', 'lesion'))\n"
     )
-    config = tiny(arms=("transfer",), model__prior_bias=True, model__hidden=(8,), model__dropout=0.2)
+    config = tiny(
+        arms=("transfer",), model__prior_bias=True, model__hidden=(8,), model__dropout=0.2, model__dtype="bfloat16"
+    )
     config.data.source = dataset(str(tmp_path / "mine.py:load"))
     experiment.train(config, tmp_path / "run")
-    variables = experiment.load_checkpoint(tmp_path / "run").variables
+    variables = inference.load_checkpoint(tmp_path / "run").variables
     heads = variables["params"]["heads"]
     assert heads["source"]["logits"]["bias"].shape == (2,)
     assert heads["target"]["logits"]["bias"].shape == (3,)
@@ -188,7 +193,7 @@ def test_several_diagnoses_an_example_with_moving_average_and_accumulation(tmp_p
     result = experiment.train(config, tmp_path / "run")
     assert result["arms"]["scratch"]["test"]["n"] == 20
     assert 0 <= result["arms"]["scratch"]["test"]["auroc"] <= 1
-    averaged = experiment.load_checkpoint(tmp_path / "run")
+    averaged = inference.load_checkpoint(tmp_path / "run")
     with Store(tmp_path / "run/seed_0/scratch/target") as store:
         arrays = store.arrays(store.chosen_step())
     np.testing.assert_array_equal(
@@ -208,6 +213,22 @@ def test_nan_stops_the_run_names_the_step_and_keeps_the_last_good_checkpoint(tmp
     with Store(tmp_path / "run/seed_0/scratch/target") as store:
         arrays = store.arrays(store.last_step)
     assert all(np.isfinite(a).all() for n, a in arrays.items() if n.startswith("params/"))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("stages__target__optimizer", "adamm", "stages.target.optimizer.*did you mean 'adam"),
+        ("stages__source__schedule", "cosine_decay(", "stages.source.schedule"),
+        ("objective__lambda_schedule", "linear_schedul(0.0, 1.0, 10)", "lambda_schedule.*linear_schedule"),
+        ("objective__losses__main__loss", "crossentropy", "losses.main.loss.*did you mean 'cross_entropy'"),
+        ("objective__losses__main__loss", "cross_entropy(smoothing=0.1)", "label_smoothing"),
+    ],
+)
+def test_what_optax_or_a_loss_refuses_is_found_before_anything_is_read(tmp_path, field, value, message):
+    with pytest.raises(UserError, match=message):
+        experiment.train(tiny(**{field: value}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_batch_smaller_than_the_devices_is_refused_before_training(tmp_path):

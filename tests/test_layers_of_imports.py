@@ -18,7 +18,7 @@ LAYERS = [
     LEAVES,
     {"check", "finetune", "objective", "parallel", "checkpoint"},
     {"train", "evaluation", "build"},
-    {"experiment"},
+    {"experiment", "inference"},
     {"cli"},
 ]
 # Answered before JAX is imported: flags, configs, manifests, figures.

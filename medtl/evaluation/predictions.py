@@ -42,6 +42,15 @@ class Predictions:
     seed: int | None = None
 
 
+def probabilities(logits: np.ndarray, *, multi_label: bool) -> np.ndarray:
+    """Logits f32[N, K] -> float64[N, K]: softmax, or sigmoid where an example may have several diagnoses."""
+    z = logits.astype(np.float64)
+    if multi_label:
+        return np.exp(-np.logaddexp(0.0, -z))
+    e = np.exp(z - z.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
 def write(path: str | os.PathLike[str], predictions: Sequence[Predictions], classes: Sequence[str]) -> None:
     """Writes predictions.csv whole or not at all.
 
