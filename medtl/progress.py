@@ -42,14 +42,14 @@ class Progress:
             self._began, self._start = now, step
         if now - self._shown >= self._every:
             self._shown = now
-            self._write(f"{self._head(step)}  {self._losses(values)}{self._speed(step, now)}", keep=not self._live)
+            self._write(f"{self._head(step)}{self._speed(step, now)}  {self._losses(values)}", keep=not self._live)
 
     def line(self, step: int, values: Mapping[str, float]) -> None:
         """A line that stays: what an evaluation found."""
         found = "  ".join(
             f"{name} {value:.4f}" for name, value in values.items() if name in ("loss", "accuracy", "auroc")
         )
-        self._write(f"{self._head(step)}  val: {found}{self._speed(step, time.monotonic())}", keep=True)
+        self._write(f"{self._head(step)}{self._speed(step, time.monotonic())}  val: {found}", keep=True)
 
     def _head(self, step: int) -> str:
         return f"{self._label}  step {step}/{self._steps}"
