@@ -43,7 +43,9 @@ class Store:
         self._manager = ocp.CheckpointManager(
             self.folder.absolute() / "checkpoints",
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
+                best_fn=rank,  # without it Orbax does not write the metrics, and a resumed run would delete the best
+                preservation_policy=policies.AnyPreservationPolicy(kept),
+                cleanup_tmp_directories=True,
             ),
         )
 
@@ -119,13 +121,20 @@ class Store:
 
     def chosen_step(self) -> int:
         """The step of the checkpoint that the stage hands on: the best, the earliest of equals; the last if none is scored."""
-        ranked = [r for s in self.steps() if (r := self.record(s)["ranked"]) is not None]
+        ranked = [r["ranked"] for s in self.steps() if (r := self._readable(s)) and r["ranked"] is not None]
         if ranked:
             return max(ranked, key=_rank)["step"]
         last = self.last_step
         if last is None:
             raise UserError(f"no checkpoint in {self.folder}; train first")
         return last
+
+    def _readable(self, step: int) -> dict[str, Any] | None:
+        """The record, or None of a checkpoint that was being deleted when the run was killed."""
+        try:
+            return self.record(step)
+        except (KeyError, FileNotFoundError, ValueError):
+            return None
 
     def wait(self) -> None:
         """Until everything is on disk."""

@@ -54,7 +54,8 @@ def stage(**fields) -> ConfigDict:
     warmup: the fraction of the steps in which the learning rate rises linearly from 0.
     weight_decay: decoupled; leaves out norms and biases.
     clip_norm: global gradient norm at most this (0: not clipped).
-    ema: decay of the exponential moving average of the parameters that evaluation then uses (0: none).
+    ema: decay of the exponential moving average of the parameters that evaluation then uses, with the BatchNorm statistics of
+      the last step (0: none).
     accumulate: the batch is worked through in so many parts and their gradients are added.
     """
     config = ConfigDict(

@@ -115,6 +115,8 @@ def load_data(config: Any) -> dict[str, Examples]:
         for domain in needed
     }
     data.check_domains(found.get("source"), found["target"])
+    if not _reported(found["target"]):
+        raise UserError("config.data.target has neither a val nor a test split, so nothing could be reported")
     for domain, e in found.items():
         for name, term in config.objective.losses.items():
             if e.multi_label != ("sigmoid" in term.loss) and term.loss.split("(")[0] in _LABEL_KINDS:
@@ -158,8 +160,6 @@ class Run:
         """Loads the weights and builds the model."""
         loaded = build.pretrained(config)
         parallel = Parallel.create(config.parallel)
-        for stage in STAGES:
-            parallel.check_batch(config.stages[stage].batch_size, f"config.stages.{stage}.batch_size")
         model = build.model(
             config,
             {domain: e.classes for domain, e in examples.items()},
@@ -167,9 +167,33 @@ class Run:
             axis_name=parallel.axis_name,
             epsilon=loaded.epsilon if loaded else 1e-5,
         )
-        return cls(
+        run = cls(
             config, folder, examples, parallel, model, build.normalization(config, loaded), loaded, training=training
         )
+        run._check()
+        return run
+
+    def _check(self) -> None:
+        """What can be known only with data, weights and devices, and must be known before training."""
+        for arm in self.config.arms:
+            for stage in self._stages(arm):
+                c, key = self.config.stages[stage], f"config.stages.{stage}"
+                self.parallel.check_batch(c.batch_size, f"{key}.batch_size")
+                if stage == "target" and self.config.arm[arm].joint:
+                    self.parallel.check_batch(c.source_batch_size or c.batch_size, f"{key}.source_batch_size")
+                    build.objective(self.config, {}).check(self.steps(arm, stage))
+                left = self.loaded.report.left_random if self.loaded and self.config.arm[arm].init == "weights" else ()
+                if left and (c.freeze != "none" or c.batch_norm == "frozen"):
+                    raise UserError(
+                        f"{key} freezes the backbone, but config.weights.allow leaves {len(left)} of its tensors random, "
+                        f"such as {left[0][0]}; set freeze='none' and batch_norm='batch', or load them"
+                    )
+        for domain in self.examples:
+            if self.config.checkpoint.select == "best" and "val" not in self.examples[domain].splits:
+                print(f"{domain} has no val split: the last checkpoint is taken, not the best")
+
+    def _stages(self, arm: str) -> tuple[str, ...]:
+        return STAGES if self.config.arm[arm].source_stage else STAGES[1:]
 
     def arm(self, seed: int, name: str) -> tuple[Any, bool]:
         """Runs an arm's stages; returns its final variables, and whether its backbone is still the loaded one."""
@@ -178,9 +202,9 @@ class Run:
         variables = build.variables(self.model, self.config, seed, loaded)
         fresh = loaded is None
         intact = loaded is not None and not loaded.report.left_random  # what is random differs between seeds
-        for stage in STAGES if arm.source_stage else STAGES[1:]:
+        for stage in self._stages(name):
             variables, intact = self.stage(seed, name, stage, variables, fresh=fresh, intact=intact)
-            fresh = False
+            fresh = fresh and self.steps(name, stage) == 0
         return variables, intact
 
     def steps(self, arm: str, stage: str) -> int:
@@ -221,7 +245,9 @@ class Run:
             start = store.last_step
             if not self.training and start != steps:
                 raise UserError(f"{store.folder} holds no finished stage ({start or 0} of {steps} steps); train first")
+            record = self._record(seed, arm, stage)
             if start is not None:
+                _check_same(store.record(start), record, store.folder)
                 state = store.restore(start, state)
             if start != steps:
                 fit(
@@ -232,7 +258,7 @@ class Run:
                     every=-(-steps // self.config.evaluation.times),
                     save_every=self.config.checkpoint.every_steps,
                     evaluate=lambda s: self._evaluate(step.variables(s), stage, cached=cached),
-                    record=self._record(seed, arm, stage),
+                    record=record,
                     store=store,
                     progress=Progress(f"seed {seed}  {arm}  {stage} stage", steps, start=start or 0),
                 )
@@ -355,6 +381,7 @@ class Run:
             "stage": stage,
             "classes": {d: list(e.classes) for d, e in self.examples.items()},
             "multi_label": {d: e.multi_label for d, e in self.examples.items()},
+            "fingerprint": {d: e.fingerprint for d, e in self.examples.items()},
             "split_hash": {d: e.split_hash for d, e in self.examples.items()},
             "normalization": dataclasses.asdict(self.normalization),
             "epsilon": self.loaded.epsilon if self.loaded else 1e-5,
@@ -362,6 +389,26 @@ class Run:
             "config": self.config.to_dict(),
             "versions": versions(),
         }
+
+
+def _check_same(there: Mapping[str, Any], here: Mapping[str, Any], folder: Path) -> None:
+    """Refuses to go on from a checkpoint that was trained on other data or weights."""
+    what = {
+        "classes": "the classes have",
+        "split_hash": "the split has",
+        "fingerprint": "the images or labels have",
+        "multi_label": "the labels have",
+        "weights": "the weights have",
+    }
+    for name, words in what.items():
+        old, new = there[name], here[name]
+        if name == "weights":
+            old, new = (w and w["sha256"] for w in (old, new))
+        elif isinstance(old, Mapping):
+            # Another arm may have needed a domain that none needs now.
+            old, new = ({d: side[d] for d in old.keys() & new.keys()} for side in (old, new))
+        if old != new:
+            raise UserError(f"{words} changed since {folder} was trained; put them back, or give another --workdir")
 
 
 def _data_line(e: Examples) -> str:

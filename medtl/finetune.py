@@ -104,13 +104,19 @@ def optimizer(stage: Any, *, steps: int, key: str) -> tuple[optax.GradientTransf
     """
     rate = learning_rate(stage.learning_rate, stage.schedule, warmup=stage.warmup, steps=steps, key=key)
     function, args, kwargs = spec.resolve(stage.optimizer, "optax", key=f"{key}.optimizer")
-    accepted = inspect.signature(function).parameters
-    own_decay = {"weight_decay", "mask"} <= set(accepted) and "weight_decay" not in kwargs
+    if args:
+        raise UserError(
+            f"{key}.optimizer: {stage.optimizer!r}: give its options by name; the rate is {key}.learning_rate"
+        )
+    if stage.weight_decay > 0 and "weight_decay" in kwargs:
+        raise UserError(f"{key}: weight decay is given twice, in optimizer {stage.optimizer!r} and as weight_decay")
+    own_decay = {"weight_decay", "mask"} <= set(inspect.signature(function).parameters)
     if own_decay:
-        kwargs = {**kwargs, "weight_decay": stage.weight_decay, "mask": decays}
+        kwargs = {"weight_decay": stage.weight_decay, "mask": decays, **kwargs}
     try:
-        made = function(rate, *args, **kwargs)
-        made.init({("x",): jnp.zeros((2, 2))})
+        made = function(rate, **kwargs)
+        toy = {("x",): jnp.ones((2, 2))}
+        made.update(toy, made.init(toy), toy)
     except Exception as error:
         raise UserError(f"{key}.optimizer: {stage.optimizer!r} does not make an Optax optimizer: {error}") from None
     chain = [optax.clip_by_global_norm(stage.clip_norm)] if stage.clip_norm > 0 else []

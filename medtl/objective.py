@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from medtl.base import UserError
 
@@ -66,6 +67,16 @@ class Objective:
         """λ at a step, f32[]."""
         return jnp.asarray(self.lambda_(step) if callable(self.lambda_) else self.lambda_, jnp.float32)
 
+    def check(self, steps: int) -> None:
+        """Refuses a schedule that makes λ negative or infinite within `steps` steps."""
+        if callable(self.lambda_):
+            values = np.asarray(jax.vmap(self.lambda_at)(jnp.arange(max(steps, 1))))
+            wrong = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
+            if len(wrong):
+                raise UserError(
+                    f"config.objective.lambda_schedule gives λ = {values[wrong[0]]:g} at step {wrong[0]}; it must stay at least 0"
+                )
+
     def counts(self, batch: Batch) -> dict[str, jax.Array]:
         """domain -> f32[], the number of real examples in this (part of a) batch."""
         return {domain: jnp.sum(part["mask"]) for domain, part in batch.items()}
@@ -97,7 +108,7 @@ class Objective:
                     raise UserError(
                         f"loss {term.name!r} gives shape {values.shape}; it must give one value per example, {mask.shape}"
                     )
-                # where, not a product: a padded row may be infinite, and 0 * inf is NaN.
+                # where, not a product: of a padded row that is infinite, 0 * inf would be NaN.
                 parts[f"{term.name}/{domain}"] = jnp.sum(jnp.where(mask > 0, weight * values, 0.0)) * scale
                 total += term.weight * parts[f"{term.name}/{domain}"]
             parts[domain] = total

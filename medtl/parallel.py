@@ -8,7 +8,7 @@ divide is padded with masked examples, which no sum counts.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -96,16 +96,11 @@ class Parallel:
 
     def shard(self, batch: Any, *, multiple: int = 1) -> Any:
         """A host batch (nested dicts of [B, ...]), padded so that each device gets the same multiple, and cut for the devices."""
-        batch = jax.tree.map(lambda x: self._pad(x, multiple), batch)
+        batch = _pad(batch, len(self.devices) * multiple)
         if self.mode == "pmap":
             n = len(self.devices)
             return jax.tree.map(lambda x: x.reshape(n, len(x) // n, *x.shape[1:]), batch)
         return batch
-
-    def _pad(self, x: np.ndarray, multiple: int) -> np.ndarray:
-        missing = -len(x) % (len(self.devices) * multiple)
-        # Zeros: an example of zeros has mask 0.
-        return np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)) if missing else x
 
     def check_batch(self, size: int, key: str) -> None:
         """Refuses a batch that would leave a device without an example."""
@@ -113,3 +108,16 @@ class Parallel:
             raise UserError(
                 f"{key} is {size}, less than the {len(self.devices)} devices; use at least {len(self.devices)}"
             )
+
+
+def _pad(batch: Any, multiple: int) -> Any:
+    """Rows up to a multiple: the first row again, with mask 0, so that no loss sees an input that could not occur."""
+    padded = {}
+    for name, value in batch.items():
+        if isinstance(value, Mapping):
+            padded[name] = _pad(value, multiple)
+            continue
+        missing = -len(value) % multiple
+        filler = np.zeros_like(value[:1]) if name == "mask" else value[:1]
+        padded[name] = np.concatenate([value, np.repeat(filler, missing, axis=0)]) if missing else value
+    return padded

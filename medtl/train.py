@@ -26,6 +26,7 @@ from medtl.checkpoint import Store
 from medtl.models.model import Model
 from medtl.objective import Batch, Objective
 from medtl.progress import Progress
+from medtl.workdir import write_text
 
 DOMAINS = ("source", "target")
 
@@ -101,7 +102,8 @@ class Step:
           batch: domain -> `image` uint8[B, H, W, C] (or `features` f32[B, D]), `label`, `mask`, `weight`, `position`.
 
         Returns:
-          The new state, and f32[] metrics by name: the objective's parts, `lambda`, `learning_rate`, `gradient_norm`.
+          The new state, and f32[] metrics by name: the objective's parts, `lambda`, `learning_rate`, `gradient_norm`,
+          `update_norm`.
         """
         moving, resting = finetune.split(state.params, self.moving)
         counts = self._sum(self.objective.counts(batch))
@@ -142,6 +144,7 @@ class Step:
             **parts,
             "learning_rate": jnp.asarray(self.rate(state.step), jnp.float32),
             "gradient_norm": optax.tree.norm(gradients),
+            "update_norm": optax.tree.norm(updates),  # NaN in the new parameters shows here first
         }
         if len(batch) > 1:
             metrics["lambda"] = self.objective.lambda_at(state.step)
@@ -304,7 +307,7 @@ class _Log:
                     break
                 kept += line
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(kept)
+        write_text(path, kept)
         self._path = path
 
     def __enter__(self) -> _Log:

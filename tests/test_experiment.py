@@ -18,6 +18,7 @@ from medtl.augment import Augmentation
 from medtl.base import UserError
 from medtl.checkpoint import Store
 from medtl.config import dataset
+from medtl.data import loading
 
 ROOT = Path(__file__).parents[1]
 
@@ -202,16 +203,22 @@ def test_several_diagnoses_an_example_with_moving_average_and_accumulation(tmp_p
 
 
 def test_nan_stops_the_run_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
-    config = tiny(arms=("scratch",), evaluation__times=4, checkpoint__every_steps=1)
-    config.stages.target.update(
-        optimizer="sgd", learning_rate=1.0, schedule="piecewise_constant_schedule(boundaries_and_scales={2: 1e38})"
+    """A loss that is NaN for one example, which the third step is the first to see."""
+    config = tiny(arms=("scratch",), checkpoint__every_steps=1)
+    target = experiment.load_data(config)["target"]
+    batches = loading.train_batches(target, "train", 16, seed=3)  # seed 0, target stage, target domain
+    seen = [set(next(batches)["index"].tolist()) for _ in range(3)]
+    row = min(seen[2] - seen[1] - seen[0])
+    (tmp_path / "losses.py").write_text(
+        "import jax.numpy as jnp\nfrom medtl.losses import cross_entropy\n"
+        "def breaks(outputs, batch, *, row):\n"
+        "    return jnp.where(batch['index'] == row, jnp.nan, cross_entropy(outputs, batch))\n"
     )
-    with pytest.raises(
-        UserError, match=r"step \d+: .*main/target is (nan|inf).*Last good checkpoint: .*/checkpoints/\d+"
-    ):
+    config.objective.losses.main.loss = f"{tmp_path / 'losses.py'}:breaks(row={row})"
+    with pytest.raises(UserError, match=r"step 3: main/target is nan.*Last good checkpoint: .*/checkpoints/2"):
         experiment.train(config, tmp_path / "run")
     with Store(tmp_path / "run/seed_0/scratch/target") as store:
-        arrays = store.arrays(store.last_step)
+        arrays = store.arrays(2)
     assert all(np.isfinite(a).all() for n, a in arrays.items() if n.startswith("params/"))
 
 
@@ -229,6 +236,51 @@ def test_what_optax_or_a_loss_refuses_is_found_before_anything_is_read(tmp_path,
     with pytest.raises(UserError, match=message):
         experiment.train(tiny(**{field: value}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_schedule_that_makes_lambda_negative_is_refused(tmp_path):
+    config = tiny(objective__lambda_schedule="linear_schedule(1.0, -5.0, 3)")
+    with pytest.raises(UserError, match=r"λ = -1 at step 1; it must stay at least 0"):
+        experiment.train(config, tmp_path / "run")
+
+
+def test_a_parameter_that_becomes_nan_in_the_last_update_stops_the_run(tmp_path):
+    """Adam without epsilon divides 0 by 0 where a gradient is 0; the loss, taken before the update, is still finite."""
+    config = tiny(arms=("scratch",))
+    config.stages.target.update(optimizer="adam(eps=0.0)", epochs=1, batch_size=35)
+    config.model.hidden = (64,)
+    with pytest.raises(UserError, match="step 1: update_norm is nan"):
+        experiment.train(config, tmp_path / "run")
+
+
+def test_other_data_under_a_finished_run_is_refused(tmp_path):
+    """The same command, but train and test have changed places: the test rows were trained on."""
+    from PIL import Image
+
+    examples = experiment.load_data(tiny())["target"]
+    lines = []
+    for i in range(40):
+        Image.fromarray(examples.image[i][..., 0]).save(tmp_path / f"{i}.png")
+        lines.append((f"{i}.png", examples.classes[examples.label[i]]))
+
+    def write(splits):
+        rows = [f"{p},{d},{splits[i % 2]}" for i, (p, d) in enumerate(lines)]
+        (tmp_path / "m.csv").write_text("image_path,diagnosis,split\n" + "\n".join(rows) + "\n")
+
+    config = tiny(arms=("scratch",))
+    config.data.target = dataset("manifest", path=str(tmp_path / "m.csv"))
+    write(("train", "test"))
+    experiment.train(config, tmp_path / "run")
+    write(("test", "train"))
+    with pytest.raises(UserError, match="the split has changed since"):
+        experiment.train(config, tmp_path / "run")
+
+
+def test_a_target_without_val_and_test_is_refused(tmp_path):
+    config = tiny(arms=("scratch",))
+    config.data.target.split = (1.0, 0.0, 0.0)
+    with pytest.raises(UserError, match="neither a val nor a test split"):
+        experiment.train(config, tmp_path / "run")
 
 
 def test_a_batch_smaller_than_the_devices_is_refused_before_training(tmp_path):
@@ -282,7 +334,8 @@ def test_a_killed_run_ends_as_if_it_had_not_been_killed(tmp_path):
     killed = start(tmp_path / "killed")
     log = tmp_path / "killed/seed_0/transfer/target/log.jsonl"
     deadline = time.monotonic() + 300
-    while not (log.exists() and log.read_text().count("\n") >= 10):
+    # Past an evaluation, so that there is a best checkpoint to keep, and before the next.
+    while not (log.exists() and log.read_text().count('"val"') >= 2):
         assert killed.poll() is None, killed.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.005)

@@ -80,3 +80,22 @@ def test_options_reach_the_optimizer():
 def test_mistakes_are_named(fields, message):
     with pytest.raises(UserError, match=message):
         finetune.optimizer(stage(**fields), steps=3, key="config.stages.target")
+
+
+def test_norms_and_biases_do_not_shrink_whoever_gives_the_decay():
+    kernel, bias = run(stage(optimizer="adamw(weight_decay=0.5)", learning_rate=1.0), [0.0], 1)
+    assert kernel == pytest.approx(1.5)
+    assert bias == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"optimizer": "adamw(weight_decay=0.5)", "weight_decay": 0.5}, "given twice"),
+        ({"optimizer": "sgd(0.1)"}, "by name"),
+        ({"optimizer": "polyak_sgd"}, "does not make an Optax optimizer"),
+    ],
+)
+def test_what_would_do_something_else_than_it_says_is_refused(fields, message):
+    with pytest.raises(UserError, match=message):
+        finetune.optimizer(stage(**fields), steps=3, key="config.stages.target")

@@ -97,6 +97,12 @@ def complete(
     if table.split is None or (require_train and set(table.split) == {"train"}):
         check_fractions(fractions, key, require_train)
         drawn = assign(table.label, fractions, seed=seed, patient=table.patient)
+        for name, fraction in zip(NAMES, fractions, strict=True):
+            if fraction > 0 and not np.any(drawn == name):
+                raise base.UserError(
+                    f"{table.origin}: {len(table)} examples are too few to draw split {name} from, {fraction:g} of them with "
+                    f"patients kept together; change {key}.split"
+                )
         table = dataclasses.replace(table, split=drawn)
     assert table.split is not None
     _check_patients(table, table.split)
