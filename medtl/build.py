@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from flax import traverse_util
 from medtl import finetune, models, spec, weights
 from medtl.augment import Augmentation
 from medtl.base import NORMALIZATIONS, Examples, Normalization, UserError
-from medtl.models.model import Head, Model
+from medtl.models.model import Head, Model, Outputs
 from medtl.objective import Objective, Term
 from medtl.parallel import Parallel
 from medtl.train import Step
@@ -24,6 +25,22 @@ def check(config: Any) -> None:
     objective(config, {})
     for name, stage in config.stages.items():
         finetune.optimizer(stage, steps=1, key=f"config.stages.{name}")
+
+
+def check_losses(config: Any, examples: Examples) -> None:
+    """Traces the losses on arrays of the data's shapes, so that one that raises, or reduces, is found before training."""
+    n, k = 4, len(examples.classes)
+    c = config.model
+    width = models.features(c.name, c.stages, classifier=c.classifier)
+    number, whole = np.zeros(n, np.float32), np.zeros(n, np.int32)
+    label = np.zeros((n, k) if examples.multi_label else n, examples.label.dtype)
+    batch = {"label": label, "mask": number, "weight": number, "index": whole, "position": whole}
+    logits, features = np.zeros((n, k), np.float32), np.zeros((n, width), np.float32)
+    outputs = Outputs(logits=logits, features=features)  # type: ignore[arg-type]
+    made = objective(config, {"target": 1})
+    jax.eval_shape(
+        lambda o, b: made({"target": o}, {"target": b}, step=0, counts=made.counts({"target": b})), outputs, batch
+    )
 
 
 def model(
@@ -126,7 +143,7 @@ def objective(config: Any, sizes: Mapping[str, int]) -> Objective:
     terms = []
     for name, term in config.objective.losses.items():
         function, args, kwargs = spec.resolve(term.loss, "medtl.losses", key=f"config.objective.losses.{name}.loss")
-        loss = functools.partial(_call_loss, function, args, kwargs)
+        loss = functools.partial(_call_loss, name, term.loss, function, args, kwargs)
         terms.append(Term(name, loss, term.weight))
     lambda_: Any = config.objective.lambda_
     if config.objective.lambda_schedule:
@@ -134,8 +151,12 @@ def objective(config: Any, sizes: Mapping[str, int]) -> Objective:
     return Objective(tuple(terms), lambda_, config.objective.reduction, sizes)
 
 
-def _call_loss(function: Any, args: tuple, kwargs: dict, outputs: Any, batch: Mapping[str, Any]) -> Any:
-    return function(outputs, batch, *args, **kwargs)
+def _call_loss(
+    name: str, text: str, function: Any, args: tuple, kwargs: dict, outputs: Any, batch: Mapping[str, Any]
+) -> Any:
+    path = inspect.getsourcefile(inspect.unwrap(function)) or text
+    with spec.blame(path, key=f"config.objective.losses.{name}.loss {text!r}"):
+        return function(outputs, batch, *args, **kwargs)
 
 
 def step(

@@ -34,7 +34,7 @@ against training from scratch. Without a flag it runs the embedded experiment on
 with --mode=predict:
   --manifest=FILE        a CSV with a column image_path
   --checkpoint=FOLDER    a stage's checkpoint (default: the target stage of the run's first arm)
-  --output=FILE          where the scores go (default: <workdir>/scored.csv)
+  --output=FILE          where the scores go (default: scored.csv in --checkpoint, else in --workdir)
 
 examples:
   python launch.py --config=configs/covid_ct.py --config.arms=target_only --workdir=runs/linear
@@ -188,15 +188,16 @@ def _flag_error(message: str, config: ConfigDict) -> UserError:
 
 def _spell_out(argv: list[str], config: ConfigDict) -> list[str]:
     """Checks that each overridden field exists, and writes tuples as ml_collections reads them: "a,b" is a literal only of numbers."""
-    arguments = []
+    arguments: dict[str, str] = {}  # absl would add a tuple that is given twice up; as elsewhere the last counts
     for arg in argv:
         override = _OVERRIDE.fullmatch(arg)
         current = _field(config, override["path"]) if override else None
         if override and isinstance(current, tuple) and override["set"] and not _is_literal(override["value"]):
             items = [item.strip() for item in override["value"].split(",") if item.strip()]
             arg = f"--config.{override['path']}={tuple(items)!r}"
-        arguments.append(arg)
-    return arguments
+        repeated = override and isinstance(current, tuple)
+        arguments[f"config.{override['path']}" if override and repeated else f"{len(arguments)}"] = arg
+    return list(arguments.values())
 
 
 def _is_literal(text: str) -> bool:

@@ -7,6 +7,7 @@ stopped.
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import platform
 import time
@@ -57,6 +58,7 @@ def _run(config: Any, folder: Path, *, training: bool) -> dict[str, Any]:
     began = time.monotonic()
     check.check(config)
     workdir.check(folder, config)
+    _check_devices()
     build.check(config)
     examples = load_data(config)
     for domain in examples.values():
@@ -66,7 +68,12 @@ def _run(config: Any, folder: Path, *, training: bool) -> dict[str, Any]:
     if run.loaded is not None:
         print(run.loaded.report.summary())
     workdir.prepare(folder, config)
+    with workdir.locked(folder):
+        return _run_arms(run, began)
 
+
+def _run_arms(run: Run, began: float) -> dict[str, Any]:
+    config, folder, examples = run.config, run.folder, run.examples
     results: dict[int, dict[str, Any]] = {}
     rows = []
     for seed in config.seeds:
@@ -88,12 +95,16 @@ def _run(config: Any, folder: Path, *, training: bool) -> dict[str, Any]:
         **summarize(results),
         "config": config.to_dict(),
         "versions": versions(),
-        "seconds": round(time.monotonic() - began, 1),
+        "seconds": run.seconds(began),
     }
     predictions.write(folder / "predictions.csv", rows, examples["target"].classes)
     workdir.write_text(folder / "metrics.json", to_json(summary))
     sources = [arm for arm in config.arms if _uses_source(config, arm)]
     print(table.render(summary, metric=config.checkpoint.metric, uses_source=sources))
+    if config.checkpoint.select == "best" and _reported(examples["target"]) == ["val"]:
+        print(
+            "The checkpoints were chosen on val, which is also what is reported, so it flatters; a test split would not."
+        )
     print(f"{summary['seconds']} s; {folder / 'metrics.json'}, {folder / 'predictions.csv'}")
     return summary
 
@@ -131,6 +142,13 @@ def load_data(config: Any) -> dict[str, Examples]:
 _LABEL_KINDS = ("cross_entropy", "sigmoid_binary_cross_entropy")
 
 
+def _check_devices() -> None:
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        raise UserError(f"JAX finds no device: {' '.join(str(error).split())}") from None
+
+
 def _uses_source(config: Any, arm: str) -> bool:
     return config.arm[arm].source_stage or config.arm[arm].joint
 
@@ -151,6 +169,7 @@ class Run:
     normalization: Normalization
     loaded: weights.Pretrained | None
     training: bool
+    trained: bool = False
     _features: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     _steps: dict[Any, Any] = dataclasses.field(default_factory=dict)
     _functions: dict[Any, Any] = dataclasses.field(default_factory=dict)
@@ -189,8 +208,16 @@ class Run:
                         f"such as {left[0][0]}; set freeze='none' and batch_norm='batch', or load them"
                     )
         for domain in self.examples:
+            build.check_losses(self.config, self.examples[domain])
             if self.config.checkpoint.select == "best" and "val" not in self.examples[domain].splits:
                 print(f"{domain} has no val split: the last checkpoint is taken, not the best")
+
+    def seconds(self, began: float) -> float:
+        """How long the run took; of one that was done before, and only evaluated again, what it took then."""
+        metrics_file = self.folder / "metrics.json"
+        if not self.trained and metrics_file.exists():
+            return json.loads(metrics_file.read_text())["seconds"]
+        return round(time.monotonic() - began, 1)
 
     def _stages(self, arm: str) -> tuple[str, ...]:
         return STAGES if self.config.arm[arm].source_stage else STAGES[1:]
@@ -250,6 +277,7 @@ class Run:
                 _check_same(store.record(start), record, store.folder)
                 state = store.restore(start, state)
             if start != steps:
+                self.trained = True
                 fit(
                     self.parallel.replicate(state),
                     compiled,
@@ -401,7 +429,7 @@ def _check_same(there: Mapping[str, Any], here: Mapping[str, Any], folder: Path)
         "weights": "the weights have",
     }
     for name, words in what.items():
-        old, new = there[name], here[name]
+        old, new = there.get(name), here[name]
         if name == "weights":
             old, new = (w and w["sha256"] for w in (old, new))
         elif isinstance(old, Mapping):

@@ -31,11 +31,15 @@ def predict(
       folder: the work folder of the run.
       manifest: CSV with `image_path`.
       checkpoint: the stage's folder; None: the target stage of the first arm and seed.
-      output: CSV to write, with the columns of `predictions.csv`; None: `FOLDER/scored.csv`.
+      output: CSV to write, with the columns of `predictions.csv`; None: `scored.csv` in the
+        checkpoint's folder if one is given, else in the work folder.
 
     Returns:
       The path of what was written.
     """
+    path = Path(output) if output else Path(checkpoint or folder) / "scored.csv"
+    if not path.parent.is_dir():
+        raise UserError(f"--output={path}: there is no folder {path.parent}")
     stored = load_checkpoint(folder, checkpoint)
     c = stored.config
     spec = dataset("manifest", path=str(manifest), label=c.data.target.label)
@@ -58,7 +62,6 @@ def predict(
     probability = predictions.probabilities(logits, multi_label=stored.record["multi_label"][domain])
     classes = tuple(stored.record["classes"][domain])
     unknown = np.full(len(examples), -1)
-    path = Path(output) if output else Path(folder) / "scored.csv"
     rows = predictions.Predictions(
         stored.record["arm"], "predict", examples.id, unknown, probability, stored.record["seed"]
     )

@@ -104,6 +104,8 @@ class Objective:
             total = jnp.zeros((), jnp.float32)
             for term in self.terms:
                 values = term.loss(outputs[domain], batch[domain])
+                if not (isinstance(values, jax.Array) and jnp.issubdtype(values.dtype, jnp.floating)):
+                    raise UserError(f"loss {term.name!r} gives {values!r}; it must give f32{list(mask.shape)}")
                 if values.shape != mask.shape:
                     raise UserError(
                         f"loss {term.name!r} gives shape {values.shape}; it must give one value per example, {mask.shape}"

@@ -29,17 +29,19 @@ class Progress:
         self._shown = time.monotonic()
         self._images = 0
         self._width = 0
+        if steps > start:
+            self._write(f"{self._head(start)}  compiling", keep=not self._live)
 
-    def count(self, images: int) -> None:
-        """Images of one step; the first step, which compiles, is left out of the rate."""
-        if self._began is not None:
+    def count(self, step: int, images: int) -> None:
+        """Images of one step; the first, which compiles, is left out of the rate."""
+        if self._began is None:
+            self._began, self._start = time.monotonic(), step
+        else:
             self._images += images
 
     def show(self, step: int, values: Mapping[str, float]) -> None:
         """The state of training, if it is time to show it."""
         now = time.monotonic()
-        if self._began is None:
-            self._began, self._start = now, step
         if now - self._shown >= self._every:
             self._shown = now
             self._write(f"{self._head(step)}{self._speed(step, now)}  {self._losses(values)}", keep=not self._live)

@@ -260,11 +260,12 @@ def fit(
             pending.append((at, metrics))
             evaluating = at == steps or at % every == 0
             saving = evaluating or (save_every > 0 and at % save_every == 0)
-            progress.count(examples)
+            progress.count(at, examples)
             if saving or time.monotonic() - flushed > 0.5:
                 values = _flush(pending, log, store)
                 flushed = time.monotonic()
-                progress.show(at, values)
+                if not evaluating:
+                    progress.show(at, values)
             if saving:
                 found, score = evaluate(state) if evaluating else ({}, None)
                 if found:

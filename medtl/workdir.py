@@ -6,14 +6,21 @@ checkpoints and no figures of two experiments lie side by side.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from medtl.base import UserError, nearest
+
+try:
+    import fcntl
+except ImportError:  # Windows has none; there nothing is locked
+    fcntl = None  # type: ignore[assignment]
 
 CONFIG = "config.json"
 _ABSENT = object()
@@ -40,10 +47,15 @@ def check(workdir: str | os.PathLike, config: ConfigDict) -> None:
       UserError: the folder holds a run of another config (names the first three fields that differ), or something else.
     """
     workdir = Path(workdir)
-    if not workdir.exists():
+    place = workdir
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        raise UserError(f"--workdir={workdir}: {place} is a file; give a folder")
+    if not os.access(place, os.W_OK):
+        raise UserError(f"--workdir={workdir}: {place} cannot be written to; give another folder")
+    if place != workdir:
         return
-    if not workdir.is_dir():
-        raise UserError(f"--workdir={workdir} is a file; give a folder")
     if not (workdir / CONFIG).exists():
         # A killed run may leave a temporary file, and desktops leave theirs; both are hidden.
         if any(not child.name.startswith(".") for child in workdir.iterdir()):
@@ -72,6 +84,24 @@ def prepare(workdir: str | os.PathLike, config: ConfigDict) -> None:
         write_text(workdir / CONFIG, json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def locked(workdir: str | os.PathLike) -> Iterator[None]:
+    """Holds the folder for this process; the system lets go of it when the process ends, however it ends.
+
+    Raises:
+      UserError: another process holds it.
+    """
+    with open(Path(workdir) / ".lock", "w") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(
+                    f"--workdir={workdir} is in use by another run; wait for it, or give another folder"
+                ) from None
+        yield
 
 
 def load_config(workdir: str | os.PathLike) -> ConfigDict:

@@ -77,7 +77,7 @@ def test_without_a_flag_the_embedded_experiment_is_trained(calls):
         (["--config.seeds=0,1,2"], "seeds", (0, 1, 2)),
         (["--config.seeds=(0, 1)"], "seeds", (0, 1)),
         (["--config.arms=target_only"], "arms", ("target_only",)),
-        (["--config.arms=target_only", "--config.arms=scratch"], "arms", ("target_only", "scratch")),
+        (["--config.arms=target_only", "--config.arms=scratch"], "arms", ("scratch",)),
         (["--config.arms=target_only,scratch"], "arms", ("target_only", "scratch")),
         (["--config.arms=('target_only', 'scratch')"], "arms", ("target_only", "scratch")),
         (["--config.weights.allow=fc.*,layer4.*"], "weights.allow", ("fc.*", "layer4.*")),

@@ -238,6 +238,25 @@ def test_what_optax_or_a_loss_refuses_is_found_before_anything_is_read(tmp_path,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return outputs.nothing", r"losses\.main\.loss .*line 3: AttributeError"),
+        ("return None", "gives None; it must give f32"),
+        ("return cross_entropy(outputs, batch).mean()", r"gives shape \(\)"),
+        ("return outputs.logits.argmax(-1)", "it must give f32"),
+    ],
+)
+def test_a_mistake_in_a_loss_of_ones_own_is_found_before_training(tmp_path, body, message):
+    (tmp_path / "mine.py").write_text(
+        f"from medtl.losses import cross_entropy\ndef loss(outputs, batch):\n    {body}\n"
+    )
+    config = tiny(arms=("scratch",), objective__losses__main__loss=f"{tmp_path / 'mine.py'}:loss")
+    with pytest.raises(UserError, match=message):
+        experiment.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_schedule_that_makes_lambda_negative_is_refused(tmp_path):
     config = tiny(objective__lambda_schedule="linear_schedule(1.0, -5.0, 3)")
     with pytest.raises(UserError, match=r"λ = -1 at step 1; it must stay at least 0"):

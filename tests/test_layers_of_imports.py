@@ -20,6 +20,7 @@ LAYERS = [
     {"train", "evaluation", "build"},
     {"experiment", "inference"},
     {"cli"},
+    {"__main__"},
 ]
 # Answered before JAX is imported: flags, configs, manifests, figures.
 WITHOUT_JAX = (

@@ -18,13 +18,14 @@ def test_a_pipe_gets_plain_lines_and_a_terminal_one_that_renews_itself(monkeypat
     for stream in (io.StringIO(), Terminal()):
         progress = Progress("seed 0", 100, stream=stream, every=0)
         for step in (1, 2, 3):
-            progress.count(32)
+            progress.count(step, 32)
             progress.show(step, {"loss": 0.5, "main/target": 0.25, "lambda": 2.0, "gradient_norm": 1.0})
         progress.line(3, {"loss": 0.5, "auroc": 0.75, "n": 10})
         written.append(stream.getvalue())
     plain, live = written
     assert "\r" not in plain
-    assert plain.count("\n") == 4
+    assert plain.count("\n") == 5
+    assert plain.startswith("seed 0  step 0/100  compiling\n")
     assert "step 2/100" in plain
     assert "loss 0.5  lambda 2  main/target 0.25" in plain
     assert "auroc 0.7500" in plain
@@ -33,11 +34,11 @@ def test_a_pipe_gets_plain_lines_and_a_terminal_one_that_renews_itself(monkeypat
 
 
 def test_the_first_step_which_compiles_is_left_out_of_the_rate(monkeypatch):
-    times = iter([0.0, 100.0, 101.0])
+    times = iter([0.0, 100.0, 100.0, 101.0])
     monkeypatch.setattr("medtl.progress.time.monotonic", lambda: next(times))
     stream = io.StringIO()
     progress = Progress("s", 11, stream=stream, every=0)
     for step in (1, 2):
-        progress.count(32)
+        progress.count(step, 32)
         progress.show(step, {"loss": 1.0})
     assert "32 images/s  9s left" in stream.getvalue()

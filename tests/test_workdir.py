@@ -1,6 +1,8 @@
 import json
 import os
 import stat
+import subprocess
+import sys
 
 import pytest
 
@@ -93,7 +95,7 @@ def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "run").touch()
     with pytest.raises(UserError, match="is a file; give a folder"):
         workdir.prepare(tmp_path / "run", configs.default())
-    with pytest.raises(UserError, match="cannot be written: Not a directory"):
+    with pytest.raises(UserError, match="is a file; give a folder"):
         workdir.prepare(tmp_path / "run" / "inner", configs.default())
 
 
@@ -126,3 +128,13 @@ def test_a_written_file_has_the_modes_of_any_new_file(tmp_path):
     (tmp_path / "plain").touch()
     workdir.write_text(tmp_path / "written", "")
     assert stat.S_IMODE((tmp_path / "written").stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    """A second process, because a lock is a process's."""
+    pytest.importorskip("fcntl")
+    code = f"from medtl import workdir\nwith workdir.locked({str(tmp_path)!r}): pass"
+    with workdir.locked(tmp_path):
+        second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "is in use by another run" in second.stderr
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
