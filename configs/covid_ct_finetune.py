@@ -13,7 +13,6 @@ training), Python 3.13, JAX 0.12.0 (benchmarks/results/covid_ct_finetune.json):
 ImageNet weights help; São Paulo does not: transfer lies 0.036 below target_only, which one seed cannot tell from chance. The last checkpoint is
 taken, as nothing may be chosen on the split that is reported; with so few epochs and frozen statistics fine-tuning stays below the linear head of
 covid_ct.py (0.822).
-@FT224@
 """
 
 import importlib.util

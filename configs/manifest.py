@@ -1,0 +1,25 @@
+"""Your own two hospitals: a start to copy. ImageNet ResNet-50 weights -> source manifest -> target manifest.
+
+    python launch.py --config=configs/manifest.py --config.weights.path=resnet50.safetensors \
+        --config.data.source.path=elsewhere/manifest.csv --config.data.target.path=here/manifest.csv
+
+Nothing was measured with it: the numbers are yours. Without a `split` column the data is split 70 : 15 : 15, grouped by patient.
+"""
+
+from medtl.config import dataset, default, stage
+
+
+def get_config():
+    c = default()
+    c.name = "manifest"
+    c.arms = ("transfer", "target_only", "scratch")
+
+    c.data.image_size = 224
+    c.data.channels = 3
+    c.data.source = dataset("manifest")
+    c.data.target = dataset("manifest")
+
+    c.model.name = "resnet50"
+    c.stages.source = stage(epochs=5)  # Adam, 1e-4, batch 32
+    c.stages.target = stage(epochs=10)
+    return c
