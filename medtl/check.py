@@ -129,7 +129,7 @@ def _check_arms(config: ConfigDict) -> None:
 
 def _check_model(config: ConfigDict) -> None:
     model = config.model
-    names.check(model.name, model.stages, model.stride_in)
+    names.check(model.name, model.stages, model.stride_in, classifier=model.classifier)
     _choose(model.dtype, ("float32", "bfloat16"), "config.model.dtype")
     _require(config, "model.hidden", lambda v: all(type(w) is int and w >= 1 for w in v), "widths of at least 1")
     _require(config, "model.dropout", lambda v: 0 <= v < 1, "at least 0 and below 1")

@@ -94,22 +94,23 @@ def complete(
     _check_ids(table)
     if not require_label:
         return table.unlabelled()
+    drawn: Sequence[float] = ()
     if table.split is None or (require_train and set(table.split) == {"train"}):
         check_fractions(fractions, key, require_train)
-        drawn = assign(table.label, fractions, seed=seed, patient=table.patient)
-        for name, fraction in zip(NAMES, fractions, strict=True):
-            if fraction > 0 and not np.any(drawn == name):
-                raise base.UserError(
-                    f"{table.origin}: {len(table)} examples are too few to draw split {name} from, {fraction:g} of them with "
-                    f"patients kept together; change {key}.split"
-                )
-        table = dataclasses.replace(table, split=drawn)
+        drawn = tuple(fractions)
+        table = dataclasses.replace(table, split=assign(table.label, fractions, seed=seed, patient=table.patient))
     assert table.split is not None
     _check_patients(table, table.split)
     if train_size:
         table = _first_of_train(table, table.split, train_size, seed, key)
     assert table.split is not None
     _check_classes(table, table.split, key, require_train)
+    for name, fraction in zip(NAMES, drawn, strict=False):
+        if fraction > 0 and not np.any(table.split == name):
+            raise base.UserError(
+                f"{table.origin}: {len(table)} examples are too few to draw split {name} from, {fraction:g} of them with "
+                f"patients kept together; change {key}.split"
+            )
     return table
 
 

@@ -49,7 +49,8 @@ def test_byte_order_mark_crlf_spaces_quotes_and_absolute_paths(write, folder):
 
 
 def test_classes_that_are_numbers_are_in_the_order_of_numbers(write):
-    rows = "".join(f"{i:02d}.png,{label},train\n" for i, label in enumerate(["10", "9", "2"]))
+    labels = ["10", "9", "2", "9", "2"]
+    rows = "".join(f"{i:02d}.png,{label},{'train' if i < 3 else 'val'}\n" for i, label in enumerate(labels))
     assert load(write("image_path,diagnosis,split\n" + rows)).classes == ("2", "9", "10")
 
 

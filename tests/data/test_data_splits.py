@@ -76,3 +76,16 @@ def test_train_size_takes_from_train_only_and_nests():
 def test_refuses_fractions_that_are_none(fractions):
     with pytest.raises(UserError, match=r"phantom\.split is"):
         phantom.examples(60, scanner="a", seed=0, image_size=4, split=fractions)
+
+
+def test_a_split_that_would_be_empty_is_refused(tmp_path):
+    """Two patients cannot be three splits."""
+    from medtl import data
+    from medtl.config import dataset
+
+    rows = "".join(f"{i}.png,{'ab'[i % 2]},p{i // 4}\n" for i in range(8))
+    (tmp_path / "m.csv").write_text("image_path,diagnosis,patient_id\n" + rows)
+    for i in range(8):
+        (tmp_path / f"{i}.png").write_bytes(b"not read")
+    with pytest.raises(UserError, match=r"8 examples are too few to draw split \w+ from, .*change k\.split"):
+        data.check(dataset(path=str(tmp_path / "m.csv")), key="k")
