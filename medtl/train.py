@@ -29,6 +29,7 @@ from medtl.progress import Progress
 from medtl.workdir import write_text
 
 DOMAINS = ("source", "target")
+AHEAD = 2  # steps the host may be ahead of the device
 
 
 @flax.struct.dataclass
@@ -258,6 +259,9 @@ def fit(
             state, metrics = step(state, batch)
             at += 1
             pending.append((at, metrics))
+            if len(pending) > AHEAD:
+                # Dispatch returns at once: without this the host would queue hundreds of batches on the device.
+                jax.block_until_ready(pending[-1 - AHEAD][1])
             evaluating = at == steps or at % every == 0
             saving = evaluating or (save_every > 0 and at % save_every == 0)
             progress.count(at, examples)
