@@ -132,10 +132,13 @@ def variables(base: Model, config: Any, seed: int, loaded: weights.Pretrained | 
     if loaded is None:
         return made
     for collection in ("params", "batch_stats"):
-        random = traverse_util.flatten_dict(made[collection]["backbone"])
-        known = traverse_util.flatten_dict(loaded.variables[collection])
-        made[collection]["backbone"] = traverse_util.unflatten_dict({**random, **known})
+        made[collection]["backbone"] = overlaid(made[collection]["backbone"], loaded.variables[collection])
     return made
+
+
+def overlaid(tree: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dicts: `tree` with the leaves of `other` in their places."""
+    return traverse_util.unflatten_dict({**traverse_util.flatten_dict(tree), **traverse_util.flatten_dict(other)})
 
 
 def objective(config: Any, sizes: Mapping[str, int]) -> Objective:
@@ -143,7 +146,9 @@ def objective(config: Any, sizes: Mapping[str, int]) -> Objective:
     terms = []
     for name, term in config.objective.losses.items():
         function, args, kwargs = spec.resolve(term.loss, "medtl.losses", key=f"config.objective.losses.{name}.loss")
-        loss = functools.partial(_call_loss, name, term.loss, function, args, kwargs)
+        loss = functools.partial(
+            _call_loss, f"config.objective.losses.{name}.loss {term.loss!r}", function, args, kwargs
+        )
         terms.append(Term(name, loss, term.weight))
     lambda_: Any = config.objective.lambda_
     if config.objective.lambda_schedule:
@@ -151,11 +156,8 @@ def objective(config: Any, sizes: Mapping[str, int]) -> Objective:
     return Objective(tuple(terms), lambda_, config.objective.reduction, sizes)
 
 
-def _call_loss(
-    name: str, text: str, function: Any, args: tuple, kwargs: dict, outputs: Any, batch: Mapping[str, Any]
-) -> Any:
-    path = inspect.getsourcefile(inspect.unwrap(function)) or text
-    with spec.blame(path, key=f"config.objective.losses.{name}.loss {text!r}"):
+def _call_loss(key: str, function: Any, args: tuple, kwargs: dict, outputs: Any, batch: Mapping[str, Any]) -> Any:
+    with spec.blame(inspect.getsourcefile(inspect.unwrap(function)) or "", key=key):
         return function(outputs, batch, *args, **kwargs)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax import traverse_util
 from orbax.checkpoint import checkpoint_managers as policies
 
 from medtl.base import UserError
@@ -152,15 +153,8 @@ class Store:
 
 def nested(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, Any]:
     """The arrays under `prefix/` as nested dicts."""
-    tree: dict[str, Any] = {}
-    for name, array in arrays.items():
-        first, *rest = name.split("/")
-        if first == prefix:
-            node = tree
-            for part in rest[:-1]:
-                node = node.setdefault(part, {})
-            node[rest[-1]] = array
-    return tree
+    found = {name.removeprefix(f"{prefix}/"): a for name, a in arrays.items() if name.startswith(f"{prefix}/")}
+    return traverse_util.unflatten_dict(found, sep="/")
 
 
 def _named(tree: State) -> dict[str, Any]:

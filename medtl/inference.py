@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flax import traverse_util
 from ml_collections import ConfigDict
 
 from medtl import build, data, weights, workdir
@@ -123,14 +121,8 @@ def load_checkpoint(folder: str | Path, checkpoint: str | Path | None = None) ->
         record, arrays = store.record(step), store.arrays(step)
     config = ConfigDict(record["config"])
     model = build.model(config, {d: tuple(names) for d, names in record["classes"].items()}, epsilon=record["epsilon"])
-    params = nested(arrays, "params")
-    params = _updated(params, nested(arrays, "ema"))
+    params = build.overlaid(nested(arrays, "params"), nested(arrays, "ema"))
     variables = {"params": params, "batch_stats": {"backbone": {}, **nested(arrays, "batch_stats")}}
     n = record["normalization"]
     norm = Normalization(n["name"], tuple(n["mean"]), tuple(n["std"]))
     return Stored(f"{place}/checkpoints/{step}", record, config, model, variables, norm)
-
-
-def _updated(tree: dict[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """`tree` with the leaves of `other` in their places."""
-    return traverse_util.unflatten_dict({**traverse_util.flatten_dict(tree), **traverse_util.flatten_dict(other)})

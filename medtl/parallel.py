@@ -46,8 +46,10 @@ class Parallel:
         return "batch" if self.mode == "pmap" else None
 
     @property
-    def _mesh(self) -> jax.sharding.Mesh:
-        return jax.make_mesh((len(self.devices),), ("batch",), axis_types=(AxisType.Auto,), devices=self.devices)
+    def _shardings(self) -> tuple[NamedSharding, NamedSharding]:
+        """Of what is whole on every device, and of what is cut along its first axis."""
+        mesh = jax.make_mesh((len(self.devices),), ("batch",), axis_types=(AxisType.Auto,), devices=self.devices)
+        return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("batch"))
 
     def train(self, step: Callable) -> Callable:
         """`(state, batch) -> (state, metrics)`, compiled, the state donated."""
@@ -62,7 +64,7 @@ class Parallel:
             )
         if self.mode == "none":
             return jax.jit(step, donate_argnums=(0,))
-        whole, sharded = NamedSharding(self._mesh, PartitionSpec()), NamedSharding(self._mesh, PartitionSpec("batch"))
+        whole, sharded = self._shardings
         return jax.jit(step, in_shardings=(whole, sharded), out_shardings=(whole, whole), donate_argnums=(0,))
 
     def evaluate(self, step: Callable) -> Callable[[Any, Any], np.ndarray]:
@@ -72,10 +74,7 @@ class Parallel:
         elif self.mode == "none":
             compiled = jax.jit(step)
         else:
-            whole, sharded = (
-                NamedSharding(self._mesh, PartitionSpec()),
-                NamedSharding(self._mesh, PartitionSpec("batch")),
-            )
+            whole, sharded = self._shardings
             compiled = jax.jit(step, in_shardings=(whole, sharded), out_shardings=sharded)
 
         def run(variables, batch):
@@ -87,11 +86,7 @@ class Parallel:
 
     def replicate(self, tree: Any) -> Any:
         """A tree of arrays on every device, in buffers of its own, so that donating it leaves the argument alive."""
-        sharding = (
-            jax.sharding.SingleDeviceSharding(self.devices[0])
-            if self.mode == "none"
-            else NamedSharding(self._mesh, PartitionSpec())
-        )
+        sharding = jax.sharding.SingleDeviceSharding(self.devices[0]) if self.mode == "none" else self._shardings[0]
         return jax.device_put(jax.tree.map(lambda x: np.array(x, copy=True), tree), sharding)
 
     def shard(self, batch: Any, *, multiple: int = 1) -> Any:
