@@ -34,7 +34,8 @@ def get_config():
     c.name = "covid_ct"
     c.seeds = (0, 1, 2, 3, 4)
     c.arm.pooled = arm("weights", source_stage=False, joint=True)
-    c.arms = ("transfer", "pooled", "target_only")
+    c.arm.sequential = arm("weights", source_stage=True, joint=False)
+    c.arms = ("transfer", "pooled", "sequential", "target_only")
 
     c.data.image_size = 224
     c.data.channels = 3
@@ -52,4 +53,5 @@ def get_config():
     c.stages.source = stage(**frozen, epochs=10)
     c.stages.target = stage(**frozen, epochs=150)
     c.checkpoint.select = "last"
+    c.evaluation.positive = "covid"
     return c

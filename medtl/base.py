@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -25,6 +25,11 @@ def nearest(name: str, names: Iterable[str]) -> str:
     if close:
         return f"; did you mean {close[0]!r}?"
     return f"; it can be {', '.join(choices)}" if choices else ""
+
+
+def is_group(column: str) -> bool:
+    """Whether a column of this name holds groups to report by: "site", "subgroup" or "subgroup_<name>"."""
+    return column in ("site", "subgroup") or (column.startswith("subgroup_") and column != "subgroup_")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +91,8 @@ class Examples:
       fingerprint: sha256 over ids, labels, splits and image content.
       split_hash: sha256 over (id, split) pairs.
       synthetic: True where the images were drawn by a program.
+      groups: "site", "subgroup" or "subgroup_<name>" -> str[N], "" where unknown: what results are broken down by. No input
+        of a model, and not part of the fingerprint.
     """
 
     name: str
@@ -99,6 +106,7 @@ class Examples:
     fingerprint: str
     split_hash: str
     synthetic: bool = False
+    groups: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.id)

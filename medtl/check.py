@@ -193,6 +193,51 @@ def _check_run(config: ConfigDict) -> None:
     _at_least(config, "checkpoint.every_steps", 0)
     _at_least(config, "evaluation.batch_size", 1)
     _at_least(config, "evaluation.times", 1)
+    check_evaluation(config, arms=config.arms)
+
+
+def check_evaluation(config: ConfigDict, *, arms: Collection[str] | None = None) -> None:
+    """Accepts a section `evaluation` that can be used; raises as `check`. Of other tools' predictions `arms` are not known."""
+    c = config.evaluation
+    _require(config, "evaluation.folds", lambda v: v == 0 or v >= 2, "0 (the data's own split) or at least 2")
+    _at_least(config, "evaluation.repeats", 1)
+    _at_least(config, "evaluation.resamples", 100)
+    if c.repeats > 1 and not c.folds:
+        raise UserError(f"config.evaluation.repeats is {c.repeats}, but folds is 0; repeats are of a cross-validation")
+    for field in ("sensitivity", "specificity", "coverage"):
+        _require(config, f"evaluation.{field}", lambda v: 0 < v < 1, "above 0 and below 1")
+    _require(config, "evaluation.prevalence", lambda v: 0 <= v < 1, "at least 0 and below 1")
+    if c.reference and arms is not None:
+        _choose(c.reference, arms, "config.evaluation.reference")
+    if not _THRESHOLD.fullmatch(c.threshold):
+        raise UserError(
+            f"config.evaluation.threshold is {c.threshold!r}; it must be 'youden', 'sensitivity=0.95', 'specificity=0.9' or a "
+            "number from 0 to 1"
+        )
+    for name in c.tune:
+        _require(
+            config,
+            f"evaluation.tune.{name}",
+            lambda v: all(type(x) in (int, float) and math.isfinite(x) and x >= 0 for x in v) and _unique(v),
+            "different numbers of at least 0",
+        )
+    if c.tune.lambda_ and config.objective.lambda_schedule:
+        raise UserError(
+            "config.evaluation.tune.lambda_ tunes what config.objective.lambda_schedule sets; give one of them"
+        )
+    if c.folds and not config.data.target.split[1] and any(c.tune[name] for name in c.tune):
+        raise UserError(
+            "config.evaluation.tune chooses on val, but the second fraction of config.data.target.split is 0; give val some"
+        )
+    _require(
+        config,
+        "evaluation.target_sizes",
+        lambda v: all(size == "all" or (str(size).isdecimal() and int(size) >= 1) for size in v) and _unique(v),
+        "different numbers of labels of at least 1, or 'all'",
+    )
+
+
+_THRESHOLD = re.compile(r"youden|(?:(?:sensitivity|specificity)=)?(?:0|1|0?\.\d+|1\.0+)")
 
 
 def _check_augment(config: ConfigDict) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from medtl import __version__, check, data, spec, workdir
+from medtl import __version__, check, data, results, spec, workdir
 from medtl import config as configs
 from medtl.base import UserError, nearest
 
@@ -28,8 +29,12 @@ against training from scratch. Without a flag it runs the embedded experiment on
   --config.FIELD=VALUE   override one field, e.g. --config.stages.target.epochs=2; all of them: medtl/config.py
   --workdir=FOLDER       where the run is kept (default: runs/<config.name>); the same command resumes it
   --mode=MODE            train (default): train every arm and evaluate; evaluate: only evaluate the checkpoints;
-                         predict: score the images of a manifest
+                         report: build the report again; predict: score the images of a manifest
   --help, --version
+
+with --mode=report, which takes --config.evaluation.FIELD=VALUE:
+  --predictions=FILE     a CSV with the columns arm, id, label, prob_CLASS..., by whichever tool; the report goes to
+                         --workdir (default: that of the run in --workdir)
 
 with --mode=predict:
   --manifest=FILE        a CSV with a column image_path
@@ -38,11 +43,13 @@ with --mode=predict:
 
 examples:
   python launch.py --config=configs/covid_ct.py --config.arms=target_only --workdir=runs/linear
+  python launch.py --workdir=runs/five_fold --config.evaluation.folds=5 --config.evaluation.repeats=3
+  python launch.py --mode=report --predictions=mine.csv --workdir=runs/mine --config.evaluation.positive=covid
   python launch.py --mode=predict --workdir=runs/linear --manifest=new_patients.csv
 """
 
-MODES = ("train", "evaluate", "predict")
-_PREDICT_ONLY = ("manifest", "checkpoint", "output")
+MODES = ("train", "evaluate", "report", "predict")
+_ONLY = {"manifest": "predict", "checkpoint": "predict", "output": "predict", "predictions": "report"}
 _ILLEGAL = re.compile(r"flag --config\.(?P<path>[^=]+)=")
 _OVERRIDE = re.compile(r"--?(?P<no>no)?config\.(?P<path>[^=]*)(?P<set>=(?P<value>.*))?", re.DOTALL)
 
@@ -80,6 +87,9 @@ def _run(argv: list[str]) -> None:
     values = _parse(rest, load_config_file(path) if path else configs.default())
     _check_mode(values)
     folder = Path(values.workdir or Path("runs") / values.config.name)
+    if values.mode == "report":
+        _report(values, folder, rest, given=bool(path))
+        return
     if values.mode == "train":
         check.check(values.config)
         workdir.check(folder, values.config)
@@ -91,27 +101,45 @@ def _run(argv: list[str]) -> None:
             check.check(config)
     if values.mode == "predict":
         data.check(configs.dataset(path=values.manifest), key="--manifest", require_label=False, require_train=False)
-    _start(values, folder)
+    _start(values, folder, shlex.join(["python", "launch.py", *argv]))
 
 
-def _start(values: flags.FlagValues, folder: Path) -> None:
+def _start(values: flags.FlagValues, folder: Path, command: str) -> None:
     from medtl import experiment, inference  # JAX comes with them, so only once nothing is wrong
 
     if values.mode == "train":
-        experiment.train(values.config, folder)
+        experiment.train(values.config, folder, command=command)
     elif values.mode == "evaluate":
-        experiment.evaluate(workdir.load_config(folder), folder)
+        experiment.evaluate(workdir.load_config(folder), folder, command=command)
     else:
         inference.predict(folder, manifest=values.manifest, checkpoint=values.checkpoint, output=values.output)
+
+
+def _report(values: flags.FlagValues, folder: Path, rest: list[str], *, given: bool) -> None:
+    """Of a run's predictions with the run's own config, of others with the one given; the command line may change config.evaluation."""
+    if values.predictions and not values.workdir:
+        raise UserError("--predictions needs --workdir=FOLDER, where the report goes")
+    config = values.config
+    if (folder / workdir.CONFIG).exists():
+        if given:
+            raise UserError(f"--workdir={folder} holds a run, whose config the report takes; leave --config out")
+        for arg in rest:
+            override = _OVERRIDE.fullmatch(arg)
+            if override and not override["path"].startswith("evaluation."):
+                raise UserError(f"--config.{override['path']}: a run's report can change config.evaluation alone")
+        stored = workdir.load_config(folder).copy_and_resolve_references()
+        config = _parse(rest, stored.unlock() or stored).config
+    check.check_evaluation(config)
+    results.rebuild(folder, config, file=Path(values.predictions) if values.predictions else None)
 
 
 def _check_mode(values: flags.FlagValues) -> None:
     if values.mode not in MODES:
         raise UserError(f"--mode={values.mode}: there is no such mode{nearest(values.mode, MODES)}")
+    for name, mode in _ONLY.items():
+        if values.mode != mode and values[name].present:
+            raise UserError(f"--{name} is for --mode={mode}; the mode is {values.mode}")
     if values.mode != "predict":
-        for name in _PREDICT_ONLY:
-            if values[name].present:
-                raise UserError(f"--{name} is for --mode=predict; the mode is {values.mode}")
         return
     if not values.manifest:
         raise UserError("--mode=predict needs --manifest=FILE, a CSV with a column image_path")
@@ -155,7 +183,7 @@ def _parse(argv: list[str], config: ConfigDict) -> flags.FlagValues:
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", "", "", flag_values=values)
     flags.DEFINE_string("mode", "train", "", flag_values=values)
-    for name in _PREDICT_ONLY:
+    for name in _ONLY:
         flags.DEFINE_string(name, "", "", flag_values=values)
     names = [f"--{name}" for name in (*values, "config", "help", "version")]
     arguments = ["medtl", *_spell_out(argv, config)]
@@ -192,20 +220,24 @@ def _spell_out(argv: list[str], config: ConfigDict) -> list[str]:
     for arg in argv:
         override = _OVERRIDE.fullmatch(arg)
         current = _field(config, override["path"]) if override else None
-        if override and isinstance(current, tuple) and override["set"] and not _is_literal(override["value"]):
-            items = [item.strip() for item in override["value"].split(",") if item.strip()]
-            arg = f"--config.{override['path']}={tuple(items)!r}"
+        if override and isinstance(current, tuple) and override["set"]:
+            arg = f"--config.{override['path']}={_as_tuple(override['value'])}"
         repeated = override and isinstance(current, tuple)
         arguments[f"config.{override['path']}" if override and repeated else f"{len(arguments)}"] = arg
     return list(arguments.values())
 
 
-def _is_literal(text: str) -> bool:
+def _as_tuple(text: str) -> str:
+    """A list in words, such as a,b or [25,all], as the literal of a tuple; what is none is left as it is."""
+    inner = text[1:-1] if text[:1] + text[-1:] in ("()", "[]") else text
     try:
-        ast.literal_eval(text)
+        value = ast.literal_eval(text)
+        return repr(tuple(value)) if isinstance(value, list | tuple) else text
     except (ValueError, SyntaxError):
-        return text.startswith(("(", "["))
-    return True
+        if inner.startswith(("(", "[")):
+            return text
+    items = [item.strip() for item in inner.split(",") if item.strip()]
+    return repr(tuple(int(item) if item.isdecimal() else item for item in items))
 
 
 def _field(config: ConfigDict, path: str) -> Any:

@@ -17,7 +17,8 @@ def dataset(kind: str = "manifest", **fields) -> ConfigDict:
     name: tfds: the data set's name, e.g. "breast_mnist:1.0.0".
     label: the column (manifest) or feature (tfds) that holds the diagnosis.
     multi_label: several diagnoses an example; in a manifest they are joined by "|".
-    split: the fractions (train, val, test) where the data has no split; stratified, grouped by patient.
+    split: the fractions (train, val, test) where the data has no split; stratified, grouped by patient. In cross-validation val
+      is cut from what is not tested on, in the proportion that it has to train here.
     size, scanner: phantom: how many images, and which of the two synthetic scanners ("a", "b") took them.
     train_size: use this many examples of the train split (0: all), the first of a stratified order drawn from `split_seed`.
     split_seed: the seed of the split, of `train_size` and of the phantom.
@@ -111,7 +112,7 @@ def default() -> ConfigDict:
             channels=1,  # 1: grey, 3: RGB (grey images are repeated)
             resize="squash",  # squash to the square | crop its centre | pad to it
             cache="auto",  # memory | disk | stream | auto: memory up to 2 GiB, disk up to 64 GiB, else stream
-            cache_dir="",  # where cache="disk" keeps decoded images; empty: ~/.cache/medtl
+            cache_dir="",  # of decoded images (cache="disk") and of a frozen backbone's features; empty: ~/.cache/medtl
             workers=0,  # Grain worker processes for cache="stream"; 0: threads
             source=dataset("phantom", size=2000, scanner="a", split=(0.8, 0.1, 0.1)),
             target=dataset("phantom", size=700, scanner="b", split=(0.1, 0.1, 0.8), split_seed=1),
@@ -173,6 +174,20 @@ def default() -> ConfigDict:
         dict(
             batch_size=64,
             times=10,  # each stage is evaluated on val, and saved, so many times at equal distances
+            folds=0,  # cross-validation over all labelled examples of the target, stratified, by patient; 0: the data's own split
+            repeats=1,  # of the cross-validation, each with folds of its own
+            # Nested selection: every arm tries each combination on the target stage and takes the best on val by checkpoint.metric.
+            tune=dict(lambda_=(), learning_rate=(), weight_decay=()),  # empty: not tuned
+            target_sizes=(),  # learning curve: train on so many labels of the target, e.g. (25, 50, 100, "all"); nested subsets
+            reference="",  # the arm with which the others are compared; empty: target_only, else scratch, else the last
+            positive="",  # of two classes the one that counts as positive; empty: the second
+            threshold="youden",  # operating threshold, chosen on val: youden | sensitivity=S | specificity=S | a number
+            sensitivity=0.9,  # at which the specificity is given
+            specificity=0.9,  # at which the sensitivity is given
+            prevalence=0.0,  # for which PPV and NPV are given; 0: that of the examples evaluated
+            ordinal=False,  # the classes are grades, in order: adds Cohen's quadratic kappa
+            coverage=0.9,  # of conformal prediction sets
+            resamples=2000,  # of the patients, for the intervals
         )
     )
     return c

@@ -57,9 +57,10 @@ def predict(
     step = parallel.evaluate(make_eval_step(stored.model, domain, stored.normalization))
     batches = loading.eval_batches(examples, np.arange(len(examples)), c.evaluation.batch_size)
     logits = run_batches(step, parallel.replicate(stored.variables), batches)
-    probability = predictions.probabilities(logits, multi_label=stored.record["multi_label"][domain])
+    multi_label = stored.record["multi_label"][domain]
+    probability = predictions.probabilities(logits, multi_label=multi_label)
     classes = tuple(stored.record["classes"][domain])
-    unknown = np.full(len(examples), -1)
+    unknown = np.full(probability.shape, np.nan) if multi_label else np.full(len(examples), -1)
     rows = predictions.Predictions(
         stored.record["arm"], "predict", examples.id, unknown, probability, stored.record["seed"]
     )
@@ -113,9 +114,13 @@ def load_checkpoint(folder: str | Path, checkpoint: str | Path | None = None) ->
         config = workdir.load_config(folder)
         place = Path(folder) / f"seed_{config.seeds[0]}" / config.arms[0] / "target"
     if not (place / "checkpoints").is_dir():
-        raise UserError(
-            f"no checkpoint in {place}; give the folder of a stage, e.g. --checkpoint={folder}/seed_0/transfer/target"
+        crossed = not checkpoint and config.evaluation.folds
+        advice = (
+            "a cross-validation keeps none: train once more with folds=0 for a model to use"
+            if crossed
+            else (f"give the folder of a stage, e.g. --checkpoint={folder}/seed_0/transfer/target")
         )
+        raise UserError(f"no checkpoint in {place}; {advice}")
     with Store(place) as store:
         step = store.chosen_step()
         record, arrays = store.record(step), store.arrays(step)

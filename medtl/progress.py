@@ -18,10 +18,20 @@ class Progress:
       start: the step at which it goes on.
       stream: where to write; a terminal gets one line that renews itself.
       every: seconds between plain lines.
+      brief: of the evaluations only the last one's line stays, and compiling is not announced.
     """
 
-    def __init__(self, label: str, steps: int, *, start: int = 0, stream: TextIO | None = None, every: float = 15.0):
-        self._label, self._steps, self._start = label, steps, start
+    def __init__(
+        self,
+        label: str,
+        steps: int,
+        *,
+        start: int = 0,
+        stream: TextIO | None = None,
+        every: float = 15.0,
+        brief: bool = False,
+    ):
+        self._label, self._steps, self._start, self._brief = label, steps, start, brief
         self._stream = sys.stdout if stream is None else stream
         self._live = self._stream.isatty()
         self._every = 0.5 if self._live else every
@@ -29,7 +39,7 @@ class Progress:
         self._shown = time.monotonic()
         self._images = 0
         self._width = 0
-        if steps > start:
+        if steps > start and (self._live or not brief):
             self._write(f"{self._head(start)}  compiling", keep=not self._live)
 
     def count(self, step: int, images: int) -> None:
@@ -51,7 +61,9 @@ class Progress:
         found = "  ".join(
             f"{name} {value:.4f}" for name, value in values.items() if name in ("loss", "accuracy", "auroc")
         )
-        self._write(f"{self._head(step)}{self._speed(step, time.monotonic())}  val: {found}", keep=True)
+        keep = not self._brief or step == self._steps
+        if keep or self._live:
+            self._write(f"{self._head(step)}{self._speed(step, time.monotonic())}  val: {found}", keep=keep)
 
     def _head(self, step: int) -> str:
         return f"{self._label}  step {step}/{self._steps}"

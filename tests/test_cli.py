@@ -21,12 +21,13 @@ def calls(monkeypatch, tmp_path):
     made = []
     stub = types.ModuleType("stub")
 
-    def train(config, folder):
+    def train(config, folder, *, command):
+        assert command.startswith("python launch.py")
         workdir.prepare(folder, config)
         made.append(("train", config, folder))
 
     stub.train = train
-    stub.evaluate = lambda config, folder: made.append(("evaluate", config, folder))
+    stub.evaluate = lambda config, folder, command: made.append(("evaluate", config, folder))
     stub.predict = lambda folder, **options: made.append(("predict", folder, options))
     for name in ("experiment", "inference"):
         monkeypatch.setitem(sys.modules, f"medtl.{name}", stub)
@@ -66,6 +67,9 @@ def test_without_a_flag_the_embedded_experiment_is_trained(calls):
 @pytest.mark.parametrize(
     ("arguments", "field", "value"),
     [
+        (["--config.evaluation.target_sizes=[25,50,all]"], "evaluation.target_sizes", (25, 50, "all")),
+        (["--config.evaluation.target_sizes=25,all"], "evaluation.target_sizes", (25, "all")),
+        (["--config.evaluation.tune.lambda_=[0.1,1]"], "evaluation.tune.lambda_", (0.1, 1)),
         (["--config.stages.target.epochs=2"], "stages.target.epochs", 2),
         (["-config.stages.target.epochs", "2"], "stages.target.epochs", 2),
         (["--config.stages.target.epochs=2", "--config.stages.target.epochs=3"], "stages.target.epochs", 3),
@@ -203,7 +207,7 @@ def test_predict_gets_its_files(calls, tmp_path):
         (["--config.augment.flip=maybe"], "--config.augment.flip: it must be true or false, like True"),
         (["--config.objective.losses=cross_entropy"], "--config.objective.losses: it must be a dict literal"),
         (["--config.objective.lambda_=-1"], "config.objective.lambda_ is -1.0; it must be at least 0"),
-        (["--config.seeds=(0,a)"], "config.seeds is ('(0,a)',); it must be whole numbers in 0 .. 2**32 - 1"),
+        (["--config.seeds=(0,a)"], "config.seeds is (0, 'a'); it must be whole numbers in 0 .. 2**32 - 1"),
         (["--config=configs/none.py"], "--config: there is no file configs/none.py"),
     ],
 )
@@ -241,13 +245,13 @@ def test_a_file_without_get_config_is_refused(calls, capsys, tmp_path):
 
 
 def test_an_error_of_a_lower_layer_is_printed_and_ctrl_c_is_not_a_traceback(calls, capsys, monkeypatch):
-    def fail(config, folder):
+    def fail(config, folder, *, command):
         raise medtl.base.UserError("manifest.csv, row 7: no such image")
 
     monkeypatch.setattr(sys.modules["medtl.experiment"], "train", fail)
     assert error_of(capsys) == "manifest.csv, row 7: no such image"
 
-    def interrupt(config, folder):
+    def interrupt(config, folder, *, command):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sys.modules["medtl.experiment"], "train", interrupt)
@@ -256,7 +260,7 @@ def test_an_error_of_a_lower_layer_is_printed_and_ctrl_c_is_not_a_traceback(call
 
 
 def test_a_bug_keeps_its_traceback(calls, monkeypatch):
-    def fail(config, folder):
+    def fail(config, folder, *, command):
         raise ZeroDivisionError
 
     monkeypatch.setattr(sys.modules["medtl.experiment"], "train", fail)
@@ -268,7 +272,7 @@ def test_a_bug_keeps_its_traceback(calls, monkeypatch):
 def test_help_names_every_flag_on_one_screen(capsys, flag):
     assert cli.run([flag, "--nonsense"]) == 0
     out = capsys.readouterr().out
-    for name in ("config", "workdir", "mode", "manifest", "checkpoint", "output", "version"):
+    for name in ("config", "workdir", "mode", "predictions", "manifest", "checkpoint", "output", "version"):
         assert f"--{name}" in out
     assert len(out.splitlines()) <= 24
     assert max(map(len, out.splitlines())) <= 120

@@ -40,7 +40,8 @@ def test_files_have_the_promised_form(finished):
     assert written["arms"]["scratch"]["test"]["loss"] == returned["arms"]["scratch"]["test"]["loss"]
     with (folder / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["arm", "split", "id", "label", "prob_healthy", "prob_infiltrate", "prob_nodule"]
+    columns = ["arm", "split", "id", "label", "prob_healthy", "prob_infiltrate", "prob_nodule", "patient_id"]
+    assert list(rows[0]) == columns
     sizes = {split: written["arms"]["transfer"][split]["n"] for split in ("val", "test")}
     assert len(rows) == 2 * sum(sizes.values())
     assert len({(r["arm"], r["id"]) for r in rows}) == len(rows)

@@ -13,6 +13,7 @@ def tiny(**fields):
     c.stages.source = stage(epochs=1, batch_size=16, learning_rate=1e-3)
     c.stages.target = stage(epochs=2, batch_size=16, learning_rate=1e-3)
     c.evaluation.times = 2
+    c.evaluation.resamples = 200
     c.parallel = "none"
     for name, value in fields.items():
         node, *_, last = c, *name.split("__")

@@ -102,8 +102,13 @@ def load(
     return tables.examples(table, image, contents)
 
 
-def check_domains(source: base.Examples | None, target: base.Examples) -> None:
+def check_domains(source: base.Examples | None, target: base.Examples, *, all_held_out: bool = False) -> None:
     """Refuses a target whose val or test images were trained on in the source: equal pixels at the working size.
+
+    Args:
+      source: its examples; None: there is none.
+      target: its examples.
+      all_held_out: every target image is held out at some time, as in cross-validation.
 
     Raises:
       UserError: naming the first five pairs.
@@ -114,12 +119,12 @@ def check_domains(source: base.Examples | None, target: base.Examples) -> None:
     source_digests = caches.digests(source.image)
     known = {source_digests[i]: i for i in reversed(trained.tolist())}
     target_digests = caches.digests(target.image)
-    held_out = np.flatnonzero(target.split != "train")
+    held_out = np.arange(len(target)) if all_held_out else np.flatnonzero(target.split != "train")
     leaked = [(i, known[target_digests[i]]) for i in held_out.tolist() if target_digests[i] in known]
     if leaked:
         pairs = ", ".join(f"{str(target.id[i])!r} ({target.split[i]}) = {str(source.id[j])!r}" for i, j in leaked[:5])
         raise base.UserError(
-            f"{len(leaked)} of the {len(held_out)} val and test images of the target {target.name} are also in train of the "
+            f"{len(leaked)} of the {len(held_out)} {'' if all_held_out else 'val and test '}images of the target {target.name} are also in train of the "
             f"source {source.name}: {pairs}{' ...' if len(leaked) > 5 else ''}; leave them out of one of the two"
         )
 
@@ -173,6 +178,13 @@ def _from_own(spec: Any, key: str, require_label: bool, require_train: bool, **w
             raise base.UserError(
                 f"{key}.kind: {spec.kind} returned {n} ids but {len(getattr(found, name))} of `{name}`"
             )
+    for name, values in found.groups.items():
+        if not base.is_group(name):
+            raise base.UserError(
+                f"{key}.kind: {spec.kind} returned a group {name!r}; it must be site, subgroup or subgroup_<name>"
+            )
+        if len(values) != n:
+            raise base.UserError(f"{key}.kind: {spec.kind} returned {n} ids but {len(values)} of the group {name!r}")
     shape = (working["image_size"], working["image_size"], working["channels"])
     first = np.asarray(found.image[0]) if n else np.zeros(shape, np.uint8)
     if first.shape != shape or first.dtype != np.uint8:

@@ -102,7 +102,7 @@ def load(
     name = hashlib.sha256(
         json.dumps([images.VERSION, size, channels, resize]).encode() + b"".join(contents)
     ).hexdigest()
-    folder = pathlib.Path(cache_dir or "~/.cache/medtl").expanduser()
+    folder = place(cache_dir)
     if cache == "disk":
         return _mapped(folder / f"{name}.npy", shape, decoded), contents
     width = len(digests(np.zeros((1, 1), np.uint8))[0])
@@ -113,6 +113,12 @@ def load(
     )
     known = [row.tobytes() for row in pixels]
     return DecodedOnDemand(table, size=size, channels=channels, resize=resize, digests=known), contents
+
+
+def place(cache_dir: str) -> pathlib.Path:
+    """The folder of what can be computed again: the given one, or `medtl` in $XDG_CACHE_HOME, by default ~/.cache."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return pathlib.Path(cache_dir or f"{home}/medtl").expanduser()
 
 
 def digests(image: np.ndarray | base.ImageSource) -> Sequence[bytes]:

@@ -1,7 +1,8 @@
 """A manifest: a CSV file with one line per image.
 
 Columns: `image_path` (absolute, or relative to the manifest), the diagnosis, and optionally `split` (train, val, test; valid
-and validation mean val), `patient_id`, `weight` and `id` (the image_path where it is not given). Other columns are ignored.
+and validation mean val), `patient_id`, `weight` and `id` (the image_path where it is not given). `site`, `subgroup` and
+`subgroup_<name>` hold groups by which results are broken down: any text, empty where unknown. Other columns are ignored.
 UTF-8 with or without a byte order mark; spaces around a name or a cell do not count; a cell is text, so that classes may be
 called "NA" or "None". Where an example may have several diagnoses they are joined by "|", and a lone "|" means none of them.
 
@@ -23,8 +24,15 @@ from medtl import base
 from medtl.data import splits
 from medtl.data.table import Table
 
-# Written so, these two would be ignored, and a split or a patient lost without a word.
-_NEAR_MISSES = {"split": "split", "patientid": "patient_id", "patient": "patient_id"}
+# Written so, these would be ignored, and a split, a patient or a group lost without a word.
+_NEAR_MISSES = {
+    "split": "split",
+    "patientid": "patient_id",
+    "patient": "patient_id",
+    "site": "site",
+    "subgroup": "subgroup",
+    "subgroups": "subgroup",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +105,7 @@ def read(path: str, *, label: str, multi_label: bool, require_label: bool, key: 
         place=np.array(sheet.lines),
         place_word="line",
         images=Files(tuple(os.path.join(folder, name) for name in names)),
+        groups=_groups(sheet, label),
     )
     _check_images(table, names)
     return table
@@ -163,8 +172,15 @@ def _require(sheet: _Sheet, column: str, key: str) -> None:
         )
 
 
+def _groups(sheet: _Sheet, label: str) -> dict[str, np.ndarray]:
+    """The columns of groups, less the diagnosis where it is called like one."""
+    return {name: np.array(sheet.column(name)) for name in sheet.columns if base.is_group(name) and name != label}
+
+
 def _refuse_near_misses(sheet: _Sheet, label: str) -> None:
     for column in sheet.columns:
+        if column.lower().startswith("subgroup_") and not base.is_group(column) and column != label:
+            raise base.UserError(f"{sheet.path}, line 1: column {column!r}; did you mean 'subgroup_<name>'?")
         meant = _NEAR_MISSES.get(column.lower().replace("_", "").replace(" ", ""))
         if meant and meant not in sheet.columns and column != label:
             raise base.UserError(f"{sheet.path}, line 1: column {column!r}; did you mean {meant!r}?")

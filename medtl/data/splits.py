@@ -21,11 +21,7 @@ ALIASES = {"valid": "val", "validation": "val"}
 def assign(
     label: np.ndarray, fractions: Sequence[float], *, seed: int, patient: np.ndarray | None = None
 ) -> np.ndarray:
-    """Draws a stratified split in which no patient is in two parts.
-
-    The patients, in random order and those with the most images first, go one by one to the split that lacks most of
-    what they bring: the one with the greatest sum over classes of `images * (wanted - present) / total`. Without
-    patients every class is within one image of its fraction. Depends on the order of the rows and on nothing else.
+    """Draws a stratified split in which no patient is in two parts; see `parts`.
 
     Args:
       label: int[N], or float[N, K] (NaN counts as 0).
@@ -35,6 +31,27 @@ def assign(
 
     Returns:
       str[N], "train", "val" or "test".
+    """
+    return np.asarray(NAMES)[parts(label, fractions, key=(seed, 0), patient=patient)]
+
+
+def parts(
+    label: np.ndarray, fractions: Sequence[float], *, key: Sequence[int], patient: np.ndarray | None = None
+) -> np.ndarray:
+    """Cuts rows into stratified parts in which no patient is in two.
+
+    The patients, in random order and those with the most images first, go one by one to the part that lacks most of
+    what they bring: the one with the greatest sum over classes of `images * (wanted - present) / total`. Without
+    patients every class is within one image of its fraction. Depends on the order of the rows and on nothing else.
+
+    Args:
+      label: int[N], or float[N, K] (NaN counts as 0).
+      fractions: of the parts; they sum to 1, and a 0 leaves that part empty.
+      key: numbers from which the order is drawn.
+      patient: str[N], "" where not known: such a row is a patient of its own.
+
+    Returns:
+      int64[N], the part of each row.
     """
     content = _strata(label)
     n = len(content)
@@ -47,13 +64,13 @@ def assign(
 
     total = np.maximum(content.sum(0), 1.0)
     lacking = np.outer(np.asarray(fractions, np.float64), content.sum(0))
-    order = np.random.default_rng([seed, 0]).permutation(len(size))
+    order = np.random.default_rng(list(key)).permutation(len(size))
     order = order[np.argsort(-size[order], kind="stable")]
     chosen = np.zeros(len(size), np.int64)
     for g in order:
         chosen[g] = best = np.argmax(lacking @ (brings[g] / total))
         lacking[best] -= brings[g]
-    return np.asarray(NAMES)[chosen[group]]
+    return chosen[group]
 
 
 def subset_order(label: np.ndarray, *, seed: int) -> np.ndarray:

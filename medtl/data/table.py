@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -40,6 +40,7 @@ class Table:
       place_word: "line" or "row".
       images: uint8[N, H, W] or [N, H, W, C], or `Encoded`.
       synthetic: True where the images were drawn by a program.
+      groups: "site", "subgroup" or "subgroup_<name>" -> str[N], "" where unknown.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Table:
     place_word: str
     images: np.ndarray | Encoded
     synthetic: bool = False
+    groups: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.id)
@@ -79,6 +81,7 @@ class Table:
             weight=self.weight[rows],
             place=self.place[rows],
             images=images,
+            groups={name: values[rows] for name, values in self.groups.items()},
         )
 
     def unlabelled(self) -> Table:
@@ -118,6 +121,7 @@ def examples(table: Table, image: np.ndarray | base.ImageSource, contents: Seque
         fingerprint=fingerprint.hexdigest(),
         split_hash=split_hash,
         synthetic=table.synthetic,
+        groups=table.groups,
     )
 
 

@@ -1,9 +1,20 @@
-"""predictions.csv: what each arm said of each example, so that any metric can be computed again.
+"""predictions.csv: what each arm said of each example, so that any metric can be computed again; any tool can write it.
 
-Columns: `arm, split, id, label, prob_<class>...` and, only where there are several seeds, `seed`. A label is the class
-by name, empty where it is unknown. Where an example may have several diagnoses, the positive ones are joined by "|",
-and an unknown one stands among them with a "?" before its name. Probabilities have the 9 digits that give back every
-float32. Refuses class names that the label column could not hold, and files of another layout.
+Columns, by name and in any order:
+
+- `arm`: what is compared, e.g. transfer; `id`: the example; `label`: its class, empty where it is unknown;
+  `prob_<class>`: the probability of each class, at least two of them.
+- `split`: "test" where the column is left out; `seed`, `repeat`, `fold`: of the model that predicts; `size`: the number of
+  target labels it was trained on. Whole numbers, empty where not told.
+- `patient_id`, empty where unknown: such an example is a patient of its own; `site`, `subgroup` and `subgroup_<name>`:
+  groups to report by, empty where unknown.
+
+Where an example may have several diagnoses, the positive ones are joined by "|", a lone "|" or an empty cell is none of
+them, an unknown one stands among them with a "?" before its name, and one class is enough.
+
+Refuses, with line and column: a column of another name, twice, or missing; a row of another length; a probability that is
+not a number from 0 to 1; probabilities of one label that do not sum to 1; a label without a column of probabilities; an
+example twice in one (arm, split, seed, repeat, fold, size), or with another label, patient or group elsewhere.
 """
 
 from __future__ import annotations
@@ -13,25 +24,37 @@ import dataclasses
 import itertools
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from medtl.base import UserError, nearest
+from medtl.base import UserError, is_group, nearest
+from medtl.evaluation import sheet as sheets
 
-_COLUMNS = ["arm", "split", "id", "label"]
+_REQUIRED = ("arm", "id", "label")
+_WHOLE = ("seed", "repeat", "fold", "size")
+_KEY = ("arm", "split", *_WHOLE)
+_OPTIONAL = ("split", *_WHOLE, "patient_id", "site", "subgroup")
+_PROB = "prob_"
+_CHUNK = 1 << 16  # rows that are text at one time
+_SUM_TOLERANCE = 1e-3  # of probabilities written with three digits
+_ROUNDING = 1e-6  # by which a float32 softmax may exceed 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """What one arm said of one split.
+    """What one model said of one split.
 
     Attributes:
       arm, split: their names.
-      id: str[N].
+      id: str[N], unique.
       label: int[N], an index into the classes, -1 where unknown; or float[N, K] of 0, 1 or NaN (unknown).
-      probability: float32[N, K].
+      probability: float[N, K].
       seed: of the run; None where it is not told.
+      repeat, fold: of the cross-validation; None where there is none.
+      size: the number of target labels the model was trained on; None where it is not told.
+      patient: str[N]; None where patients are not known.
+      groups: "site", "subgroup" or "subgroup_<name>" -> str[N], "" where unknown.
     """
 
     arm: str
@@ -40,6 +63,22 @@ class Predictions:
     label: np.ndarray
     probability: np.ndarray
     seed: int | None = None
+    repeat: int | None = None
+    fold: int | None = None
+    size: int | None = None
+    patient: np.ndarray | None = None
+    groups: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    @property
+    def cell(self) -> tuple[int | None, int | None, int | None, int | None]:
+        """(seed, repeat, fold, size): which of the arm's models it is."""
+        return self.seed, self.repeat, self.fold, self.size
+
+    @property
+    def where(self) -> str:
+        """Such as "test, seed 0, fold 3"."""
+        told = zip(_WHOLE, self.cell, strict=True)
+        return ", ".join([self.split, *(f"{name} {value}" for name, value in told if value is not None)])
 
 
 def probabilities(logits: np.ndarray, *, multi_label: bool) -> np.ndarray:
@@ -51,8 +90,14 @@ def probabilities(logits: np.ndarray, *, multi_label: bool) -> np.ndarray:
     return e / e.sum(axis=1, keepdims=True)
 
 
+# Writing
+
+
 def write(path: str | os.PathLike[str], predictions: Sequence[Predictions], classes: Sequence[str]) -> None:
     """Writes predictions.csv whole or not at all.
+
+    The columns are arm, split, id, label, prob_<class>..., then those of patient_id, the groups, size, repeat and fold that
+    hold something, and seed where there are several. Probabilities have the digits that give back each float32 or float64.
 
     Args:
       path: the file; replaced where it exists.
@@ -60,95 +105,368 @@ def write(path: str | os.PathLike[str], predictions: Sequence[Predictions], clas
       classes: the K names, in the order of the probabilities' columns.
 
     Raises:
-      UserError: a class has a name that the label column could not hold.
+      UserError: a class or a group has a name that the file could not hold.
+      ValueError: the arrays of one of the predictions differ in length.
     """
     path = pathlib.Path(path)
+    _refuse(path, predictions, classes)
+    more = _columns_that_hold_something(predictions)
+    # Python before 3.13 leaves a lone carriage return unquoted, and then reads a line's end in it.
+    lone_return = any("\r" in text for text in itertools.chain(classes, *((p.arm, p.split) for p in predictions)))
+    lone_return |= any(np.any(np.strings.find(t, "\r") >= 0) for p in predictions for t in _texts(p).values())
+    part = path.with_name(path.name + ".part")
+    with part.open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL if lone_return else csv.QUOTE_MINIMAL)
+        rows.writerow(["arm", "split", "id", "label", *(_PROB + name for name in classes), *more])
+        for p in predictions:
+            for start in range(0, len(p.id), _CHUNK):
+                rows.writerows(_rows(p, slice(start, start + _CHUNK), classes, more))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def _refuse(path: pathlib.Path, predictions: Sequence[Predictions], classes: Sequence[str]) -> None:
     multi_label = any(p.label.ndim == 2 for p in predictions)
     for name in classes:
         if not name or (multi_label and ("|" in name or name.startswith("?"))):
             raise UserError(
                 f"{path}: a class is called {name!r}; in `label`, empty, '|' and a leading '?' mean something else"
             )
+    for name in itertools.chain.from_iterable(p.groups for p in predictions):
+        if not is_group(name):
+            raise UserError(f"{path}: a group is called {name!r}; it must be site, subgroup or subgroup_<name>")
+    for p in predictions:
+        lengths = {len(p.label), len(p.probability), *map(len, _texts(p).values())}
+        if len(lengths) > 1:
+            raise ValueError(f"{p.arm}, {p.where}: the arrays differ in length: {sorted(lengths)}")
+
+
+def _columns_that_hold_something(predictions: Sequence[Predictions]) -> list[str]:
+    described = {name for p in predictions for name, values in _texts(p).items() if np.any(values != "")}
+    groups = dict.fromkeys(name for p in predictions for name in p.groups if name in described)
+    told = [name for name in ("size", "repeat", "fold") if any(getattr(p, name) is not None for p in predictions)]
     several = len({p.seed for p in predictions}) > 1
-    # Python before 3.13 leaves a lone carriage return unquoted, and then reads a line's end in it.
-    lone_return = any("\r" in text for text in itertools.chain(classes, *(p.id for p in predictions)))
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8", newline="") as file:
-        rows = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL if lone_return else csv.QUOTE_MINIMAL)
-        rows.writerow([*_COLUMNS, *(f"prob_{name}" for name in classes), *(["seed"] if several else [])])
-        for p in predictions:
-            last = [p.seed] if several else []
-            for example, label, probability in zip(p.id, p.label, p.probability, strict=True):
-                numbers = [f"{value:.9g}" for value in probability.tolist()]
-                rows.writerow([p.arm, p.split, example, _label_text(label, classes), *numbers, *last])
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    return [*(["patient_id"] if "patient_id" in described else []), *groups, *told, *(["seed"] if several else [])]
 
 
-def read(path: str | os.PathLike[str], *, multi_label: bool = False) -> tuple[list[Predictions], tuple[str, ...]]:
-    """Reads predictions.csv back.
+def _texts(p: Predictions) -> dict[str, np.ndarray]:
+    """The columns of text that have a value for each example."""
+    return {"id": p.id, **({} if p.patient is None else {"patient_id": p.patient}), **p.groups}
+
+
+def _rows(p: Predictions, rows: slice, classes: Sequence[str], more: Sequence[str]) -> Iterator[tuple]:
+    label, probability = p.label[rows], p.probability[rows]
+    n = len(label)
+    if label.ndim == 2:
+        labels = [_joined(values, classes) for values in label.tolist()]
+    else:
+        labels = [classes[k] if k >= 0 else "" for k in label.tolist()]
+    single = probability.dtype.itemsize <= 4
+    text = {name: values[rows].tolist() for name, values in _texts(p).items()}
+    columns: list[Sequence] = [[p.arm] * n, [p.split] * n, text["id"], labels]
+    for values in probability.T.tolist():
+        columns.append([f"{value:.9g}" for value in values] if single else list(map(repr, values)))
+    for name in more:
+        columns.append([getattr(p, name)] * n if name in _WHOLE else text.get(name, [""] * n))
+    return zip(*columns, strict=True)
+
+
+def _joined(values: Sequence[float], classes: Sequence[str]) -> str:
+    marks = {0.0: None, 1.0: ""}
+    found = ((marks.get(value, "?"), name) for value, name in zip(values, classes, strict=True))
+    return "|".join(mark + name for mark, name in found if mark is not None) or "|"
+
+
+# Reading
+
+
+def read(
+    path: str | os.PathLike[str], *, multi_label: bool | None = None, arms: Collection[str] | None = None
+) -> tuple[list[Predictions], tuple[str, ...]]:
+    """Reads predictions.csv, of `write` or of another tool; the columns are in the module's docstring.
 
     Args:
-      path: a file that `write` wrote.
-      multi_label: whether an example may have several diagnoses, which the file does not say.
+      path: the file.
+      multi_label: whether an example may have several diagnoses; None: it may where a label that is no class holds a "|" or
+        starts with a "?", and where there is one class only.
+      arms: those that are asked for; None: any.
 
     Returns:
-      The predictions, one for each arm, split and seed in the order in which they first appear; and the classes.
+      The predictions, one for each (arm, split, seed, repeat, fold, size) in the order in which they first appear, and the
+      classes in the order of their columns. Probabilities are float64 as written, except that what a float32 softmax put
+      above 1 by up to 1e-6 is 1. `patient` and a group are there where one of the cells is not empty.
 
     Raises:
-      UserError: the file is not one that `write` writes; names the line.
+      UserError: for everything in the module's docstring, and an arm that was not asked for or is not there.
     """
-    path = pathlib.Path(path)
-    groups: dict[tuple[str, str, int | None], list[tuple[str, np.ndarray, list[float]]]] = {}
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.reader(file)
-        header = next(reader, [])
-        several = header[-1:] == ["seed"]
-        named = header[4 : len(header) - several]
-        if header[:4] != _COLUMNS or not named or not all(name.startswith("prob_") for name in named):
-            raise UserError(f"{path}:1: the columns are {header}; they must be arm, split, id, label, prob_<class>...")
-        classes = tuple(name.removeprefix("prob_") for name in named)
-        for row in reader:
-            try:
-                arm, split, example, text = row[:4]
-                numbers = [float(value) for value in row[4 : 4 + len(classes)]]
-                if len(row) != len(header):
-                    raise ValueError(f"{len(row)} columns where the header has {len(header)}")
-                label = _multi_hot(text, classes) if multi_label else _class_index(text, classes)
-                seed = int(row[-1]) if several else None
-            except ValueError as error:
-                raise UserError(f"{path}:{reader.line_num}: {error}") from None
-            groups.setdefault((arm, split, seed), []).append((example, label, numbers))
-    frames = []
-    for (arm, split, seed), members in groups.items():
-        ids, labels, probabilities = zip(*members, strict=True)
-        probability = np.array(probabilities, np.float32)
-        frames.append(Predictions(arm, split, np.array(ids), np.stack(labels), probability, seed))
-    return frames, classes
+    sheet = sheets.read(pathlib.Path(path), check=_check_header, number=lambda name: name.startswith(_PROB))
+    classes = tuple(name.removeprefix(_PROB) for name in sheet.numeric)
+    _check_filled(sheet)
+    _check_arms(sheet, arms)
+    by_text = _labels(sheet, classes, multi_label)
+    _check_probabilities(sheet, several=by_text.ndim == 2)
+    key, frame = _frames(sheet)
+    _check_once(sheet, frame)
+    # "a|b" and "b|a" are the same label.
+    distinct = by_text if by_text.ndim == 1 else np.nan_to_num(by_text, nan=2.0)
+    same_label = np.unique(distinct, axis=0, return_inverse=True)[1].reshape(-1)
+    _check_same(sheet, "label", same_label[sheet.code["label"]])
+    described = [name for name in sheet.code if name == "patient_id" or is_group(name)]
+    for name in described:
+        _check_same(sheet, name, sheet.code[name])
+
+    text = {name: np.array(sheet.text[name]) for name in ("id", *described)}
+    order = np.argsort(frame, kind="stable")
+    parts = np.split(order, np.cumsum(np.bincount(frame))[:-1])
+    found = []
+    for fields, rows in zip(key, parts, strict=True):
+        ids = text["id"][sheet.code["id"][rows]]
+        cells = {name: text[name][sheet.code[name][rows]] for name in described}
+        told = {name: values for name, values in cells.items() if np.any(values != "")}
+        patient = told.pop("patient_id", None)
+        if patient is not None and np.any(patient == ""):
+            patient = np.where(patient == "", np.strings.add("?", ids), patient)
+        label, probability = by_text[sheet.code["label"][rows]], np.minimum(sheet.numbers[rows], 1.0)
+        found.append(Predictions(id=ids, label=label, probability=probability, patient=patient, groups=told, **fields))
+    return found, classes
 
 
-def _label_text(label: np.ndarray, classes: Sequence[str]) -> str:
-    if label.ndim == 0:
-        return classes[int(label)] if label >= 0 else ""
-    marks = {0.0: None, 1.0: ""}
-    found = ((marks.get(float(value), "?"), name) for value, name in zip(label, classes, strict=True))
-    return "|".join(mark + name for mark, name in found if mark is not None)
+def _check_header(where: str, header: list[str]) -> None:
+    if not header:
+        raise UserError(
+            f"{where}: the file is empty; the first line names the columns: arm, id, label, prob_<class>..."
+        )
+    for mark, word in ((";", "semicolons"), ("\t", "tabs")):
+        if len(header) == 1 and mark in header[0]:
+            raise UserError(f"{where}: the columns are separated by {word}; separate them by commas")
+    twice = [name for i, name in enumerate(header) if name in header[:i]]
+    if twice:
+        raise UserError(f"{where}: two columns are called {twice[0]!r}")
+    known = (*_REQUIRED, *_OPTIONAL)
+    strange = [n for n in header if not (n in known or is_group(n) or (n.startswith(_PROB) and n != _PROB))]
+    for name in _REQUIRED:
+        if name not in header:
+            raise UserError(f"{where} has no column {name!r}{nearest(name, strange)}")
+    if "" in strange:
+        raise UserError(f"{where}, column {header.index('') + 1} has no name; leave it out (pandas: index=False)")
+    for name in strange:
+        raise UserError(
+            f"{where}: column {name!r} is not known{nearest(name, (*known, 'prob_<class>', 'subgroup_<name>'))}"
+        )
+    if not any(name.startswith(_PROB) for name in header):
+        raise UserError(f"{where} has no column prob_<class>; each class needs one, with its probabilities")
 
 
-def _class_index(text: str, classes: Sequence[str]) -> np.ndarray:
-    return np.asarray(_index(text, classes) if text else -1, np.int32)
+def _check_filled(sheet: sheets.Sheet) -> None:
+    for name in ("arm", "id", "split"):
+        if "" in sheet.text.get(name, ()):
+            raise UserError(f"{sheet.first(name, sheet.text[name].index(''))}: the cell is empty")
 
 
-def _multi_hot(text: str, classes: Sequence[str]) -> np.ndarray:
-    label = np.zeros(len(classes), np.float32)
-    for part in text.split("|") if text else []:
-        name = part.removeprefix("?")
-        label[_index(name, classes)] = 1.0 if part == name else np.nan
-    return label
+def _check_arms(sheet: sheets.Sheet, arms: Collection[str] | None) -> None:
+    if arms is None:
+        return
+    for code, arm in enumerate(sheet.text["arm"]):
+        if arm not in arms:
+            raise UserError(f"{sheet.first('arm', code)}: {arm!r} is not an arm that was asked for{nearest(arm, arms)}")
+    for arm in arms:
+        if arm not in sheet.text["arm"]:
+            raise UserError(f"{sheet.path}, column arm: there is no arm {arm!r}{nearest(arm, sheet.text['arm'])}")
 
 
-def _index(name: str, classes: Sequence[str]) -> int:
-    if name not in classes:
-        raise ValueError(f"the label is {name!r}{nearest(name, classes)}")
-    return classes.index(name)
+def _labels(sheet: sheets.Sheet, classes: Sequence[str], multi_label: bool | None) -> np.ndarray:
+    """The label of each distinct cell: int32[J], or float32[J, K] where an example may have several."""
+    index, texts = {name: k for k, name in enumerate(classes)}, sheet.text["label"]
+    if multi_label is None:
+        marked = any(text not in index and ("|" in text or text.startswith("?")) for text in texts)
+        multi_label = marked or len(classes) == 1
+    if len(classes) < 2 and not multi_label:
+        raise UserError(
+            f"{sheet.path}, line 1: the only class is {classes[0]!r}; each class needs a column {_PROB}<class>"
+        )
+    single, several = np.full(len(texts), -1, np.int32), np.zeros((len(texts), len(classes)), np.float32)
+    for code, text in enumerate(texts):
+        for part in filter(None, text.split("|") if multi_label else [text]):
+            name = part.removeprefix("?") if multi_label else part
+            if name not in index:
+                where = sheet.first("label", code)
+                raise UserError(f"{where}: there is no column {_PROB + name!r} for {name!r}{nearest(name, classes)}")
+            single[code] = index[name]
+            several[code, index[name]] = 1.0 if part == name else np.nan
+    return several if multi_label else single
+
+
+def _check_probabilities(sheet: sheets.Sheet, *, several: bool) -> None:
+    p = sheet.numbers
+    wrong = ~((p >= 0) & (p <= 1 + _ROUNDING))  # so written, NaN is wrong too
+    if wrong.any():
+        row = int(np.argmax(wrong.any(axis=1)))
+        column = int(np.argmax(wrong[row]))
+        hint = ""
+        if np.all(np.isfinite(p[row])):
+            percent = not several and np.all(p[row] >= 0) and abs(p[row].sum() - 100) < 1
+            softmax = "sigmoid" if several else "softmax"
+            hint = "; these look like " + (
+                "percentages: divide by 100" if percent else f"logits: write their {softmax}"
+            )
+        where = sheet.where(row, sheet.numeric[column])
+        raise UserError(f"{where}: {p[row, column]:.6g} is not a probability from 0 to 1{hint}")
+    total = p.sum(axis=1)
+    far = np.abs(total - 1) > _SUM_TOLERANCE
+    if not several and far.any():
+        row = int(np.argmax(far))
+        names = ", ".join(sheet.numeric[:4]) + (", ..." if len(sheet.numeric) > 4 else "")
+        raise UserError(
+            f"{sheet.path}, line {sheet.line[row]}, columns {names}: the probabilities sum to {total[row]:.6g}, not to 1; "
+            "where an example may have several diagnoses, read it as multi_label"
+        )
+
+
+def _frames(sheet: sheets.Sheet) -> tuple[list[dict], np.ndarray]:
+    """The distinct (arm, split, seed, repeat, fold, size) in order of first appearance, and int64[N], each row's among them."""
+    fields: dict[str, list] = {"arm": sheet.text["arm"], "split": sheet.text.get("split", ["test"])}
+    fields |= {name: _whole(sheet, name) if name in sheet.code else [None] for name in _WHOLE}
+    frame = np.zeros(len(sheet.line), np.int64)
+    for name, values in fields.items():
+        if len(values) > 1:
+            again = sheets.Codes()  # "1" and "01" are the same number
+            code = np.array([again[value] for value in values])[sheet.code[name]]
+            frame = np.unique(frame * len(values) + code, return_inverse=True)[1]
+    first = np.unique(frame, return_index=True)[1]
+    order = np.argsort(first)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    keys = []
+    for row in first[order]:
+        at = {name: sheet.code[name][row] if name in sheet.code else 0 for name in _KEY}
+        keys.append({name: fields[name][at[name]] for name in _KEY})
+    return keys, rank[frame]
+
+
+def _whole(sheet: sheets.Sheet, column: str) -> list[int | None]:
+    """The numbers of a column's distinct cells; pandas writes them as 25.0 where another cell is empty."""
+    numbers: list[int | None] = []
+    for code, text in enumerate(sheet.text[column]):
+        try:
+            number = int(text.removesuffix(".0")) if text else None
+        except ValueError:
+            number = -1
+        if number is not None and number < 0:
+            raise UserError(f"{sheet.first(column, code)}: {text!r} is not a whole number of at least 0")
+        numbers.append(number)
+    return numbers
+
+
+def _check_once(sheet: sheets.Sheet, frame: np.ndarray) -> None:
+    ids = sheet.code["id"]
+    place = frame * len(sheet.text["id"]) + ids
+    again = np.setdiff1d(np.arange(len(ids)), np.unique(place, return_index=True)[1], assume_unique=True)
+    if len(again):
+        row = int(again[0])
+        before = int(np.argmax(place == place[row]))
+        raise UserError(
+            f"{sheet.where(row, 'id')}: {sheet.text['id'][ids[row]]!r} is already in line {sheet.line[before]}, "
+            f"with the same {', '.join(name for name in _KEY if name in sheet.code)}"
+        )
+
+
+def _check_same(sheet: sheets.Sheet, column: str, value: np.ndarray) -> None:
+    """Refuses an id that has one `value`, int[N], here and another there."""
+    ids, text = sheet.code["id"], sheet.text[column]
+    first = np.unique(ids, return_index=True)[1][ids]
+    differing = np.flatnonzero(value != value[first])
+    if len(differing):
+        row, before = int(differing[0]), int(first[differing[0]])
+        raise UserError(
+            f"{sheet.where(row, column)}: {sheet.text['id'][ids[row]]!r} has {text[sheet.code[column][row]]!r} here "
+            f"and {text[sheet.code[column][before]]!r} in line {sheet.line[before]}"
+        )
+
+
+# Checking what no single line shows
+
+
+def check(
+    predictions: Sequence[Predictions], classes: Sequence[str], *, split: str = "test", name: str = "predictions.csv"
+) -> list[str]:
+    """Whether the arms can be compared on a split, and what a reader must know of the predictions.
+
+    Args:
+      predictions: of `read`.
+      classes: the K names.
+      split: on which the arms are compared.
+      name: of the file, for errors.
+
+    Returns:
+      Sentences: that one model's part of a split has one class, or no label, so that metrics are undefined there; that
+      patients (examples, where patients are not known) of `split` are also in val of the same model.
+
+    Raises:
+      UserError: an arm has no predictions of the split; or two arms that were trained on the same size differ in the seeds,
+        repeats and folds they have, or in the examples that they predict.
+    """
+    present = {p.split for p in predictions}
+    if split not in present:
+        raise UserError(f"{name} has no split {split!r}{nearest(split, present)}")
+    by_arm: dict[str, dict[tuple, Predictions]] = {p.arm: {} for p in predictions}
+    for p in predictions:
+        if p.split == split:
+            by_arm[p.arm][p.cell] = p
+    for arm, cells in by_arm.items():
+        if not cells:
+            raise UserError(f"{name}: arm {arm!r} has no predictions of split {split!r}")
+    for size in {p.size: None for p in predictions}:
+        trained = [{cell: p for cell, p in cells.items() if p.size == size} for cells in by_arm.values()]
+        reference, *others = [cells for cells in trained if cells] or [{}]
+        for cells in others:
+            _check_same_examples(name, reference, cells)
+    return [*_one_class(predictions, classes), *_in_both(predictions, split, "val")]
+
+
+def _check_same_examples(name: str, one: Mapping[tuple, Predictions], two: Mapping[tuple, Predictions]) -> None:
+    for has, lacks in ((one, two), (two, one)):
+        other = next(iter(lacks.values())).arm
+        for cell, p in has.items():
+            if cell not in lacks:
+                raise UserError(f"{name}: arm {p.arm!r} has predictions of {p.where}, and arm {other!r} has none")
+            alone = p.id[~np.isin(p.id, lacks[cell].id)]
+            if len(alone):
+                raise UserError(
+                    f"{name}: {p.where}: {len(alone)} of the {len(p.id)} examples of arm {p.arm!r} are not among the "
+                    f"{len(lacks[cell].id)} of arm {other!r}, the first is {str(alone[0])!r}; arms are compared on the same "
+                    "examples"
+                )
+
+
+def _one_class(predictions: Sequence[Predictions], classes: Sequence[str]) -> list[str]:
+    arms: dict[str, list[str]] = {}
+    for p in predictions:
+        known = p.label[p.label >= 0] if p.label.ndim == 1 else p.label[~np.isnan(p.label)]
+        if not len(known):
+            arms.setdefault(f"{p.where}: none of {len(p.id)} examples has a label", []).append(p.arm)
+        elif p.label.ndim == 1 and np.all(known == known[0]):
+            what = f"all of {len(known)} labelled examples are {classes[known[0]]!r}"
+            arms.setdefault(f"{p.where}: {what}", []).append(p.arm)
+    return _few([f"{what} (arms: {', '.join(a)}); what needs two classes is undefined" for what, a in arms.items()])
+
+
+def _in_both(predictions: Sequence[Predictions], split: str, other: str) -> list[str]:
+    chosen_on = {(p.arm, p.cell): p for p in predictions if p.split == other != split}
+    arms: dict[str, list[str]] = {}
+    for p in predictions:
+        q = chosen_on.get((p.arm, p.cell))
+        if p.split != split or q is None:
+            continue
+        if p.patient is not None and q.patient is not None:
+            word, both = "patients", np.intersect1d(p.patient, q.patient)
+        else:
+            word, both = "examples", np.intersect1d(p.id, q.id)
+        if len(both):
+            what = f"{p.where}: {len(both)} {word} are also in {other}, the first is {str(both[0])!r}"
+            arms.setdefault(what, []).append(p.arm)
+    return _few([f"{what} (arms: {', '.join(a)}); what is chosen on {other} has seen them" for what, a in arms.items()])
+
+
+def _few(notes: list[str], limit: int = 5) -> list[str]:
+    return notes if len(notes) <= limit else [*notes[:limit], f"and {len(notes) - limit} more such"]

@@ -14,18 +14,19 @@ from medtl.evaluation import metrics
 Results = Mapping[Any, Mapping[str, Mapping[str, Mapping[str, Any]]]]
 
 
-def summarize(results: Results) -> dict[str, Any]:
+def summarize(results: Results, *, runs: str = "seeds") -> dict[str, Any]:
     """Means and standard deviations over the seeds.
 
     A mean over seeds of which one is NaN is NaN: the seeds stay comparable, and `undefined` names the seed.
 
     Args:
       results: seed -> arm -> split -> `Metrics.as_dict()`; every seed has the same arms and splits.
+      runs: what the keys of `results` are: "seeds", or "cells" of a cross-validation.
 
     Returns:
       "arms": arm -> split -> the mean of each entry, `confusion` included; of one seed its very entries.
       "std": arm -> split -> metric -> standard deviation (n - 1 in the denominator), where there are several seeds.
-      "seeds": `results`, with the seeds as strings.
+      "seeds" (or "cells"): `results`, with strings as keys.
 
     Raises:
       ValueError: there is no seed, or the seeds differ in their arms or splits.
@@ -42,7 +43,7 @@ def summarize(results: Results) -> dict[str, Any]:
     summary: dict[str, Any] = {"arms": _each_cell(cells, _mean)}
     if len(seeds) > 1:
         summary["std"] = _each_cell(cells, _std)
-    summary["seeds"] = {str(seed): results[seed] for seed in seeds}
+    summary[runs] = {str(seed): results[seed] for seed in seeds}
     return summary
 
 
@@ -72,7 +73,7 @@ def _mean(by_seed: Mapping[Any, Mapping[str, Any]]) -> dict[str, Any]:
     undefined: dict[str, str] = {}
     for seed, entry in by_seed.items():
         for name, reason in entry.get("undefined", {}).items():
-            undefined.setdefault(name, f"seed {seed}: {reason}")
+            undefined.setdefault(name, f"{seed if ' ' in str(seed) else f'seed {seed}'}: {reason}")
     return mean | ({"undefined": undefined} if undefined else {})
 
 

@@ -1,19 +1,13 @@
-"""The result as plain text: a row per arm and split, a line per pair of arms, and a plain word where the source hurt.
-
-Refuses to call a difference that one seed, or the spread over the seeds, could have made.
-"""
+"""The result as plain text: a row per arm and split, and the verdict on the arms in words."""
 
 from __future__ import annotations
 
-import itertools
 import math
 import textwrap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from medtl.evaluation.metrics import LOWER_IS_BETTER, NAMES
+from medtl.evaluation.metrics import NAMES
 
 WIDTH = 100
 
@@ -24,36 +18,22 @@ _HEADER = (
 )
 
 
-def render(
-    summary: Mapping[str, Any],
-    *,
-    metric: str = "auroc",
-    uses_source: Collection[str] = ("transfer",),
-) -> str:
+def render(summary: Mapping[str, Any]) -> str:
     """The table of a summary and what follows from it.
 
     Args:
-      summary: of `summarize`.
-      metric: in which the arms are compared; one of `metrics.NAMES`.
-      uses_source: the arms that learn from the source; where one of them is worse than one that does not, a sentence
-        says so.
+      summary: of `summarize`, and under "evaluation" an analysis, whose verdict is shown.
 
     Returns:
       Lines without a last newline, at most 100 columns wide for arm names of up to 16 characters and n of up to 5
-      digits. The comparison is on test where there is one, else on val, else on the last split.
+      digits.
     """
-    arms, seeds = summary["arms"], summary["seeds"].values()
-    differences, verdicts = [], []
-    for a, b in itertools.combinations(arms, 2):
-        split = _split(arms[a], arms[b])
-        if split is None:
-            continue
-        delta = np.array([float(arm[a][split][metric]) - float(arm[b][split][metric]) for arm in seeds])
-        differences.append(_difference(a, b, delta, metric, split))
-        if (a in uses_source) != (b in uses_source):
-            with_source, without, change = (a, b, delta) if a in uses_source else (b, a, -delta)
-            verdicts += _verdict(with_source, without, change, metric, split)
-    sections = [_table(arms, summary.get("std")), _undefined(arms), differences + verdicts]
+    arms = summary["arms"]
+    verdict = summary["evaluation"]["verdict"]
+    # With one comparison that is told the headline is its sentence.
+    told = dict.fromkeys((*verdict["sentences"], *([] if verdict["sentences"] else [verdict["headline"]])))
+    said = [line for sentence in told for line in _wrap(sentence)]
+    sections = [_table(arms, summary.get("std")), _undefined(arms), said]
     return "\n\n".join("\n".join(lines) for lines in sections if lines)
 
 
@@ -95,40 +75,3 @@ def _undefined(arms: Mapping[str, Any]) -> list[str]:
 
 def _wrap(sentence: str) -> list[str]:
     return textwrap.wrap(sentence, WIDTH, subsequent_indent="  ", break_long_words=False)
-
-
-def _split(*entries: Mapping[str, Any]) -> str | None:
-    """The split on which arms are compared; None where they share none."""
-    shared = [split for split in entries[0] if all(split in entry for entry in entries)]
-    return next((split for split in ("test", "val") if split in shared), shared[-1] if shared else None)
-
-
-def _difference(a: str, b: str, delta: np.ndarray, metric: str, split: str) -> str:
-    mean = float(delta.mean())
-    if math.isnan(mean):
-        return f"{a} - {b}: undefined {metric} on {split}"
-    agreeing = int(np.sum(delta * mean > 0)) if mean else int(np.sum(delta == 0))
-    seeds = f"{agreeing} of {len(delta)} seeds" if len(delta) > 1 else "1 seed"
-    spread = f", within the spread of {delta.std(ddof=1):.3f} over seeds" if _within_spread(delta) else ""
-    return f"{a} - {b}: {mean:+.3f} {metric} on {split} ({seeds}{spread})"
-
-
-def _verdict(arm: str, baseline: str, delta: np.ndarray, metric: str, split: str) -> list[str]:
-    """What to say where `arm`, which learns from the source, is worse than `baseline`; nothing where it is not."""
-    mean = float(delta.mean())
-    worse = mean > 0 if metric in LOWER_IS_BETTER else mean < 0
-    if not worse:
-        return []
-    cause = "the transfer" if baseline == "scratch" else "the source"
-    side = "above" if metric in LOWER_IS_BETTER else "below"
-    what = f"{arm} is {side} {baseline} by {abs(mean):.3f} {metric} on {split}"
-    if len(delta) == 1:
-        return _wrap(f"{what}: one seed cannot tell whether {cause} hurt")
-    if _within_spread(delta):
-        return _wrap(f"{what}, within the spread over seeds, which cannot tell whether {cause} hurt")
-    return _wrap(f"{what}: {cause} hurt (negative transfer)")
-
-
-def _within_spread(delta: np.ndarray) -> bool:
-    """Whether the mean of the paired differences is no larger than their standard deviation over the seeds."""
-    return len(delta) > 1 and bool(abs(delta.mean()) <= delta.std(ddof=1))

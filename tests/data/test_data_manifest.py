@@ -87,6 +87,24 @@ def test_the_fingerprint_covers_labels_splits_and_pixels(write, twelve, folder):
     assert changed.split_hash == first.split_hash
 
 
+def test_groups_follow_their_images_and_are_not_part_of_what_is_trained(write, twelve):
+    lines = twelve.splitlines()
+    cells = ["site,Note,subgroup_sex", *(f"site {i % 3},x,{'fm'[i % 2] if i else ''}" for i in range(12))]
+    text = "\n".join(f"{line},{cell}" for line, cell in zip(lines, cells, strict=True))
+    examples = load(write(text))
+    assert list(examples.groups) == ["site", "subgroup_sex"]
+    assert examples.groups["site"].tolist() == [f"site {i % 3}" for i in range(12)]
+    assert examples.groups["subgroup_sex"].tolist() == ["", *"mfmfmfmfmfm"]
+    plain = load(write(twelve))
+    assert plain.groups == {}
+    assert (examples.fingerprint, examples.split_hash) == (plain.fingerprint, plain.split_hash)
+    fewer = load(write(text, train_size=2))
+    assert len(fewer) == 8
+    assert fewer.groups["site"].tolist() == [f"site {int(i[:2]) % 3}" for i in fewer.id]
+    assert load(write(text), require_label=False).groups["site"].tolist() == examples.groups["site"].tolist()
+    assert list(load(write(text, label="site")).groups) == ["subgroup_sex"]  # the diagnosis is not a group
+
+
 HEAD = "image_path,diagnosis,split\n"
 
 
@@ -108,6 +126,12 @@ HEAD = "image_path,diagnosis,split\n"
         ("image_path,diagnosis,Split\n00.png,ill,train\n", ["column 'Split'; did you mean 'split'?"]),
         ("image_path,diagnosis,Patient\n00.png,ill,1\n", ["column 'Patient'; did you mean 'patient_id'?"]),
         ("image_path,diagnosis,patientid\n00.png,ill,1\n", ["column 'patientid'; did you mean 'patient_id'?"]),
+        ("image_path,diagnosis,Site\n00.png,ill,1\n", ["column 'Site'; did you mean 'site'?"]),
+        (
+            "image_path,diagnosis,Subgroup_age\n00.png,ill,1\n",
+            ["column 'Subgroup_age'; did you mean 'subgroup_<name>'?"],
+        ),
+        ("image_path,diagnosis,sub group\n00.png,ill,1\n", ["column 'sub group'; did you mean 'subgroup'?"]),
         ("image_path,diagnosis,split,split\n00.png,ill,val,val\n", ["two columns are called 'split'"]),
         (HEAD + "00.png,ill,train\n01.png,well, or not,train\n", ["line 3: 4 cells", "3 columns", "quotes"]),
         (HEAD + '00.png,"ill,train\n', ["line 2: not a CSV file"]),
@@ -205,6 +229,17 @@ def test_a_function_of_ones_own(folder):
     assert len(load(dataset(f"{folder}/mine.py:mine(n=90)"))) == 90
     with pytest.raises(UserError, match=r"returned images of uint8\[9, 9, 1\]; they must be uint8\[8, 8, 1\]"):
         load(dataset(f"{folder}/mine.py:mine(n=61)"))
+    (folder / "grouped.py").write_text(
+        "import dataclasses\nfrom medtl.data import phantom\n"
+        "def mine(spec, *, image_size, channels, resize, name='site', n=60):\n"
+        "    found = phantom.examples(60, scanner='a', seed=0, image_size=image_size, channels=channels)\n"
+        "    return dataclasses.replace(found, groups={name: found.split[:n]})\n"
+    )
+    assert list(load(dataset(f"{folder}/grouped.py:mine")).groups) == ["site"]
+    with pytest.raises(UserError, match="returned 60 ids but 59 of the group 'site'"):
+        load(dataset(f"{folder}/grouped.py:mine(n=59)"))
+    with pytest.raises(UserError, match="returned a group 'age'; it must be site, subgroup or subgroup_<name>"):
+        load(dataset(f"{folder}/grouped.py:mine(name='age')"))
     assert "did you mean 'mine'?" in refusal(dataset(f"{folder}/mine.py:min"))
 
 

@@ -1,4 +1,7 @@
-"""predictions.csv: what is written is read back, by us and by pandas, whatever the names and the bits."""
+"""predictions.csv: what is written is read back, by us and by pandas, whatever the names and the bits; what is wrong is named."""
+
+import re
+import time
 
 import numpy as np
 import pandas as pd
@@ -11,24 +14,36 @@ from medtl.evaluation.predictions import Predictions
 CLASSES = ('covid, "mild"', "non_covid", "naïve\nline 漢字")
 
 
-def frame(arm="transfer", split="val", seed=None, n=6, ids=None, label=None):
+def frame(arm="transfer", split="val", seed=None, n=6, ids=None, label=None, dtype=np.float64, **more):
+    """Rows of probabilities that sum to 1, of every magnitude down to the subnormal."""
     rng = np.random.default_rng(n)
     ids = np.array([f"image{i}.png" for i in range(n)] if ids is None else ids)
     label = rng.integers(-1, 3, n).astype(np.int32) if label is None else label
-    bits = rng.integers(0, 0x3F800000, (len(ids), 3), dtype=np.uint32)  # every float32 from 0 to 1, subnormals too
-    return Predictions(arm, split, ids, label, bits.view(np.float32), seed)
+    small = 10.0 ** rng.uniform(-45, -0.5, (len(ids), 2))
+    probability = np.concatenate([small, 1 - small.sum(axis=1, keepdims=True)], axis=1).astype(dtype)
+    return Predictions(arm, split, ids, label, probability, seed, **more)
 
 
 def assert_same(one, other):
-    assert (one.arm, one.split, one.seed) == (other.arm, other.split, other.seed)
+    assert (one.arm, one.split, one.cell) == (other.arm, other.split, other.cell)
     np.testing.assert_array_equal(one.id, other.id)
     np.testing.assert_array_equal(one.label, other.label)
-    assert one.label.dtype == other.label.dtype and one.probability.dtype == np.float32
-    np.testing.assert_array_equal(one.probability.view(np.uint32), other.probability.view(np.uint32))
+    assert one.label.dtype == other.label.dtype and other.probability.dtype == np.float64
+    # The same number to the last bit, in the precision in which it was written.
+    back = other.probability.astype(one.probability.dtype)
+    np.testing.assert_array_equal(one.probability.view(np.uint8), back.view(np.uint8))
+    assert (one.patient is None) == (other.patient is None)
+    if one.patient is not None:
+        np.testing.assert_array_equal(one.patient, other.patient)
+    assert list(one.groups) == list(other.groups)
+    for name, values in one.groups.items():
+        np.testing.assert_array_equal(values, other.groups[name])
 
 
-def test_what_is_written_is_read_back_bit_for_bit(tmp_path):
-    frames = [frame(), frame(split="test", n=500), frame(arm="scratch")]
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_what_is_written_is_read_back_bit_for_bit(tmp_path, dtype):
+    ids = [f"x{i}" for i in range(500)]
+    frames = [frame(dtype=dtype), frame(split="test", n=500, ids=ids, dtype=dtype), frame(arm="scratch", dtype=dtype)]
     predictions.write(tmp_path / "predictions.csv", frames, CLASSES)
     back, classes = predictions.read(tmp_path / "predictions.csv")
     assert classes == CLASSES
@@ -46,7 +61,7 @@ def test_awkward_ids_survive(tmp_path):
         " spaces ",
         "漢字 é 🩺",
         "001",
-        "",
+        "?x",
         "=1+1",
         "nan",
         "\t",
@@ -64,7 +79,7 @@ def test_columns_and_what_pandas_reads(tmp_path):
     assert list(table.columns) == ["arm", "split", "id", "label", *(f"prob_{name}" for name in CLASSES)]
     assert table["arm"].tolist() == ["transfer"] * 3 + ["scratch"] * 3
     assert table["label"][:2].tolist() == [CLASSES[0], CLASSES[1]] and pd.isna(table["label"][2])
-    values = table.iloc[:3, 4:].to_numpy().astype(np.float32)
+    values = table.iloc[:3, 4:].to_numpy().astype(np.float64)
     np.testing.assert_array_equal(values, written[0].probability)
 
 
@@ -85,8 +100,9 @@ def test_several_labels_keep_positive_negative_and_unknown_apart(tmp_path):
     path = tmp_path / "predictions.csv"
     predictions.write(path, [frame(n=4, label=label)], classes)
     texts = pd.read_csv(path, keep_default_na=False)["label"].tolist()
-    assert texts == ["edema|mass", "", "?edema|?effusion|?mass", "?effusion|mass"]
-    assert_same(predictions.read(path, multi_label=True)[0][0], frame(n=4, label=label))
+    assert texts == ["edema|mass", "|", "?edema|?effusion|?mass", "?effusion|mass"]
+    for known in (True, None):
+        assert_same(predictions.read(path, multi_label=known)[0][0], frame(n=4, label=label))
     for name in ("a|b", "?mass"):
         with pytest.raises(UserError, match="a class is called"):
             predictions.write(path, [frame(n=4, label=label)], ("edema", "effusion", name))
@@ -96,11 +112,10 @@ def test_a_write_that_fails_leaves_the_former_file(tmp_path):
     path = tmp_path / "predictions.csv"
     predictions.write(path, [frame()], CLASSES)
     before = path.read_bytes()
-    broken = frame(n=5)
-    with pytest.raises(ValueError, match="shorter"):
-        predictions.write(
-            path, [frame(), Predictions("a", "b", broken.id, broken.label[:3], broken.probability)], CLASSES
-        )
+    with pytest.raises(IndexError):
+        predictions.write(path, [frame(), frame(arm="scratch", label=np.full(6, 3))], CLASSES)
+    with pytest.raises(ValueError, match=r"transfer, val: the arrays differ in length: \[5, 6\]"):
+        predictions.write(path, [frame(label=np.zeros(5, int))], CLASSES)
     assert path.read_bytes() == before
 
 
@@ -110,20 +125,257 @@ def test_equal_predictions_make_equal_files(tmp_path):
     assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "two.csv").read_bytes()
 
 
+def test_models_patients_and_groups_are_read_back(tmp_path):
+    n = 6
+    patient = np.array(["p1", "p1", "p,2", "p3\r", "p4", "p4"])
+    groups = {"subgroup_sex": np.array(["f", "m", "", "f", "f", "m"]), "site": np.array(["São Paulo"] * n)}
+    label = np.zeros(n, np.int32)
+    cells = [{"fold": k, "repeat": r, "size": size} for r in range(2) for k in range(2) for size in (25, None)]
+    frames = [frame(arm, "test", label=label, patient=patient, groups=groups, **c) for arm in "ab" for c in cells]
+    path = tmp_path / "predictions.csv"
+    predictions.write(path, frames, CLASSES)
+    columns = pd.read_csv(path).columns.tolist()
+    assert columns[7:] == ["patient_id", "subgroup_sex", "site", "size", "repeat", "fold"]
+    for one, other in zip(frames, predictions.read(path)[0], strict=True):
+        assert_same(one, other)
+
+
+def test_columns_that_hold_nothing_are_not_written(tmp_path):
+    empty = np.full(6, "")
+    path = tmp_path / "predictions.csv"
+    predictions.write(path, [frame(patient=empty, groups={"site": empty})], CLASSES)
+    assert pd.read_csv(path).columns.tolist() == ["arm", "split", "id", "label", *(f"prob_{c}" for c in CLASSES)]
+    with pytest.raises(UserError, match="a group is called 'age'"):
+        predictions.write(path, [frame(groups={"age": empty})], CLASSES)
+
+
+def test_the_columns_may_stand_in_any_order_and_a_file_of_pandas_is_read(tmp_path):
+    table = pd.DataFrame(
+        {
+            "prob_well": [0.25, 0.5, 1.0, 1.0],
+            "label": ["ill", None, "well", "well"],
+            "fold": [0, 0, None, None],
+            "prob_ill": [0.75, 0.5, 0.0, 0.0],
+            "id": [7, 8, 7 + 2, 10],
+            "site": ["north", None, None, "south"],
+            "patient_id": ["p", None, None, None],
+            "arm": ["x"] * 4,
+        }
+    )
+    path = tmp_path / "theirs.csv"
+    table.to_csv(path, index=False, encoding="utf-8-sig")
+    (one, two), classes = predictions.read(path)
+    assert classes == ("well", "ill")
+    assert (one.arm, one.split, one.seed, one.fold, two.fold) == ("x", "test", None, 0, None)
+    assert one.label.tolist() == [1, -1] and two.label.tolist() == [0, 0]
+    assert one.id.tolist() == ["7", "8"] and one.probability.tolist() == [[0.25, 0.75], [0.5, 0.5]]
+    assert one.patient.tolist() == ["p", "?8"] and two.patient is None  # an unknown patient is one of its own
+    assert one.groups["site"].tolist() == ["north", ""] and two.groups["site"].tolist() == ["", "south"]
+
+
+def test_models_are_told_apart_in_the_order_in_which_they_appear(tmp_path):
+    rng = np.random.default_rng(0)
+    keys = [(arm, seed, fold) for arm in "ab" for seed in (0, 1) for fold in (0, 1)]
+    rows = [(arm, seed, fold, f"id{i}") for i in range(30) for arm, seed, fold in keys]
+    rows = [rows[i] for i in rng.permutation(len(rows))]
+    path = tmp_path / "p.csv"
+    lines = [f"{arm},{'0' * (len(i) % 2)}{seed},{fold},{i},u,0.5,0.5" for arm, seed, fold, i in rows]
+    path.write_text("\n".join(["arm,seed,fold,id,label,prob_u,prob_v", *lines]))
+    expected = {}
+    for arm, seed, fold, i in rows:
+        expected.setdefault((arm, seed, fold), []).append(i)
+    back = predictions.read(path)[0]
+    assert [(p.arm, p.seed, p.fold) for p in back] == list(expected)
+    assert [p.id.tolist() for p in back] == list(expected.values())
+
+
+def test_float32_softmax_above_one_is_one(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text("arm,id,label,prob_u,prob_v\nx,1,u,1.0000001192092896,0\n")
+    assert predictions.read(path)[0][0].probability.tolist() == [[1.0, 0.0]]
+
+
+def test_one_class_is_enough_where_labels_are_several(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text("arm,id,label,prob_edema\nx,1,edema,0.9\nx,2,|,0.1\nx,3,,0.1\nx,4,?edema,0.5\n")
+    back = predictions.read(path)[0][0]
+    np.testing.assert_array_equal(back.label, [[1], [0], [0], [np.nan]])
+    with pytest.raises(UserError, match="line 1: the only class is 'edema'"):
+        predictions.read(path, multi_label=False)
+
+
+def test_a_bar_in_a_class_name_is_no_separator(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text("arm,id,label,prob_a|b,prob_c\nx,1,a|b,0.9,0.1\nx,2,c,0.2,0.8\n")
+    assert predictions.read(path)[0][0].label.tolist() == [0, 1]
+
+
+HEAD = "arm,id,label,prob_ill,prob_well\n"
+GOOD = "x,1,ill,0.75,0.25\n"
+
+
 @pytest.mark.parametrize(
-    "text, message",
+    ("text", "said"),
     [
-        ("", ":1: the columns are"),
-        ("arm,split,id,label\n", ":1: the columns are"),
-        ("arm,split,id,diagnosis,prob_a\n", ":1: the columns are"),
-        ("arm,split,id,label,prob_a\nx,val,1,b,0.5\n", ":2: the label is 'b'"),
-        ("arm,split,id,label,prob_a\nx,val,1,a,0.5\nx,val,2,a,high\n", ":3: could not convert"),
-        ("arm,split,id,label,prob_a\nx,val,1,a\n", ":2: 4 columns where the header has 5"),
-        ("arm,split,id,label,prob_a,seed\nx,val,1,a,0.5,one\n", ":2: invalid literal"),
+        ("", "line 1: the file is empty; the first line names the columns: arm, id, label, prob_<class>"),
+        (HEAD, "has a header and no rows"),
+        (HEAD.replace("label", "labels") + GOOD, "line 1 has no column 'label'; did you mean 'labels'?"),
+        (HEAD.replace("arm,", "") + GOOD, "line 1 has no column 'arm'"),
+        ("arm,id,label\nx,1,ill\n", "line 1 has no column prob_<class>"),
+        (HEAD.replace("prob_well", "probwell") + GOOD, "line 1: column 'probwell' is not known"),
+        (
+            HEAD.replace("prob_well", "patient") + GOOD,
+            "line 1: column 'patient' is not known; did you mean 'patient_id'?",
+        ),
+        (HEAD.replace("prob_well", "sub_group") + GOOD, "column 'sub_group' is not known; did you mean 'subgroup'?"),
+        (HEAD.replace("prob_well", "prob_") + GOOD, "line 1: column 'prob_' is not known"),
+        ("," + HEAD + "0," + GOOD, "line 1, column 1 has no name"),
+        (HEAD.replace("prob_well", "prob_ill") + GOOD, "line 1: two columns are called 'prob_ill'"),
+        ((HEAD + GOOD).replace(",", ";"), "line 1: the columns are separated by semicolons"),
+        (HEAD + GOOD + "x,2,ill,0.5\n", "line 3: 4 cells, but the header has 5 columns"),
+        (HEAD + GOOD + "x,2,ill,0,5,0,5\n", "line 3: 7 cells, but the header has 5 columns"),
+        (HEAD + GOOD + 'x,"2,ill,0.5,0.5\n', "line 3: not a CSV file"),
+        (b"arm,id,label,prob_a\n\xff\xfe", "is not a CSV file in UTF-8"),
+        (HEAD + '"x\ny",1,ill,1,0\n\n,2,ill,0.5,0.5\n', "line 5, column arm: the cell is empty"),
+        (HEAD + GOOD + "x,,ill,0.5,0.5\n", "line 3, column id: the cell is empty"),
+        (HEAD + GOOD + "x,2,ill,0.5,high\n", "line 3, column prob_well: 'high' is not a number"),
+        (HEAD + GOOD + "x,2,ill,,0.5\n", "line 3, column prob_ill: the cell is empty"),
+        (HEAD + GOOD + "x,2,ill,0.5,nan\n", "line 3, column prob_well: nan is not a probability from 0 to 1"),
+        (HEAD + GOOD + "x,2,ill,inf,0.5\n", "line 3, column prob_ill: inf is not a probability from 0 to 1"),
+        (HEAD + GOOD + "x,2,ill,0.5,-0.5\n", "line 3, column prob_well: -0.5 is not a probability"),
+        (
+            HEAD + GOOD + "x,2,ill,3.1,-2\n",
+            "column prob_ill: 3.1 is not a probability from 0 to 1; these look like logits",
+        ),
+        (HEAD + "x,2,ill,87.5,12.5\n", "these look like percentages: divide by 100"),
+        (
+            HEAD + GOOD + "x,2,ill,0.5,0.498\n",
+            "line 3, columns prob_ill, prob_well: the probabilities sum to 0.998, not to 1",
+        ),
+        (
+            HEAD + GOOD + "x,2,healthy,0.5,0.5\n",
+            "line 3, column label: there is no column 'prob_healthy' for 'healthy'",
+        ),
+        (HEAD + GOOD + "x,2,wel,0.5,0.5\n", "there is no column 'prob_wel' for 'wel'; did you mean 'well'?"),
+        (HEAD + GOOD + "x,2,ill|wel,0.5,0.9\n", "there is no column 'prob_wel' for 'wel'; did you mean 'well'?"),
+        (HEAD + GOOD + "x,2,ill|well,0.5,9\n", "line 3, column prob_well: 9 is not .* logits: write their sigmoid"),
+        (HEAD + GOOD + "y,1,ill,1,0\nx,1,ill,1,0\n", "line 4, column id: '1' is already in line 2, with the same arm"),
+        (HEAD + GOOD + "y,1,well,1,0\n", "line 3, column label: '1' has 'well' here and 'ill' in line 2"),
+        (HEAD + GOOD + "y,1,,1,0\n", "line 3, column label: '1' has '' here and 'ill' in line 2"),
+        ("fold," + HEAD + "0," + GOOD + "1.5," + GOOD, "line 3, column fold: '1.5' is not a whole number"),
+        ("seed," + HEAD + "0," + GOOD + "one," + GOOD, "line 3, column seed: 'one' is not a whole number"),
+        ("size," + HEAD + "-1," + GOOD, "line 2, column size: '-1' is not a whole number of at least 0"),
+        (
+            "patient_id," + HEAD + "p," + GOOD + "q," + GOOD.replace("x", "y"),
+            "column patient_id: '1' has 'q' here and 'p'",
+        ),
+        (
+            "site," + HEAD + "p," + GOOD + "q," + GOOD.replace("x", "y"),
+            "column site: '1' has 'q' here and 'p' in line 2",
+        ),
     ],
 )
-def test_another_file_is_refused_by_line(tmp_path, text, message):
+def test_another_file_is_refused_by_line_and_column(tmp_path, text, said):
     path = tmp_path / "predictions.csv"
-    path.write_text(text)
-    with pytest.raises(UserError, match=message):
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match="^" + re.escape(str(path))) as error:
         predictions.read(path)
+    pattern = said if ".*" in said else re.escape(said)
+    assert re.search(pattern, str(error.value)), str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_file_that_is_not_there_and_arms_that_were_not_asked_for(tmp_path):
+    with pytest.raises(UserError, match=r"cannot read .*none.csv"):
+        predictions.read(tmp_path / "none.csv")
+    path = tmp_path / "p.csv"
+    path.write_text(HEAD + GOOD + GOOD.replace("x", "scratch"))
+    assert [p.arm for p in predictions.read(path, arms=["scratch", "x"])[0]] == ["x", "scratch"]
+    with pytest.raises(UserError, match="line 3, column arm: 'scratch' is not an arm that was asked for; it can be x"):
+        predictions.read(path, arms=["x"])
+    with pytest.raises(UserError, match="there is no arm 'scratsh'; did you mean 'scratch'?"):
+        predictions.read(path, arms=["x", "scratch", "scratsh"])
+
+
+def test_the_line_is_exact_far_down_the_file(tmp_path):
+    path = tmp_path / "p.csv"
+    rows = [f'x,"{i}\n",ill,0.5,0.5\n' for i in range(70_000)]  # each takes two lines, and more than a chunk holds them
+    path.write_text(HEAD + "".join(rows) + "x,last,ill,0.5,0.6\n")
+    with pytest.raises(UserError, match="line 140002, columns prob_ill, prob_well: the probabilities sum to 1.1"):
+        predictions.read(path)
+
+
+def test_one_class_splits_are_told_and_not_refused():
+    ill, both = np.zeros(4, np.int32), np.array([0, 1, 0, -1])
+    frames = [frame(arm, "test", n=4, label=label, fold=k) for arm in "ab" for k, label in enumerate((both, ill))]
+    frames += [frame("a", "val", n=4, ids=list("wxyz"), label=np.full(4, -1), fold=0)]
+    assert predictions.check(frames, ("ill", "well", "worse")) == [
+        "test, fold 1: all of 4 labelled examples are 'ill' (arms: a, b); what needs two classes is undefined",
+        "val, fold 0: none of 4 examples has a label (arms: a); what needs two classes is undefined",
+    ]
+    many = [frame("a", "test", n=4, label=ill, fold=k) for k in range(9)]
+    notes = predictions.check(many, ("ill", "well", "worse"))
+    assert len(notes) == 6 and notes[-1] == "and 4 more such"
+    nothing = np.full((4, 3), np.nan)
+    assert "none of 4 examples has a label" in predictions.check([frame("a", "test", n=4, label=nothing)], CLASSES)[0]
+
+
+def test_arms_must_predict_the_same_examples():
+    label = np.array([0, 1, 0, 1])
+
+    def one(arm, ids, **cell):
+        return frame(arm, "test", n=4, ids=list(ids), label=label, **cell)
+
+    assert predictions.check([one("a", "wxyz"), one("b", "zyxw")], CLASSES) == []  # the order does not matter
+    with pytest.raises(
+        UserError, match=r"f.csv: test: 1 of the 4 examples of arm 'a' .* 4 of arm 'b', the first is 'w'"
+    ):
+        predictions.check([one("a", "wxyz"), one("b", "xyzu")], CLASSES, name="f.csv")
+    subset = Predictions("b", "test", np.array(["x"]), label[:1], np.ones((1, 3)) / 3)
+    with pytest.raises(UserError, match="3 of the 4 examples of arm 'a'"):
+        predictions.check([subset, one("a", "wxyz")], CLASSES)
+    with pytest.raises(UserError, match="arm 'b' has predictions of test, seed 1, fold 0, and arm 'a' has none"):
+        predictions.check([one("a", "wxyz", seed=0, fold=0), one("b", "wxyz", seed=1, fold=0)][::-1], CLASSES)
+    with pytest.raises(UserError, match=r"predictions.csv has no split 'tset'; did you mean 'test'?"):
+        predictions.check([one("a", "wxyz")], CLASSES, split="tset")
+    with pytest.raises(UserError, match="arm 'transfer' has no predictions of split 'test'"):
+        predictions.check([one("a", "wxyz"), frame()], CLASSES)
+    # An arm may lack the smaller training sets of a learning curve.
+    sizes = [one("a", "wxyz", size=25), one("a", "wxyz", size=50), one("b", "wxyz", size=50)]
+    assert predictions.check(sizes, CLASSES) == []
+
+
+def test_patients_of_test_that_are_also_in_val_are_told():
+    label = np.array([0, 1, 0, 1])
+    patients = {"test": np.array(["p", "p", "q", "r"]), "val": np.array(["q", "s", "r", "r"])}
+    frames = [
+        frame("a", split, n=4, ids=[f"{split}{i}" for i in range(4)], label=label, patient=patient)
+        for split, patient in patients.items()
+    ]
+    assert predictions.check(frames, CLASSES) == [
+        "test: 2 patients are also in val, the first is 'q' (arms: a); what is chosen on val has seen them"
+    ]
+    other = [frame("a", "test", n=4, label=label, fold=0), frame("a", "val", n=4, label=label, fold=1)]
+    assert predictions.check(other, CLASSES) == []  # of another model
+
+
+@pytest.mark.slow
+def test_a_million_rows(tmp_path):
+    """In 15 s each way; memory is measured apart, since tracing it makes the reading slow."""
+    n, rng = 250_000, np.random.default_rng(0)
+    ids = np.char.add("images/ct/patient_", np.arange(n).astype(str))
+    label, site = rng.integers(0, 3, n), rng.choice(["north", "south"], n)
+    frames = []
+    for arm in "abcd":
+        probability = predictions.probabilities(rng.standard_normal((n, 3), np.float32), multi_label=False)
+        frames.append(Predictions(arm, "test", ids, label, probability, patient=ids, groups={"site": site}))
+    path = tmp_path / "p.csv"
+    start = time.perf_counter()
+    predictions.write(path, frames, ("u", "v", "w"))
+    middle = time.perf_counter()
+    back, _ = predictions.read(path)
+    end = time.perf_counter()
+    for one, other in zip(frames, back, strict=True):
+        np.testing.assert_array_equal(one.probability, other.probability)
+        np.testing.assert_array_equal(one.id, other.id)
+    assert middle - start < 15 and end - middle < 15

@@ -1,0 +1,388 @@
+"""The report's curves as plain points: ROC, precision and recall, reliability, net benefit, and where a curve of sizes pays.
+
+Curves of several cells (folds, seeds) are means of the cells' curves at fixed places, never one curve of pooled scores, which
+different models do not share a scale for. What is undefined is an empty curve, or NaN, with the reason in `undefined`;
+refuses arrays that do not fit each other and thresholds that are no probabilities.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from medtl.base import UserError
+from medtl.evaluation.compare import (
+    binary,
+    column,
+    direction,
+    metric_words,
+    normal_quantile,
+    percent,
+    signed,
+    undefined_auroc,
+)
+
+THRESHOLDS = tuple(i / 100 for i in range(1, 100))
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """Points to be joined by lines; empty with the reason in `undefined` where there is no curve."""
+
+    x: np.ndarray
+    y: np.ndarray
+    undefined: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reliability:
+    """Observed against predicted risk in bins, by `reliability`.
+
+    Attributes:
+      predicted: float64[bins], mean probability of the bin's examples.
+      observed: float64[bins], the share of positives among them.
+      low, high: float64[bins], Wilson's interval of `observed`.
+      n: int64[bins], examples.
+      undefined: why there are no bins, else "".
+    """
+
+    predicted: np.ndarray
+    observed: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    n: np.ndarray
+    undefined: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class DecisionCurve:
+    """Net benefit by threshold, by `decision_curve`: float64[T] each; `low` and `high` are the model's interval."""
+
+    threshold: np.ndarray
+    model: np.ndarray
+    all: np.ndarray
+    none: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    undefined: str = ""
+
+
+def roc(label: np.ndarray, score: np.ndarray, *, points: int = 200) -> Curve:
+    """False positive rate against true positive rate, `sklearn.metrics.roc_curve`, thinned to at most `points`.
+
+    Args:
+      label: bool[N], or 0 and 1.
+      score: float[N], larger for positives.
+      points: at least 2; the ends stay, and what is left out lies within 2 / (points - 1) of a point that stays, the
+        differences in x and y added.
+
+    Raises:
+      UserError: the arrays differ in length, or a label is neither 0 nor 1.
+    """
+    label, score = _pair(label, score)
+    reason = undefined_auroc(label, score)
+    if reason:
+        return Curve(np.empty(0), np.empty(0), reason)
+    return _thin(*_roc(label, score), points)
+
+
+def precision_recall(label: np.ndarray, score: np.ndarray, *, points: int = 200) -> Curve:
+    """Recall against precision at every threshold, `sklearn.metrics.precision_recall_curve`, thinned as `roc`'s.
+
+    From recall 0 to that of the highest threshold the precision is that threshold's, where scikit-learn adds a point (0, 1)
+    that no threshold has. Lines between points are too high (Davis & Goadrich 2006), so a thinned curve is for the eye and
+    the AUPRC is not its area.
+
+    Args:
+      label: bool[N], or 0 and 1.
+      score: float[N], larger for positives.
+      points: at least 2.
+
+    Raises:
+      UserError: the arrays differ in length, or a label is neither 0 nor 1.
+    """
+    from sklearn.metrics import precision_recall_curve
+
+    label, score = _pair(label, score)
+    reason = undefined_auroc(label, score)
+    if reason:
+        return Curve(np.empty(0), np.empty(0), reason)
+    precision, recall, _ = precision_recall_curve(label, score, drop_intermediate=True)
+    precision, recall = precision[-2::-1], recall[-2::-1]
+    return _thin(np.r_[0.0, recall], np.r_[precision[0], precision], points)
+
+
+def mean_roc(cells: Sequence[tuple[np.ndarray, np.ndarray]], *, points: int = 101) -> Curve:
+    """The vertical mean of several ROC curves (Fawcett 2006, algorithm 3): the mean true positive rate at each fpr.
+
+    Where a curve rises at an fpr its upper end counts; the mean starts in (0, 0). Up to the grid its area is the mean AUROC.
+
+    Args:
+      cells: (label, score) of each, as in `roc`; with one, `roc` shows more.
+      points: how many false positive rates, evenly from 0 to 1.
+
+    Raises:
+      UserError: as `roc`.
+    """
+    grid = np.linspace(0, 1, points)
+    rates, reason = _each(cells)
+    if reason:
+        return Curve(np.empty(0), np.empty(0), reason)
+    tpr = np.mean([_interpolate(fpr, tpr, grid, side="right") for fpr, tpr, _ in rates], axis=0)
+    return Curve(np.r_[0.0, grid], np.r_[0.0, tpr])
+
+
+def mean_precision_recall(cells: Sequence[tuple[np.ndarray, np.ndarray]], *, points: int = 101) -> Curve:
+    """The mean precision of several cells at each recall.
+
+    Between two thresholds true and false positives are interpolated, not the precision (Davis & Goadrich 2006),
+    which is the precision of the straight ROC line there. At recall 0 it is that of the highest threshold.
+
+    Args:
+      cells: (label, score) of each, as in `roc`.
+      points: how many recalls, evenly from 0 to 1.
+
+    Raises:
+      UserError: as `roc`.
+    """
+    grid = np.linspace(0, 1, points)
+    rates, reason = _each(cells)
+    if reason:
+        return Curve(np.empty(0), np.empty(0), reason)
+    precisions = []
+    for fpr, tpr, odds in rates:
+        # The prevalence's odds turn rates into counts: of one positive, odds of true and fpr of false positives.
+        true = np.r_[tpr[1], grid[1:]] * odds
+        false = np.r_[fpr[1], _interpolate(tpr, fpr, grid[1:], side="left")]
+        precisions.append(true / (true + false))
+    return Curve(grid, np.mean(precisions, axis=0))
+
+
+def net_benefit(
+    label: np.ndarray, probability: np.ndarray, thresholds: Sequence[float] | np.ndarray = THRESHOLDS
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Net benefit of treating by the model, of treating all and of treating none: float64[T] each.
+
+    TP / N - FP / N · t / (1 - t), treating where probability >= t (Vickers & Elkin 2006, Med Decis Making 26, 565).
+
+    Args:
+      label: bool[N], or 0 and 1.
+      probability: float[N].
+      thresholds: float[T], from 0 to below 1.
+
+    Raises:
+      UserError: the arrays differ in length, a label is neither 0 nor 1, or a threshold is out of its range.
+    """
+    label, probability = _pair(label, probability)
+    t = _thresholds(thresholds)
+    if not len(label) or np.isnan(probability).any():
+        nothing = np.full(len(t), np.nan)
+        return nothing, nothing, nothing
+    n, odds, prevalence = len(label), t / (1 - t), label.mean()
+    true, false = ((p := np.sort(probability[side])).size - np.searchsorted(p, t) for side in (label, ~label))
+    return true / n - false / n * odds, prevalence - (1 - prevalence) * odds, np.zeros(len(t))
+
+
+def decision_curve(
+    cells: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    thresholds: Sequence[float] | np.ndarray = THRESHOLDS,
+    *,
+    level: float = 0.95,
+) -> DecisionCurve:
+    """The mean over cells of `net_benefit`, with a pointwise interval whose unit is the patient.
+
+    The net benefit is a mean over examples, so the patient bootstrap's variance has a closed form to first order: the ratio
+    estimator's, P / (P - 1) times the sum over patients of their squared share in the estimate's deviation, summed over the cells
+    they are in. It needs no draws, whatever the number of examples.
+
+    Args:
+      cells: (label bool[N], probability float[N], patient int[N]) of each, patients numbered alike in all.
+      thresholds: float[T], from 0 to below 1.
+      level: of the interval.
+
+    Raises:
+      UserError: as `net_benefit`, a patient's number is negative, or `level` is not between 0 and 1.
+    """
+    t, z = _thresholds(thresholds), normal_quantile(level)
+    model, treat_all, none = (
+        np.mean(c, axis=0) for c in zip(*(net_benefit(y, p, t) for y, p, _ in cells), strict=True)
+    )
+    columns = [(*_pair(y, p), np.asarray(patient)) for y, p, patient in cells]
+    if any(patient.shape != y.shape or (patient < 0).any() for y, _, patient in columns):
+        raise UserError("patient must be a number from 0 for each example")
+    if np.isnan(model).any():
+        nothing = np.full(len(t), np.nan)
+        return DecisionCurve(t, model, treat_all, none, nothing, nothing, "a probability is NaN or a cell is empty")
+    patients = len(np.unique(np.concatenate([patient for *_, patient in columns])))
+    most = 1 + max(int(patient.max()) for *_, patient in columns)
+    se = np.full(len(t), np.nan)
+    for i, threshold in enumerate(t if patients > 1 else ()):
+        share = np.zeros(most)
+        for y, p, patient in columns:
+            benefit = np.where(p >= threshold, np.where(y, 1.0, -threshold / (1 - threshold)), 0.0)
+            deviation = (benefit - benefit.mean()) / (len(y) * len(columns))
+            share += np.bincount(patient, deviation, minlength=most)
+        se[i] = np.sqrt(patients / (patients - 1) * np.sum(share**2))
+    reason = "" if patients > 1 else "one patient has no interval"
+    return DecisionCurve(t, model, treat_all, none, model - z * se, model + z * se, reason)
+
+
+def reliability(
+    label: np.ndarray,
+    probability: np.ndarray,
+    *,
+    bins: int = 10,
+    patient: np.ndarray | None = None,
+    level: float = 0.95,
+) -> Reliability:
+    """Observed against predicted risk in bins of about equal numbers; equal probabilities are never parted.
+
+    The interval is Wilson's (1927). With `patient` its n is the effective one, p (1 - p) over the ratio estimator's variance
+    of the bin's share with the patient as unit, as Korn & Graubard (1998) do for Clopper-Pearson, at most the examples; where
+    all or none of a bin are positive it is the bin's patients. So examples may be repeated, as in repeated cross-validation.
+
+    Args:
+      label: bool[N], or 0 and 1.
+      probability: float[N].
+      bins: at most so many; fewer where probabilities are equal.
+      patient: int[N], who the example is of; None: each of another.
+      level: of the interval.
+
+    Raises:
+      UserError: the arrays differ in length, a label is neither 0 nor 1, or `level` is not between 0 and 1.
+    """
+    label, probability = _pair(label, probability)
+    z = normal_quantile(level)
+    if not len(label) or np.isnan(probability).any():
+        nothing = np.empty(0)
+        reason = "a probability is NaN" if len(label) else "there is no example"
+        return Reliability(nothing, nothing, nothing, nothing, np.empty(0, np.int64), reason)
+    inner = np.linspace(0, 1, bins + 1)[1:-1]
+    edges = np.unique(np.quantile(probability, inner, method="inverted_cdf"))
+    _, group = np.unique(np.searchsorted(edges, probability), return_inverse=True)
+    n = np.bincount(group)
+    observed, predicted = np.bincount(group, label) / n, np.bincount(group, probability) / n
+    effective = n if patient is None else _effective(label, group, observed, column(patient, len(label), "patient"))
+    center = (observed + z**2 / (2 * effective)) / (1 + z**2 / effective)
+    half = z * np.sqrt(observed * (1 - observed) / effective + z**2 / (4 * effective**2)) / (1 + z**2 / effective)
+    return Reliability(predicted, observed, np.maximum(center - half, 0), np.minimum(center + half, 1), n)
+
+
+def learning_curve_sentence(
+    arm: str,
+    reference: str,
+    metric: str,
+    *,
+    sizes: Sequence[int],
+    differences: Sequence[tuple[float, float, float]],
+    unit: str = "labels",
+    lower_is_better: bool = False,
+    level: float = 0.95,
+) -> str:
+    """Where an arm pays, in a sentence: at the sizes at which the interval of its difference leaves out 0.
+
+    Args:
+      arm: its name.
+      reference: the name of the arm it is compared with.
+      metric: the metric's name.
+      sizes: ascending numbers of target labels.
+      differences: at each size arm minus reference, and its interval's ends; NaN where undefined.
+      unit: what is counted, in the plural.
+      lower_is_better: of the metric.
+      level: of the intervals, which are not corrected for the number of sizes.
+    """
+    if not sizes or len(sizes) != len(differences):
+        raise UserError(f"{len(sizes)} sizes do not go with {len(differences)} differences")
+    at = [direction(low, high, lower_is_better=lower_is_better) for _, low, high in differences]
+    parts = []
+    for verdict, verb in (("helps", "pays"), ("hurts", "hurts")):
+        chosen = [i for i, found in enumerate(at) if found == verdict]
+        if chosen:
+            most = max(chosen, key=lambda i: abs(differences[i][0]))
+            parts.append(
+                f"{verb} {_where(chosen, sizes, unit)} ({signed(differences[most][:1])[0]} with {sizes[most]:,})"
+            )
+    basis = f"in {metric_words(metric)} against {reference}, by the {percent(level)} interval at each size"
+    if not parts:
+        span = f"with {sizes[0]:,}" if len(sizes) == 1 else f"at any size from {sizes[0]:,} to {sizes[-1]:,}"
+        return f"Whether {arm} pays cannot be told {span} {unit}, {basis}."
+    rest = "; at the other sizes it cannot be told" if "cannot_tell" in at else ""
+    return f"{arm} {' and '.join(parts)}, {basis}{rest}."
+
+
+def _where(chosen: Sequence[int], sizes: Sequence[int], unit: str) -> str:
+    """The chosen places among the sizes in words, e.g. "up to 50 labels"."""
+    first, last, run = chosen[0], chosen[-1], chosen[-1] - chosen[0] + 1 == len(chosen)
+    if len(chosen) == len(sizes) > 1:
+        return f"at every size from {sizes[0]:,} to {sizes[-1]:,} {unit}"
+    if run and first == 0 and len(chosen) > 1:
+        return f"up to {sizes[last]:,} {unit}"
+    if run and last == len(sizes) - 1 and len(chosen) > 1:
+        return f"from {sizes[first]:,} {unit} on"
+    names = [f"{sizes[i]:,}" for i in chosen]
+    return f"with {' and '.join([', '.join(names[:-1]), names[-1]] if len(names) > 1 else names)} {unit}"
+
+
+def _effective(label: np.ndarray, group: np.ndarray, observed: np.ndarray, patient: np.ndarray) -> np.ndarray:
+    """float64[bins], how many independent examples the patients' examples in each bin are worth."""
+    unit = np.unique(patient, return_inverse=True)[1]
+    pairs, where = np.unique(group * (unit.max() + 1) + unit, return_inverse=True)
+    of = pairs // (unit.max() + 1)
+    n, patients = np.bincount(group), np.bincount(of)
+    residual = np.bincount(where, label - observed[group])
+    square = np.bincount(of, residual**2)
+    binomial = observed * (1 - observed)
+    mixed = (binomial > 0) & (patients > 1)
+    worth = np.where(mixed, binomial * n**2 / np.where(mixed, np.maximum(square, 1e-12), 1.0), patients)
+    return np.minimum(worth, n)
+
+
+def _roc(label: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.metrics import roc_curve
+
+    fpr, tpr, _ = roc_curve(label, score)
+    return fpr, tpr
+
+
+def _each(
+    cells: Sequence[tuple[np.ndarray, np.ndarray]],
+) -> tuple[list[tuple[np.ndarray, np.ndarray, float]], str]:
+    """(fpr, tpr, positives per negative) of each cell, or why a cell has none."""
+    columns = [_pair(label, score) for label, score in cells]
+    reasons = [reason for reason in (undefined_auroc(*c) for c in columns) if reason]
+    if reasons or not columns:
+        return [], f"in {len(reasons)} of {len(columns)} cells {reasons[0]}" if reasons else "there is no cell"
+    return [(*_roc(label, score), label.sum() / (~label).sum()) for label, score in columns], ""
+
+
+def _thin(x: np.ndarray, y: np.ndarray, points: int) -> Curve:
+    """The points nearest to even steps along the curve, its ends among them."""
+    if len(x) <= points:
+        return Curve(x, y)
+    length = np.r_[0.0, np.cumsum(np.abs(np.diff(x)) + np.abs(np.diff(y)))]
+    keep = np.searchsorted(length, np.linspace(0, length[-1], points)).clip(max=len(x) - 1)
+    keep = np.unique(np.r_[0, keep[1:-1], len(x) - 1])
+    return Curve(x[keep], y[keep])
+
+
+def _interpolate(x: np.ndarray, y: np.ndarray, at: np.ndarray, *, side: str) -> np.ndarray:
+    """y at `at` on the line through points of ascending x; where x stands still the "left" or "right" end of the jump."""
+    right = np.searchsorted(x, at, side="right" if side == "right" else "left").clip(1, len(x) - 1)
+    left = right - 1
+    width = x[right] - x[left]
+    share = np.where(width > 0, (at - x[left]) / np.where(width > 0, width, 1.0), float(side == "right"))
+    return y[left] + share * (y[right] - y[left])
+
+
+def _thresholds(thresholds: Sequence[float] | np.ndarray) -> np.ndarray:
+    t = np.asarray(thresholds, np.float64)
+    if t.ndim != 1 or not np.all((t >= 0) & (t < 1)):
+        raise UserError(f"thresholds must be from 0 to below 1; these are {t.tolist()}")
+    return t
+
+
+def _pair(label: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    label = binary(label, "label")
+    return label, column(score, len(label), "score").astype(np.float64)

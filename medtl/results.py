@@ -1,0 +1,123 @@
+"""What a run leaves for its reader: `metrics.json`, the report, the table on the terminal; from predictions, and without JAX.
+
+Refuses to put the report of foreign predictions into the folder of a run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medtl import workdir
+from medtl.base import UserError
+from medtl.evaluation import analysis, details, metrics, predictions, report, summarize, table, to_json
+from medtl.evaluation.predictions import Predictions
+
+ERRORS = "errors.json"  # an arm's most confident mistakes, beside what it did in a cell
+_SHOWN_ERRORS = 12
+
+
+def write(
+    folder: Path,
+    said: Sequence[Predictions],
+    classes: Sequence[str],
+    config: Any,
+    provenance: Mapping[str, Any],
+    *,
+    sources: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Writes `metrics.json`, `report.html` and `report.md`, and prints the table and the verdict.
+
+    Args:
+      folder: where to.
+      said: every arm's predictions of every reported split.
+      classes: the K names.
+      config: its sections `evaluation` and `checkpoint.metric` are used.
+      provenance: what else `metrics.json` holds; with a "config" among it the report shows where the numbers come from.
+      sources: the arms that learn from the source; None: not known.
+
+    Returns:
+      What `metrics.json` holds.
+    """
+    found = analysis.analyse(
+        said,
+        classes,
+        analysis.Settings.of(config.evaluation, metric=config.checkpoint.metric),
+        sources=sources,
+        errors=_errors(folder),
+    )
+    summary = {
+        **_summary(said, classes),
+        "evaluation": {**found, "errors": _without_images(found["errors"])},
+        **provenance,
+    }
+    workdir.write_text(folder / "metrics.json", to_json(summary))
+    report.write(folder, found, provenance if "config" in provenance else None)
+    print(table.render(summary))
+    return summary
+
+
+def rebuild(folder: Path, config: Any, *, file: Path | None = None) -> dict[str, Any]:
+    """Builds the report again from predictions alone, those of a run or of any other tool.
+
+    Args:
+      folder: of the run; or where the report of other predictions goes.
+      config: as in `write`.
+      file: the predictions; None: `predictions.csv` in `folder`.
+
+    Returns:
+      What `metrics.json` holds.
+
+    Raises:
+      UserError: the predictions are not as `evaluation.predictions` wants them; or `folder` is that of another run.
+    """
+    own = folder / "predictions.csv"
+    is_run = (folder / workdir.CONFIG).exists()
+    if file is not None and is_run and file.resolve() != own.resolve():
+        raise UserError(f"--workdir={folder} holds a run, whose report is not of {file}; give another folder")
+    path = file or own
+    if not path.is_file():
+        raise UserError(f"there is no {path}; give --predictions=FILE, or the --workdir of a run that is done")
+    said, classes = predictions.read(path, multi_label=config.data.target.multi_label or None)
+    known = _provenance(folder) if is_run else {}
+    folder.mkdir(parents=True, exist_ok=True)
+    sources = [name for name, arm in config.arm.items() if arm.source_stage or arm.joint] if is_run else None
+    summary = write(folder, said, classes, config, known, sources=sources)
+    print(f"{folder}: metrics.json, report.html, report.md")
+    return summary
+
+
+def _provenance(folder: Path) -> dict[str, Any]:
+    """What the run itself wrote into `metrics.json` beside its figures."""
+    try:
+        written = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {
+        name: value for name, value in written.items() if name not in ("arms", "std", "seeds", "cells", "evaluation")
+    }
+
+
+def _summary(said: Sequence[Predictions], classes: Sequence[str]) -> dict[str, Any]:
+    """Means and standard deviations over the seeds, or over the cells of a cross-validation; without smaller subsets."""
+    results: dict[str, dict[str, dict[str, Any]]] = {}
+    folded = any(p.fold is not None or p.repeat is not None for p in said)
+    for p in details.whole(said):
+        named = (("seed", p.seed), ("repeat", p.repeat), ("fold", p.fold))
+        cell = ", ".join(f"{name} {value}" for name, value in named if value is not None)
+        cell = cell if folded else str(p.seed or 0)
+        scores = metrics.compute(p.label, p.probability, classes=classes).as_dict()
+        results.setdefault(cell, {}).setdefault(p.arm, {})[p.split] = scores
+    return summarize(results, runs="cells" if folded else "seeds")
+
+
+def _without_images(errors: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in entry.items() if k not in ("image", "saliency", "method")} for entry in errors]
+
+
+def _errors(folder: Path) -> list[dict[str, Any]]:
+    """The most confident mistakes that a run folder keeps, the most confident first."""
+    every = [entry for path in sorted(folder.glob(f"seed_*/**/{ERRORS}")) for entry in json.loads(path.read_text())]
+    return sorted(every, key=lambda entry: -entry["probability"])[:_SHOWN_ERRORS]

@@ -1,0 +1,519 @@
+"""One experiment under way: an arm's stages in a cell, each a function of the last one's checkpoint, and what the arm then says.
+
+What is done is not done again: a stage resumes from its last checkpoint. A run folder is refused to other data or weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from medtl import augment, build, features, provenance, saliency, weights, workdir
+from medtl.base import Examples, Normalization, UserError
+from medtl.cells import Cell
+from medtl.checkpoint import Store
+from medtl.data import loading
+from medtl.evaluation import metrics, predictions, to_json
+from medtl.evaluation.predictions import Predictions
+from medtl.models.model import Model
+from medtl.parallel import Parallel
+from medtl.progress import Progress
+from medtl.train import DOMAINS, Step, fit, make_eval_step, prepare, run_batches
+
+STAGES = ("source", "target")
+
+
+def uses_source(config: Any, arm: str) -> bool:
+    """Whether an arm learns from the source."""
+    return config.arm[arm].source_stage or config.arm[arm].joint
+
+
+def reported(examples: Examples) -> list[str]:
+    """The splits on which the arms are evaluated."""
+    return [s for s in examples.splits if s != "train"]
+
+
+@dataclasses.dataclass
+class _Shared:
+    """What the cells, arms and seeds of an experiment share."""
+
+    trained: bool = False
+    features: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    steps: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    functions: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    initial: dict[Any, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What one arm gave in one cell.
+
+    Attributes:
+      said: of each reported split.
+      tuned: the fields that nested selection chose, by name; empty where nothing was tuned.
+      variables: of the model, on the host; None where only its predictions were kept.
+    """
+
+    said: list[Predictions]
+    tuned: dict[str, float]
+    variables: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """One experiment in one cell.
+
+    Attributes:
+      config: the experiment's, with what a trial of nested selection sets.
+      folder: the work folder.
+      examples: domain -> its examples, the target's with the cell's split.
+      parallel: the devices.
+      model: the model.
+      normalization: of the input.
+      loaded: the pretrained backbone.
+      training: False where nothing may be trained.
+      sizes: domain -> the number of train examples by which epochs become steps: the same in every cell.
+      cell: of the target.
+      whole: the experiment outside of cells, where its source stages are trained once for all of them.
+      trial: the folder of a trial of nested selection; empty outside of one.
+    """
+
+    config: Any
+    folder: Path
+    examples: Mapping[str, Examples]
+    parallel: Parallel
+    model: Model
+    normalization: Normalization
+    loaded: weights.Pretrained | None
+    training: bool
+    sizes: Mapping[str, int]
+    cell: Cell
+    whole: Run | None = None
+    trial: str = ""
+    _shared: _Shared = dataclasses.field(default_factory=_Shared)
+
+    @classmethod
+    def create(
+        cls, config: Any, folder: Path, examples: Mapping[str, Examples], *, training: bool, train_size: int
+    ) -> Run:
+        """Loads the weights and builds the model; `train_size` is that of the target's largest cell."""
+        loaded = build.pretrained(config)
+        parallel = Parallel.create(config.parallel)
+        sizes = {domain: len(e.indices("train")) for domain, e in examples.items()} | {"target": train_size}
+        run = cls(
+            config,
+            folder,
+            examples,
+            parallel,
+            _model(config, examples, parallel, loaded),
+            build.normalization(config, loaded),
+            loaded,
+            training,
+            sizes,
+            Cell(examples["target"].split),
+        )
+        run._check()
+        return run
+
+    def at(self, cell: Cell) -> Run:
+        """The same experiment in another cell; what was compiled and computed is shared."""
+        if not cell.path:
+            return self
+        examples = {**self.examples, "target": cell.of(self.examples["target"])}
+        if not self.config.model.prior_bias:
+            return dataclasses.replace(self, examples=examples, cell=cell, whole=self)
+        # The head starts at the frequencies of this cell's train part, and so does the source stage.
+        model = _model(self.config, examples, self.parallel, self.loaded)
+        return dataclasses.replace(self, examples=examples, cell=cell, model=model)
+
+    def _check(self) -> None:
+        """What can be known only with data, weights and devices, and must be known before training."""
+        for arm in self.config.arms:
+            for stage in self._stages(arm):
+                c, key = self.config.stages[stage], f"config.stages.{stage}"
+                self.parallel.check_batch(c.batch_size, f"{key}.batch_size")
+                if stage == "target" and self.config.arm[arm].joint:
+                    self.parallel.check_batch(c.source_batch_size or c.batch_size, f"{key}.source_batch_size")
+                    build.objective(self.config, {}).check(self.steps(arm, stage))
+                left = self.loaded.report.left_random if self.loaded and self.config.arm[arm].init == "weights" else ()
+                if left and (c.freeze != "none" or c.batch_norm == "frozen"):
+                    raise UserError(
+                        f"{key} freezes the backbone, but config.weights.allow leaves {len(left)} of its tensors random, "
+                        f"such as {left[0][0]}; set freeze='none' and batch_norm='batch', or load them"
+                    )
+        for domain in self.examples:
+            build.check_losses(self.config, self.examples[domain])
+            if self.config.checkpoint.select == "best" and not self._chooses(domain):
+                print(f"{domain} has no val split: the last checkpoint is taken, not the best")
+
+    def _chooses(self, domain: str) -> bool:
+        if domain == "target" and self.config.evaluation.folds:
+            return self.config.data.target.split[1] > 0
+        return "val" in self.examples[domain].splits
+
+    @property
+    def trained(self) -> bool:
+        """Whether anything was trained, in any cell."""
+        return self._shared.trained
+
+    def _stages(self, arm: str) -> tuple[str, ...]:
+        return STAGES if self.config.arm[arm].source_stage else STAGES[1:]
+
+    def steps(self, arm: str, stage: str) -> int:
+        """The length of a stage: every arm takes as many optimizer steps in all as the longest, in every cell."""
+        own = {
+            s: loading.steps_per_epoch(self.sizes[s], self.config.stages[s].batch_size) * self.config.stages[s].epochs
+            for s in STAGES
+            if s in self.examples
+        }
+        skips = stage == "target" and not self.config.arm[arm].source_stage
+        if skips and any(self.config.arm[other].source_stage for other in self.config.arms):
+            return sum(own.values())
+        return own[stage]
+
+    def arm_folder(self, seed: int, arm: str) -> Path:
+        """Where an arm keeps what it does in this cell."""
+        return self.folder / f"seed_{seed}" / arm / self.cell.path
+
+    def outcome(self, seed: int, arm: str) -> Outcome:
+        """What an arm says of the cell's reported splits; trains what is not trained yet.
+
+        Outside of cells the checkpoints stay, and are what is evaluated. In a cell the predictions stay, and the checkpoints
+        that gave them are deleted.
+        """
+        folder = self.arm_folder(seed, arm)
+        done = folder / "done.json"
+        record = self._record(seed, arm, "target")
+        if self.cell.path and done.exists():
+            kept = json.loads(done.read_text())
+            provenance.check_same(kept["record"], record, folder)
+            said, _ = predictions.read(folder / "predictions.csv", multi_label=self.examples["target"].multi_label)
+            return Outcome([dataclasses.replace(p, seed=seed) for p in said], kept["tuned"], None)
+        if self.cell.path and not self.training:
+            raise UserError(f"{folder} holds no finished cell; train first")
+        variables, cached, tuned = self._arm(seed, arm)
+        said = [self._say(seed, arm, split, variables, cached=cached) for split in reported(self.examples["target"])]
+        if self.cell.path:
+            predictions.write(folder / "predictions.csv", said, self.examples["target"].classes)
+            workdir.write_text(done, to_json({"record": record, "tuned": tuned}))
+            for checkpoints in folder.glob("**/target/checkpoints"):
+                shutil.rmtree(checkpoints)
+        return Outcome(said, tuned, variables)
+
+    def _say(self, seed: int, arm: str, split: str, variables: Any, *, cached: bool) -> Predictions:
+        target = self.examples["target"]
+        chosen, probability = self.probabilities(self.parallel.replicate(variables), "target", split, cached=cached)
+        return Predictions(
+            arm,
+            split,
+            target.id[chosen],
+            target.label[chosen],
+            probability,
+            seed,
+            repeat=self.cell.repeat,
+            fold=self.cell.fold,
+            size=len(target.indices("train")) if self._sized else self.cell.size,
+            patient=None if target.patient is None else target.patient[chosen],
+            groups={name: values[chosen] for name, values in target.groups.items()},
+        )
+
+    @property
+    def _sized(self) -> bool:
+        """Whether predictions tell the number of target labels; the folds of a cross-validation differ a little in theirs."""
+        return bool(self.config.evaluation.target_sizes) and self.cell.fold is None
+
+    def _arm(self, seed: int, name: str) -> tuple[Any, bool, dict[str, float]]:
+        """Runs an arm's stages; its variables on the host, whether its backbone is still the loaded one, and what was tuned."""
+        loaded = self.loaded if self.config.arm[name].init == "weights" else None
+        variables = self._initial(seed, loaded)
+        fresh = loaded is None
+        intact = loaded is not None and not loaded.report.left_random  # what is random differs between seeds
+        if self.config.arm[name].source_stage:
+            whole = self.whole or self
+            variables, intact = whole.stage(seed, name, "source", variables, fresh=fresh, intact=intact)
+            fresh = fresh and self.steps(name, "source") == 0
+        best: tuple[Any, bool, dict[str, float]] | None = None
+        best_score = -np.inf
+        for run, tuned in self._trials(name):
+            found, kept = run.stage(seed, name, "target", variables, fresh=fresh, intact=intact)
+            score = run._score(run._validate(run.parallel.replicate(found), "target", cached=kept)) if tuned else 0.0
+            if best is None or score > best_score:  # NaN is never greater
+                best, best_score = (found, kept, tuned), score
+        assert best is not None
+        return best
+
+    def _trials(self, arm: str) -> Iterator[tuple[Run, dict[str, float]]]:
+        """Every combination of the fields to be tuned; those that an arm does not use make no trials of their own."""
+        tune = self.config.evaluation.tune
+        joint = self.config.arm[arm].joint
+        grid = {name: tune[name] for name in tune if tune[name] and (joint or name != "lambda_")}
+        if not grid:
+            yield self, {}
+            return
+        for i, values in enumerate(itertools.product(*grid.values())):
+            tuned = dict(zip(grid, map(float, values), strict=True))
+            config = self.config.copy_and_resolve_references()
+            for name, value in tuned.items():
+                (config.objective if name == "lambda_" else config.stages.target)[name] = value
+            yield dataclasses.replace(self, config=config, trial=f"trial_{i}"), tuned
+
+    def _initial(self, seed: int, loaded: weights.Pretrained | None) -> Any:
+        """Variables before the first stage; the last seed's are kept, since drawing them takes seconds."""
+        key = (seed, loaded is None, "" if self.whole else self.cell.path)
+        if key not in self._shared.initial:
+            if any((seed, path) != (key[0], key[2]) for seed, _, path in self._shared.initial):
+                self._shared.initial.clear()
+            self._shared.initial[key] = build.variables(self.model, self.config, seed, loaded)
+        return self._shared.initial[key]
+
+    def stage(self, seed: int, arm: str, stage: str, variables: Any, *, fresh: bool, intact: bool) -> tuple[Any, bool]:
+        """Trains one stage, or goes on with it, or takes what it left when it was done.
+
+        Args:
+          seed: the seed.
+          arm: the arm's name.
+          stage: "source" or "target".
+          variables: what the stage starts from.
+          fresh: the backbone is random.
+          intact: the backbone is the loaded one, unchanged.
+
+        Returns:
+          The variables of the chosen checkpoint, and whether their backbone is the loaded one, unchanged.
+        """
+        c = self.config.stages[stage]
+        joint = stage == "target" and self.config.arm[arm].joint
+        domains = DOMAINS if joint else (stage,)
+        steps = self.steps(arm, stage)
+        step, compiled = self._compiled(stage, domains, fresh, steps, variables["params"])
+        intact = intact and c.freeze == "backbone" and c.batch_norm == "frozen"
+        cached = intact and step.augmentation.is_identity
+        key = jax.random.fold_in(jax.random.key(seed), 1 + STAGES.index(stage))
+        state = step.init(key, variables)
+        with Store(self.arm_folder(seed, arm) / self.trial / stage) as store:
+            start = store.last_step
+            if not self.training and start != steps:
+                raise UserError(f"{store.folder} holds no finished stage ({start or 0} of {steps} steps); train first")
+            record = self._record(seed, arm, stage)
+            if start is not None:
+                provenance.check_same(store.record(start), record, store.folder)
+                state = store.restore(start, state)
+            if start != steps:
+                self._shared.trained = True
+                fit(
+                    self.parallel.replicate(state),
+                    compiled,
+                    self._batches(seed, stage, domains, start or 0, cached=cached),
+                    steps=steps,
+                    every=-(-steps // self.config.evaluation.times),
+                    save_every=self.config.checkpoint.every_steps,
+                    evaluate=lambda s: self._evaluate(step.variables(s), stage, cached=cached),
+                    record=record,
+                    store=store,
+                    progress=Progress(
+                        self._title(seed, arm, stage), steps, start=start or 0, brief=bool(self.cell.path)
+                    ),
+                )
+            chosen = store.restore(store.chosen_step(), state)
+        return jax.device_get(step.variables(chosen)), intact
+
+    def _title(self, seed: int, arm: str, stage: str) -> str:
+        where = [part.replace("_", " ") for part in (*self.cell.path.split("/"), self.trial) if part]
+        return "  ".join([f"seed {seed}", *where, arm, f"{stage} stage"])
+
+    def _compiled(self, stage: str, domains: tuple[str, ...], fresh: bool, steps: int, params: Any) -> tuple[Step, Any]:
+        """The step, compiled once for all seeds, arms and cells that share it."""
+        sizes = dict(self.sizes)
+        if self.config.objective.reduction == "sum":
+            sizes = {d: len(e.indices("train")) for d, e in self.examples.items()}
+        key = (stage, domains, fresh, steps, self.trial, tuple(sizes.items()))
+        if key not in self._shared.steps:
+            step = build.step(
+                self.config,
+                stage,
+                self.model,
+                params=params,
+                domains=domains,
+                fresh=fresh,
+                steps=steps,
+                sizes=sizes,
+                norm=self.normalization,
+                parallel=self.parallel,
+            )
+            self._shared.steps[key] = step, self.parallel.train(step)
+        return self._shared.steps[key]
+
+    def _batches(
+        self, seed: int, stage: str, domains: tuple[str, ...], start: int, *, cached: bool
+    ) -> Iterator[tuple[Any, int]]:
+        c = self.config.stages[stage]
+        sizes = {d: c.source_batch_size or c.batch_size if d != stage else c.batch_size for d in domains}
+        streams = {
+            d: loading.train_batches(
+                self.examples[d],
+                "train",
+                sizes[d],
+                # A stream of its own for each seed, stage and domain; the same for all arms.
+                seed=seed * 4 + 2 * STAGES.index(stage) + DOMAINS.index(d),
+                start_step=start,
+                workers=self.config.data.workers,
+                features=self.frozen_features(d) if cached else None,
+            )
+            for d in domains
+        }
+
+        def shards() -> Iterator[tuple[Any, int]]:
+            while True:
+                batch = {d: next(stream) for d, stream in streams.items()}
+                yield self.parallel.shard(batch, multiple=c.accumulate), sum(sizes.values())
+
+        return loading.prefetch(shards())
+
+    def frozen_features(self, domain: str) -> np.ndarray:
+        """f32[N, D], the features of a domain's examples under the loaded backbone: computed once, and kept by content."""
+        if domain not in self._shared.features:
+            examples = self.examples[domain]
+            assert self.loaded is not None
+            path = features.path(self.config, examples, self.loaded, self.normalization)
+            found = features.read(path, len(examples))
+            if found is None:
+                began = time.monotonic()
+                variables = self.parallel.replicate(build.variables(self.model, self.config, 0, self.loaded))
+                every = np.arange(len(examples))
+                found = self._forward(("features", domain), self._features_of, variables, examples, every)
+                features.keep(path, found)
+                seconds = time.monotonic() - began
+                print(f"features of {examples.name}: {len(examples)} images in {seconds:.0f} s, once; kept in {path}")
+            self._shared.features[domain] = found
+        return self._shared.features[domain]
+
+    def _features_of(self, variables: Any, batch: Mapping[str, Any]) -> jax.Array:
+        return self.model.features(variables, prepare({"": batch}, normalization=self.normalization)[""]["image"])[0]
+
+    def probabilities(self, variables: Any, domain: str, split: str, *, cached: bool) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of a split, int[n], and their class probabilities, float64[n, K]; the variables lie on the devices."""
+        examples = self.examples[domain]
+        chosen = examples.indices(split)
+        logits = self._forward(
+            ("logits", domain),
+            make_eval_step(self.model, domain, self.normalization),
+            variables,
+            examples,
+            chosen,
+            features=self.frozen_features(domain) if cached else None,
+        )
+        return chosen, predictions.probabilities(logits, multi_label=examples.multi_label)
+
+    def explain(self, variables: Any, image: np.ndarray, asked: np.ndarray) -> np.ndarray:
+        """Where the model looked: Grad-CAM f32[B, H, W] of the classes int[B] on images uint8[B, H, W, C]."""
+        if "explain" not in self._shared.functions:
+
+            def grad_cam(variables: Any, image: Any, asked: Any) -> jax.Array:
+                x = augment.normalize(image, self.normalization)
+                return saliency.grad_cam(self.model, variables, x, domain="target", target=asked)
+
+            self._shared.functions["explain"] = jax.jit(grad_cam)
+        return np.asarray(self._shared.functions["explain"](variables, image, asked))
+
+    def curves(self) -> list[dict[str, Any]]:
+        """The logged training of every arm's stages, in the first seed and cell."""
+        found = []
+        for arm in self.config.arms:
+            for stage in self._stages(arm):
+                place = f"seed_{self.config.seeds[0]}/{arm}"
+                logs = sorted(self.folder.glob(f"{place}/{stage}/log.jsonl")) or sorted(
+                    self.folder.glob(f"{place}/**/{stage}/log.jsonl")
+                )
+                if logs:
+                    found.append({"arm": arm, "seed": self.config.seeds[0], "stage": stage, **_logged(logs[0])})
+        return found
+
+    def _forward(
+        self,
+        key: Any,
+        function: Any,
+        variables: Any,
+        examples: Examples,
+        chosen: np.ndarray,
+        *,
+        features: np.ndarray | None = None,
+    ) -> np.ndarray:
+        if key not in self._shared.functions:
+            self._shared.functions[key] = self.parallel.evaluate(function)
+        c = self.config
+        batches = loading.eval_batches(
+            examples, chosen, c.evaluation.batch_size, workers=c.data.workers, features=features
+        )
+        return run_batches(self._shared.functions[key], variables, batches)
+
+    def _evaluate(self, variables: Any, domain: str, *, cached: bool) -> tuple[dict[str, float], float | None]:
+        if "val" not in self.examples[domain].splits:
+            return {}, None
+        values = self._validate(variables, domain, cached=cached)
+        return values, None if self.config.checkpoint.select == "last" else self._score(values)
+
+    def _validate(self, variables: Any, domain: str, *, cached: bool) -> dict[str, float]:
+        """The metrics on val."""
+        chosen, probability = self.probabilities(variables, domain, "val", cached=cached)
+        examples = self.examples[domain]
+        found = metrics.compute(examples.label[chosen], probability, classes=examples.classes).as_dict()
+        return {name: float(value) for name, value in found.items() if isinstance(value, float)}
+
+    def _score(self, values: Mapping[str, float]) -> float:
+        """By which checkpoints and trials are ranked: the higher the better."""
+        metric = self.config.checkpoint.metric
+        return -values[metric] if metric in metrics.LOWER_IS_BETTER else values[metric]
+
+    def _record(self, seed: int, arm: str, stage: str) -> dict[str, Any]:
+        return {
+            "seed": seed,
+            "arm": arm,
+            "stage": stage,
+            "classes": {d: list(e.classes) for d, e in self.examples.items()},
+            "multi_label": {d: e.multi_label for d, e in self.examples.items()},
+            "fingerprint": {d: e.fingerprint for d, e in self.examples.items()},
+            "split_hash": {d: e.split_hash for d, e in self.examples.items()},
+            "normalization": dataclasses.asdict(self.normalization),
+            "epsilon": self.loaded.epsilon if self.loaded else 1e-5,
+            "weights": {"path": self.loaded.path, "sha256": self.loaded.sha256} if self.loaded else None,
+            "config": self.config.to_dict(),
+            "versions": provenance.versions(),
+        }
+
+
+def _logged(path: Path, points: int = 200) -> dict[str, Any]:
+    """The loss parts and λ at up to `points` steps, and the metrics on val."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    steps = [line for line in lines if "val" not in line]
+    steps = steps[:: -(-len(steps) // points)] if steps else []
+    names = [name for name in (steps[0] if steps else ()) if "/" in name or name in ("loss", "lambda")]
+    val = [line for line in lines if "val" in line]
+    of_val = sorted({name for line in val for name in line["val"]})
+    return {
+        "steps": [line["step"] for line in steps],
+        "parts": {name: [line.get(name) for line in steps] for name in names},
+        "val": {
+            "steps": [line["step"] for line in val],
+            **{name: [line["val"].get(name) for line in val] for name in of_val},
+        },
+    }
+
+
+def _model(
+    config: Any, examples: Mapping[str, Examples], parallel: Parallel, loaded: weights.Pretrained | None
+) -> Model:
+    return build.model(
+        config,
+        {domain: e.classes for domain, e in examples.items()},
+        priors={d: build.prior(e) for d, e in examples.items()} if config.model.prior_bias else None,
+        axis_name=parallel.axis_name,
+        epsilon=loaded.epsilon if loaded else 1e-5,
+    )

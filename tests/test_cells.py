@@ -1,0 +1,120 @@
+"""Folds, val parts and nested subsets: who trains, who chooses, who is tested."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from tiny_run import tiny
+
+from medtl import cells
+from medtl.base import Examples, UserError
+
+
+def target(n=120, classes=2, images_a_patient=3, seed=0):
+    """Patients with several images; a patient has one diagnosis."""
+    rng = np.random.default_rng(seed)
+    patient = np.repeat(np.arange(-(-n // images_a_patient)), images_a_patient)[:n]
+    label = rng.integers(0, classes, patient.max() + 1)[patient].astype(np.int32)
+    return Examples(
+        name="clinic",
+        image=np.zeros((n, 4, 4, 1), np.uint8),
+        label=label,
+        id=np.array([f"i{i}" for i in range(n)]),
+        split=np.where(np.arange(n) < n // 2, "train", "val"),
+        patient=np.array([f"p{i}" for i in patient]),
+        weight=np.ones(n, np.float32),
+        classes=tuple("abcdef"[:classes]),
+        fingerprint="f",
+        split_hash="h",
+    )
+
+
+def crossed(**fields):
+    return tiny(evaluation__folds=5, evaluation__repeats=3, data__target__split=(0.7, 0.1, 0.2), **fields)
+
+
+def test_each_example_is_tested_on_once_a_repeat_and_no_patient_is_in_two_parts():
+    examples = target()
+    found = cells.cells(crossed(), examples, seed=0)
+    assert [(c.repeat, c.fold) for c in found] == [(r, f) for r in range(3) for f in range(5)]
+    for repeat in range(3):
+        tested = np.sum([c.split == "test" for c in found if c.repeat == repeat], axis=0)
+        assert (tested == 1).all()
+    for cell in found:
+        parts = [set(examples.patient[cell.split == s]) for s in ("train", "val", "test")]
+        assert all(parts)
+        assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
+        # val has the share of what is not tested that the config's fractions give it: 0.1 / 0.8.
+        assert np.sum(cell.split == "val") == pytest.approx(96 / 8, abs=3)
+
+
+def test_folds_are_stratified_and_about_equal():
+    examples = target(n=600)
+    for cell in cells.cells(crossed(), examples, seed=0):
+        tested = examples.label[cell.split == "test"]
+        assert len(tested) == pytest.approx(120, abs=4)
+        assert tested.mean() == pytest.approx(examples.label.mean(), abs=0.03)
+
+
+def test_repeats_differ_and_seeds_share_their_folds():
+    examples = target()
+    first, again = (cells.cells(crossed(), examples, seed=seed) for seed in (0, 1))
+    assert all((a.split == b.split).all() for a, b in zip(first, again, strict=True))
+    assert (first[0].split != first[5].split).any()
+    other = cells.cells(crossed(data__target__split_seed=7), examples, seed=0)
+    assert (first[0].split != other[0].split).any()
+
+
+def test_subsets_of_a_learning_curve_are_nested_stratified_and_leave_val_and_test_alone():
+    examples = target(n=600)
+    config = crossed(evaluation__target_sizes=(100, 25, "all"))
+    found = cells.cells(config, examples, seed=0)
+    assert len(found) == 15 * 3
+    whole, small, large = found[:3]
+    assert (whole.size, small.size, large.size) == (None, 25, 100)
+    rows = [set(np.flatnonzero(c.split == "train")) for c in (small, large, whole)]
+    assert [len(r) for r in rows[:2]] == [25, 100]
+    assert rows[0] < rows[1] < rows[2]
+    assert examples.label[sorted(rows[0])].mean() == pytest.approx(examples.label.mean(), abs=0.04)
+    for part in ("val", "test"):
+        assert ((small.split == part) == (whole.split == part)).all()
+    other = cells.cells(config, examples, seed=1)[1]
+    assert (other.split != small.split).any()
+    assert small.path == "repeat_0/fold_0/size_25"
+
+
+def test_a_cell_has_a_split_hash_of_its_own():
+    examples = target()
+    found = [cell.of(examples).split_hash for cell in cells.cells(crossed(), examples, seed=0)]
+    assert len({*found, examples.split_hash}) == 16
+
+
+def test_the_table_names_every_example_in_every_fold():
+    examples = target()
+    header, *rows = cells.table(examples, cells.cells(crossed(evaluation__target_sizes=(10,)), examples, seed=0))
+    assert header == ("repeat", "fold", "id", "split")
+    assert len(rows) == 15 * len(examples)
+    assert {row[3] for row in rows} == {"train", "val", "test"}
+
+
+@pytest.mark.parametrize(
+    ("examples", "fields", "message"),
+    [
+        (target(n=12), {}, "folds is 5, but clinic has 4 patients"),
+        (target(), {"evaluation__target_sizes": (90,)}, "asks for 90 labels, but fold . of repeat . of clinic has 8"),
+        (
+            dataclasses.replace(target(), label=np.where(np.arange(120) < 3, 1, 0).astype(np.int32)),
+            {},
+            "has no 'b' to train on",
+        ),
+    ],
+)
+def test_what_could_not_be_trained_is_refused(examples, fields, message):
+    with pytest.raises(UserError, match=message):
+        cells.cells(crossed(**fields), examples, seed=0)
+
+
+def test_without_folds_the_data_s_own_split_is_the_only_cell():
+    examples = target()
+    (cell,) = cells.cells(tiny(), examples, seed=0)
+    assert cell.path == "" and (cell.split == examples.split).all()
