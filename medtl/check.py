@@ -218,7 +218,7 @@ def check_evaluation(config: ConfigDict, *, arms: Collection[str] | None = None)
         _require(
             config,
             f"evaluation.tune.{name}",
-            lambda v: all(type(x) in (int, float) and math.isfinite(x) and x >= 0 for x in v) and _unique(v),
+            _is_grid,
             "different numbers of at least 0",
         )
     if c.tune.lambda_ and config.objective.lambda_schedule:
@@ -240,6 +240,80 @@ def check_evaluation(config: ConfigDict, *, arms: Collection[str] | None = None)
 _THRESHOLD = re.compile(r"youden|(?:(?:sensitivity|specificity)=)?(?:0|1|0?\.\d+|1\.0+)")
 
 
+def swept_arm(config: ConfigDict) -> str:
+    """The arm of `--mode=sweep`: the one named, else the first joint one without a source stage, else the first joint one."""
+    joint = [name for name in config.arms if config.arm[name].joint]
+    pooled = [name for name in joint if not config.arm[name].source_stage]
+    return config.sweep.arm or [*pooled, *joint, *config.arms][0]
+
+
+def check_sweep(config: ConfigDict) -> None:
+    """Accepts a config, checked before, that `--mode=sweep` can run; raises as `check`."""
+    c = config.sweep
+    if c.arm:
+        _choose(c.arm, config.arms, "config.sweep.arm")
+    _choose(c.solver, ("train", "lbfgs"), "config.sweep.solver")
+    names = ("lambda_", "learning_rate", "weight_decay")
+    for name in names:
+        _require(config, f"sweep.{name}", _is_grid, "different numbers of at least 0")
+    if not any(c[name] for name in names):
+        raise UserError(
+            f"--mode=sweep has nothing to try: give {', '.join(f'config.sweep.{name}' for name in names)} or some"
+        )
+    arm = swept_arm(config)
+    if c.lambda_ and not config.arm[arm].joint:
+        raise UserError(
+            f"config.sweep.lambda_ weighs the target of a joint arm, but {arm} is not joint; config.sweep.arm names another"
+        )
+    if c.lambda_ and config.objective.lambda_schedule:
+        raise UserError("config.sweep.lambda_ sets what config.objective.lambda_schedule sets; give one of them")
+    if config.evaluation.folds and not config.data.target.split[1]:
+        raise UserError(
+            "--mode=sweep compares on val, but the second fraction of config.data.target.split is 0; give val some"
+        )
+    _check_frozen(config, arm)
+    if c.solver == "lbfgs":
+        _check_linear(config)
+
+
+def _check_frozen(config: ConfigDict, arm: str) -> None:
+    """Whether the arm trains heads on features that do not change."""
+    reasons = []
+    if config.arm[arm].init != "weights" or not config.weights.path:
+        reasons.append(f"the backbone of {arm} starts from random weights")
+    for stage in ("source", "target") if config.arm[arm].source_stage else ("target",):
+        for field, wanted in (("freeze", "backbone"), ("batch_norm", "frozen")):
+            if config.stages[stage][field] != wanted:
+                reasons.append(f"config.stages.{stage}.{field} is {config.stages[stage][field]!r}, not {wanted!r}")
+    off = {"crop": 1.0}
+    reasons += [f"config.augment.{k} is {v}" for k, v in config.augment.items() if v != off.get(k, 0)]
+    if reasons:
+        raise UserError(
+            f"--mode=sweep trains heads on the features of a frozen backbone, but {'; '.join(reasons[:2])}\n"
+            "  config.evaluation.tune tries values one after the other, whatever trains"
+        )
+
+
+def _check_linear(config: ConfigDict) -> None:
+    """Whether the objective has one minimum: a linear head, a convex loss, a penalty."""
+    key = "config.sweep.solver is 'lbfgs', which"
+    if config.sweep.learning_rate:
+        raise UserError(f"{key} has no learning rate; leave config.sweep.learning_rate empty")
+    if config.model.hidden:
+        raise UserError(f"{key} takes linear heads, but config.model.hidden is {config.model.hidden}")
+    if config.objective.lambda_schedule:
+        raise UserError(f"{key} has no steps, but config.objective.lambda_schedule changes λ with them")
+    losses = list(config.objective.losses.items())
+    for name, term in losses:
+        called = spec.parse(term.loss, key=f"config.objective.losses.{name}.loss")
+        if len(losses) > 1 or called.module or called.name not in ("cross_entropy", "sigmoid_binary_cross_entropy"):
+            raise UserError(
+                f"{key} takes one loss, cross_entropy or sigmoid_binary_cross_entropy; there is {name}: {term.loss!r}"
+            )
+    if min(config.sweep.weight_decay or (config.stages.target.weight_decay,)) <= 0:
+        raise UserError(f"{key} needs weight decay above 0: where classes can be separated there is no minimum without")
+
+
 def _check_augment(config: ConfigDict) -> None:
     _require(config, "augment.crop", lambda v: 0 < v <= 1, "above 0 and at most 1")
     _require(config, "augment.rotation", lambda v: 0 <= v <= 180, "in 0 .. 180 degrees")
@@ -252,6 +326,7 @@ def _check_data(config: ConfigDict) -> None:
     _choose(config.data.channels, (1, 3), "config.data.channels")
     _choose(config.data.resize, ("squash", "crop", "pad"), "config.data.resize")
     _choose(config.data.cache, ("auto", "memory", "disk", "stream"), "config.data.cache")
+    _choose(config.data.resident, ("auto", "always", "never"), "config.data.resident")
     _at_least(config, "data.workers", 0)
     for domain in _domains(config):
         section = f"data.{domain}"
@@ -273,6 +348,10 @@ def _domains(config: ConfigDict) -> tuple[str, ...]:
 def _is_split(value: tuple[Any, ...]) -> bool:
     numbers = len(value) == 3 and all(type(f) in (int, float) for f in value)
     return numbers and min(value) >= 0 and value[0] > 0 and math.isclose(sum(value), 1.0, abs_tol=1e-6)
+
+
+def _is_grid(values: tuple[Any, ...]) -> bool:
+    return all(type(x) in (int, float) and math.isfinite(x) and x >= 0 for x in values) and _unique(values)
 
 
 def _unique(values: Collection[Any]) -> bool:

@@ -28,8 +28,8 @@ against training from scratch. Without a flag it runs the embedded experiment on
   --config=FILE          an experiment: a Python file with get_config(), such as those in configs/
   --config.FIELD=VALUE   override one field, e.g. --config.stages.target.epochs=2; all of them: medtl/config.py
   --workdir=FOLDER       where the run is kept (default: runs/<config.name>); the same command resumes it
-  --mode=MODE            train (default): train every arm and evaluate; evaluate: only evaluate the checkpoints;
-                         report: build the report again; predict: score the images of a manifest
+  --mode=MODE            train (default): train and evaluate every arm; evaluate: its checkpoints; report: rebuild it;
+                         predict: score the images of a manifest; sweep: try all of config.sweep on a frozen backbone
   --help, --version
 
 with --mode=report, which takes --config.evaluation.FIELD=VALUE:
@@ -48,7 +48,7 @@ examples:
   python launch.py --mode=predict --workdir=runs/linear --manifest=new_patients.csv
 """
 
-MODES = ("train", "evaluate", "report", "predict")
+MODES = ("train", "evaluate", "report", "predict", "sweep")
 _ONLY = {"manifest": "predict", "checkpoint": "predict", "output": "predict", "predictions": "report"}
 _ILLEGAL = re.compile(r"flag --config\.(?P<path>[^=]+)=")
 _OVERRIDE = re.compile(r"--?(?P<no>no)?config\.(?P<path>[^=]*)(?P<set>=(?P<value>.*))?", re.DOTALL)
@@ -90,8 +90,10 @@ def _run(argv: list[str]) -> None:
     if values.mode == "report":
         _report(values, folder, rest, given=bool(path))
         return
-    if values.mode == "train":
+    if values.mode in ("train", "sweep"):
         check.check(values.config)
+        if values.mode == "sweep":
+            check.check_sweep(values.config)
         workdir.check(folder, values.config)
     elif not values.checkpoint:
         config = workdir.load_config(folder)
@@ -107,7 +109,11 @@ def _run(argv: list[str]) -> None:
 def _start(values: flags.FlagValues, folder: Path, command: str) -> None:
     from medtl import experiment, inference  # JAX comes with them, so only once nothing is wrong
 
-    if values.mode == "train":
+    if values.mode == "sweep":
+        from medtl import sweep
+
+        sweep.sweep(values.config, folder, command=command)
+    elif values.mode == "train":
         experiment.train(values.config, folder, command=command)
     elif values.mode == "evaluate":
         experiment.evaluate(workdir.load_config(folder), folder, command=command)

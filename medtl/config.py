@@ -113,6 +113,7 @@ def default() -> ConfigDict:
             resize="squash",  # squash to the square | crop its centre | pad to it
             cache="auto",  # memory | disk | stream | auto: memory up to 2 GiB, disk up to 64 GiB, else stream
             cache_dir="",  # of decoded images (cache="disk") and of a frozen backbone's features; empty: ~/.cache/medtl
+            resident="auto",  # decoded data lies on the devices, many steps a dispatch: always | never | auto: features, and images on GPUs and TPUs with room
             workers=0,  # Grain worker processes for cache="stream"; 0: threads
             source=dataset("phantom", size=2000, scanner="a", split=(0.8, 0.1, 0.1)),
             target=dataset("phantom", size=700, scanner="b", split=(0.1, 0.1, 0.8), split_seed=1),
@@ -188,6 +189,16 @@ def default() -> ConfigDict:
             ordinal=False,  # the classes are grades, in order: adds Cohen's quadratic kappa
             coverage=0.9,  # of conformal prediction sets
             resamples=2000,  # of the patients, for the intervals
+        )
+    )
+    # --mode=sweep: every combination of these, trained at once on the features of a frozen backbone, compared on val.
+    c.sweep = ConfigDict(
+        dict(
+            arm="",  # empty: the first joint arm without a source stage, else the first joint one, else the first
+            lambda_=(),  # empty: as objective.lambda_ says
+            learning_rate=(),  # of the target stage; empty: as it says
+            weight_decay=(),
+            solver="train",  # train: the trainer's own steps | lbfgs: linear heads at the minimum, weight_decay / 2 |W|² included
         )
     )
     return c

@@ -16,8 +16,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from medtl import build, cells, check, data, explain, results, workdir
+from medtl import build, cells, check, data, explain, parallel, results, workdir
 from medtl.base import Examples, UserError
+from medtl.data import cache
 from medtl.evaluation import analysis, predictions
 from medtl.evaluation.predictions import Predictions
 from medtl.provenance import versions
@@ -51,6 +52,7 @@ def _run(config: Any, folder: Path, *, training: bool, command: str) -> dict[str
     began = time.monotonic()
     check.check(config)
     workdir.check(folder, config)
+    parallel.keep_compiled(cache.place(config.data.cache_dir) / "compiled")
     _check_devices()
     build.check(config)
     examples = load_data(config)

@@ -108,7 +108,9 @@ def optimizer(stage: Any, *, steps: int, key: str) -> tuple[optax.GradientTransf
         raise UserError(
             f"{key}.optimizer: {stage.optimizer!r}: give its options by name; the rate is {key}.learning_rate"
         )
-    if stage.weight_decay > 0 and "weight_decay" in kwargs:
+    # A sweep traces the rate and the decay: of those that are no numbers yet, the decay is taken for positive.
+    decaying = not isinstance(stage.weight_decay, int | float) or stage.weight_decay > 0
+    if decaying and "weight_decay" in kwargs:
         raise UserError(f"{key}: weight decay is given twice, in optimizer {stage.optimizer!r} and as weight_decay")
     own_decay = {"weight_decay", "mask"} <= set(inspect.signature(function).parameters)
     if own_decay:
@@ -121,7 +123,7 @@ def optimizer(stage: Any, *, steps: int, key: str) -> tuple[optax.GradientTransf
         raise UserError(f"{key}.optimizer: {stage.optimizer!r} does not make an Optax optimizer: {error}") from None
     chain = [optax.clip_by_global_norm(stage.clip_norm)] if stage.clip_norm > 0 else []
     chain.append(made)
-    if stage.weight_decay > 0 and not own_decay:
+    if decaying and not own_decay:
         chain.append(decoupled_weight_decay(rate, stage.weight_decay))
     return optax.chain(*chain), rate
 

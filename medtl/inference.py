@@ -13,10 +13,11 @@ from medtl import build, data, weights, workdir
 from medtl.base import Normalization, UserError
 from medtl.checkpoint import Store, nested
 from medtl.config import dataset
+from medtl.data import cache as caches
 from medtl.data import loading
 from medtl.evaluation import predictions
 from medtl.models.model import Model
-from medtl.parallel import Parallel
+from medtl.parallel import Parallel, keep_compiled
 from medtl.train import make_eval_step, run_batches
 
 
@@ -40,6 +41,7 @@ def predict(
         raise UserError(f"--output={path}: there is no folder {path.parent}")
     stored = load_checkpoint(folder, checkpoint)
     c = stored.config
+    keep_compiled(caches.place(c.data.cache_dir) / "compiled")
     spec = dataset("manifest", path=str(manifest), label=c.data.target.label)
     examples = data.load(
         spec,

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +27,10 @@ _ARMIJO = 1e-4
 _NOISE = 1e-6  # of a loss in float32 that is summed over thousands of examples, relative
 _HALVINGS = 30
 _JITTER = 1e-5  # of the bound's mean diagonal: what float32 needs to factor it
-_BLOCK = 1 << 27  # floats that one array of a block of settings may hold: 512 MiB
+_FLOATS = 1 << 27  # that one array of a block of settings may hold: 512 MiB
+_COLUMNS = (
+    64  # problems side by side, about: a product should read the features for many, and none wait long for the slowest
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,21 +99,29 @@ def solve(
       The minima. Problems all of whose weights are 0 have W = 0.
     """
     devices = tuple(jax.local_devices()[:1] if devices is None else devices)
-    (h, r, _), (n, d) = problem.scale.shape, problem.features.shape
-    # Half a million examples, or a hundred settings of wide features, would not fit at once.
-    widest = max(n * r * problem.target.shape[1], memory * (d + 1) * r * problem.target.shape[1], (d + 1) ** 2)
-    block = -(-min(h, max(1, _BLOCK // widest)) // len(devices)) * len(devices)
+    block = _block(problem, len(devices), memory)
+    # The weaker the penalty the longer it takes; in a block the slow ones hold up each other alone.
+    order = np.argsort(problem.penalty / np.maximum(problem.scale.sum(axis=(1, 2)), 1e-30), kind="stable")
     data = _data(problem, devices)
     run = functools.partial(
         _minimise, kind=problem.kind, tolerance=tolerance, max_iterations=max_iterations, memory=memory
     )
     found = []
-    for start in range(0, h, block):
-        chosen = np.minimum(np.arange(start, start + block), h - 1)
+    for start in range(0, len(order), block):
+        chosen = order[np.minimum(np.arange(start, start + block), len(order) - 1)]
         cut = jax.device_put((problem.scale[chosen], problem.penalty[chosen]), _sharding(devices, "settings"))
-        found.append([a[: h - start] for a in jax.device_get(run(data, *cut))])
-    solution = Solution(*(np.concatenate(arrays) for arrays in zip(*found, strict=True)))
-    return solution
+        found.append([a[: len(order) - start] for a in jax.device_get(run(data, *cut))])
+    back = np.argsort(order)
+    return Solution(*(np.concatenate(arrays)[back] for arrays in zip(*found, strict=True)))
+
+
+def _block(problem: Problem, devices: int, memory: int) -> int:
+    """How many settings are solved side by side: of a few sizes that fit, the one that leaves the least to be filled up."""
+    (h, r, _), (n, d), k = problem.scale.shape, problem.features.shape, problem.target.shape[1]
+    most = max(1, _FLOATS // max(n * r * k, memory * (d + 1) * r * k, (d + 1) ** 2))
+    enough = min(-(-_COLUMNS // r), most, h)
+    sizes = range(enough, min(2 * enough, most, h) + 1)
+    return -(-min(sizes, key=lambda size: -h % size) // devices) * devices
 
 
 class _Data(NamedTuple):
@@ -247,22 +258,26 @@ def _minimise(
 
 def _losses(z: jax.Array, data: _Data, weight: jax.Array, kind: str) -> tuple[jax.Array, jax.Array]:
     """The weighed sums of the losses f32[H, R], and their derivatives by z, f32[N, C, H, R]."""
-    logits = [sum(float(0) + z[:, c] * data.basis[c, k] for c in range(z.shape[1])) for k in range(data.y.shape[1])]
-    y = [data.y[:, k, None, None] for k in range(len(logits))]
-    known = [data.known[:, k, None, None] for k in range(len(logits))]
+    # Class by class, so that problems lie beside each other in memory: the classes are few.
+    columns, classes = range(len(data.basis)), range(data.y.shape[1])
+    logits = [_sum(z[:, c] * data.basis[c, k] for c in columns) for k in classes]
+    y = [data.y[:, k, None, None] for k in classes]
     if kind == "softmax":
         top = functools.reduce(jnp.maximum, logits)
         powers = [jnp.exp(v - top) for v in logits]
-        whole = sum(powers)
-        each = jnp.log(whole) + top - sum(t * v for t, v in zip(y, logits, strict=True))
-        slopes = [p / whole - t for p, t in zip(powers, y, strict=True)]
+        whole = _sum(powers)
+        each = jnp.log(whole) + top - _sum(t * v for t, v in zip(y, logits, strict=True))
+        slopes = [power / whole - t for power, t in zip(powers, y, strict=True)]
     else:
-        each = sum(m * (jax.nn.softplus(v) - t * v) for m, t, v in zip(known, y, logits, strict=True))
+        known = [data.known[:, k, None, None] for k in classes]
+        each = _sum(m * (jax.nn.softplus(v) - t * v) for m, t, v in zip(known, y, logits, strict=True))
         slopes = [m * (jax.nn.sigmoid(v) - t) for m, t, v in zip(known, y, logits, strict=True)]
-    columns = [
-        sum(slope * data.basis[c, k] for k, slope in enumerate(slopes)) * weight for c in range(z.shape[1])
-    ]
-    return jnp.sum(weight * each, axis=0), jnp.stack(columns, axis=1)
+    derivative = [weight * _sum(slope * data.basis[c, k] for k, slope in enumerate(slopes)) for c in columns]
+    return jnp.sum(weight * each, axis=0), jnp.stack(derivative, axis=1)
+
+
+def _sum(terms: Iterable[jax.Array]) -> jax.Array:
+    return functools.reduce(jnp.add, terms)
 
 
 def _inverse_bound(data: _Data, scale: jax.Array, shrunk: jax.Array, kind: str) -> jax.Array:
@@ -276,7 +291,9 @@ def _inverse_bound(data: _Data, scale: jax.Array, shrunk: jax.Array, kind: str) 
     hessian = (0.5 if kind == "softmax" else 0.25) * jnp.einsum("hp,pfe->hfe", jnp.mean(scale, axis=1), gram)
     diagonal = jnp.mean(shrunk, axis=2).T + _JITTER * jnp.mean(jnp.diagonal(hessian, axis1=1, axis2=2), axis=1)[:, None]
     factor = jnp.linalg.cholesky(hessian + jnp.maximum(diagonal, 1e-12)[:, :, None] * jnp.eye(data.x.shape[1]))
-    inverse = jax.scipy.linalg.solve_triangular(factor, jnp.broadcast_to(jnp.eye(data.x.shape[1]), factor.shape), lower=True)
+    inverse = jax.scipy.linalg.solve_triangular(
+        factor, jnp.broadcast_to(jnp.eye(data.x.shape[1]), factor.shape), lower=True
+    )
     return jnp.einsum("hgf,hge->hfe", inverse, inverse, precision="highest")
 
 

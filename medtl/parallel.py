@@ -8,7 +8,10 @@ divide is padded with masked examples, which no sum counts.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import hashlib
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -67,6 +70,30 @@ class Parallel:
         whole, sharded = self._shardings
         return jax.jit(step, in_shardings=(whole, sharded), out_shardings=(whole, whole), donate_argnums=(0,))
 
+    def loop(self, loop: Callable) -> Callable:
+        """`(state, data, rows, n) -> (state, metrics)`, compiled, the state donated; `rows` as `stack` gives them."""
+        if self.mode == "pmap":
+            return jax.pmap(
+                loop,
+                self.axis_name,
+                in_axes=(None, None, 0, None),
+                out_axes=(None, None),
+                donate_argnums=(0,),
+                devices=self.devices,
+            )
+        if self.mode == "none":
+            return jax.jit(loop, donate_argnums=(0,))
+        whole, sharded = self._shardings
+        rows = NamedSharding(sharded.mesh, PartitionSpec(None, "batch"))
+        return jax.jit(
+            loop, in_shardings=(whole, whole, rows, whole), out_shardings=(whole, whole), donate_argnums=(0,)
+        )
+
+    def stack(self, batches: Sequence[Any]) -> Any:
+        """Batches that `shard` cut, one for each step, as arrays with a further axis for the steps."""
+        axis = 1 if self.mode == "pmap" else 0
+        return jax.tree.map(lambda *x: np.stack(x, axis=axis), *batches)
+
     def evaluate(self, step: Callable) -> Callable[[Any, Any], np.ndarray]:
         """`(variables, batch) -> [B, ...]`, compiled; takes an unpadded host batch, returns a host array of its rows."""
         if self.mode == "pmap":
@@ -97,6 +124,11 @@ class Parallel:
             return jax.tree.map(lambda x: x.reshape(n, len(x) // n, *x.shape[1:]), batch)
         return batch
 
+    def has_room(self, nbytes: int) -> bool:
+        """Whether so many bytes on each device leave most of its memory free; False where the device does not tell, as CPUs."""
+        stats = self.devices[0].memory_stats() or {}
+        return nbytes <= stats.get("bytes_limit", 0) // 4
+
     def check_batch(self, size: int, key: str) -> None:
         """Refuses a batch that would leave a device without an example."""
         if size < len(self.devices):
@@ -116,3 +148,23 @@ def _pad(batch: Any, multiple: int) -> Any:
         filler = np.zeros_like(value[:1]) if name == "mask" else value[:1]
         padded[name] = np.concatenate([value, np.repeat(filler, missing, axis=0)]) if missing else value
     return padded
+
+
+def keep_compiled(folder: Path) -> None:
+    """Keeps compiled programs in a folder, where the next run finds them; $JAX_COMPILATION_CACHE_DIR names another.
+
+    Each kind of CPU has a folder of its own, since a home directory may be shared by machines, and programs compiled for one
+    do not run on every other.
+    """
+    if jax.config.jax_compilation_cache_dir:
+        return
+    try:
+        cpu = next(
+            line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "Features"))
+        )
+    except (OSError, StopIteration):
+        cpu = platform.processor()
+    kind = hashlib.sha256(f"{platform.machine()} {cpu}".encode()).hexdigest()[:16]
+    jax.config.update("jax_compilation_cache_dir", str(folder / kind))
+    # The many small programs that draw a model's initial variables are what a start waits for.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

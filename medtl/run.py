@@ -27,7 +27,7 @@ from medtl.evaluation.predictions import Predictions
 from medtl.models.model import Model
 from medtl.parallel import Parallel
 from medtl.progress import Progress
-from medtl.train import DOMAINS, Step, fit, make_eval_step, prepare, run_batches
+from medtl.train import DOMAINS, Resident, Step, Streamed, fit, make_eval_step, make_loop, prepare, run_batches
 
 STAGES = ("source", "target")
 
@@ -42,6 +42,17 @@ def reported(examples: Examples) -> list[str]:
     return [s for s in examples.splits if s != "train"]
 
 
+def batch_sizes(config: Any, stage: str, domains: tuple[str, ...]) -> dict[str, int]:
+    """domain -> how many of its examples a step of the stage takes."""
+    c = config.stages[stage]
+    return {d: c.source_batch_size or c.batch_size if d != stage else c.batch_size for d in domains}
+
+
+def order_seed(seed: int, stage: str, domain: str) -> int:
+    """What the order of a domain's examples is drawn from: of its own for each seed, stage and domain; the same for all arms."""
+    return seed * 4 + 2 * STAGES.index(stage) + DOMAINS.index(domain)
+
+
 @dataclasses.dataclass
 class _Shared:
     """What the cells, arms and seeds of an experiment share."""
@@ -51,6 +62,7 @@ class _Shared:
     steps: dict[Any, Any] = dataclasses.field(default_factory=dict)
     functions: dict[Any, Any] = dataclasses.field(default_factory=dict)
     initial: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    resident: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,14 +245,7 @@ class Run:
 
     def _arm(self, seed: int, name: str) -> tuple[Any, bool, dict[str, float]]:
         """Runs an arm's stages; its variables on the host, whether its backbone is still the loaded one, and what was tuned."""
-        loaded = self.loaded if self.config.arm[name].init == "weights" else None
-        variables = self._initial(seed, loaded)
-        fresh = loaded is None
-        intact = loaded is not None and not loaded.report.left_random  # what is random differs between seeds
-        if self.config.arm[name].source_stage:
-            whole = self.whole or self
-            variables, intact = whole.stage(seed, name, "source", variables, fresh=fresh, intact=intact)
-            fresh = fresh and self.steps(name, "source") == 0
+        variables, fresh, intact = self.start(seed, name)
         best: tuple[Any, bool, dict[str, float]] | None = None
         best_score = -np.inf
         for run, tuned in self._trials(name):
@@ -250,6 +255,22 @@ class Run:
                 best, best_score = (found, kept, tuned), score
         assert best is not None
         return best
+
+    def start(self, seed: int, arm: str) -> tuple[Any, bool, bool]:
+        """What an arm's target stage starts from; its source stage is trained if it is not yet.
+
+        Returns:
+          The variables on the host, whether the backbone is random, and whether it is the loaded one, unchanged.
+        """
+        loaded = self.loaded if self.config.arm[arm].init == "weights" else None
+        variables = self._initial(seed, loaded)
+        fresh = loaded is None
+        intact = loaded is not None and not loaded.report.left_random  # what is random differs between seeds
+        if self.config.arm[arm].source_stage:
+            whole = self.whole or self
+            variables, intact = whole.stage(seed, arm, "source", variables, fresh=fresh, intact=intact)
+            fresh = fresh and self.steps(arm, "source") == 0
+        return variables, fresh, intact
 
     def _trials(self, arm: str) -> Iterator[tuple[Run, dict[str, float]]]:
         """Every combination of the fields to be tuned; those that an arm does not use make no trials of their own."""
@@ -310,8 +331,7 @@ class Run:
                 self._shared.trained = True
                 fit(
                     self.parallel.replicate(state),
-                    compiled,
-                    self._batches(seed, stage, domains, start or 0, cached=cached),
+                    self._feed(seed, stage, domains, start or 0, compiled, cached=cached),
                     steps=steps,
                     every=-(-steps // self.config.evaluation.times),
                     save_every=self.config.checkpoint.every_steps,
@@ -348,34 +368,58 @@ class Run:
                 norm=self.normalization,
                 parallel=self.parallel,
             )
-            self._shared.steps[key] = step, self.parallel.train(step)
+            self._shared.steps[key] = step, (self.parallel.train(step), self.parallel.loop(make_loop(step)))
         return self._shared.steps[key]
 
-    def _batches(
-        self, seed: int, stage: str, domains: tuple[str, ...], start: int, *, cached: bool
-    ) -> Iterator[tuple[Any, int]]:
+    def _feed(
+        self, seed: int, stage: str, domains: tuple[str, ...], start: int, compiled: Any, *, cached: bool
+    ) -> Streamed | Resident:
+        """What takes the steps of a stage from `start` on."""
         c = self.config.stages[stage]
         sizes = {d: c.source_batch_size or c.batch_size if d != stage else c.batch_size for d in domains}
-        streams = {
-            d: loading.train_batches(
-                self.examples[d],
-                "train",
-                sizes[d],
-                # A stream of its own for each seed, stage and domain; the same for all arms.
-                seed=seed * 4 + 2 * STAGES.index(stage) + DOMAINS.index(d),
-                start_step=start,
-                workers=self.config.data.workers,
-                features=self.frozen_features(d) if cached else None,
-            )
-            for d in domains
-        }
+        # A stream of its own for each seed, stage and domain; the same for all arms.
+        seeds = {d: seed * 4 + 2 * STAGES.index(stage) + DOMAINS.index(d) for d in domains}
+        resident = self._resident(domains, cached=cached)
+        streams: dict[str, Iterator[loading.Batch]] = {}
+        for d in domains:
+            options: dict[str, Any] = {"seed": seeds[d], "start_step": start}
+            if resident:
+                streams[d] = loading.train_rows(self.examples[d], "train", sizes[d], **options)
+            else:
+                options |= {
+                    "workers": self.config.data.workers,
+                    "features": self.frozen_features(d) if cached else None,
+                }
+                streams[d] = loading.train_batches(self.examples[d], "train", sizes[d], **options)
 
         def shards() -> Iterator[tuple[Any, int]]:
             while True:
                 batch = {d: next(stream) for d, stream in streams.items()}
                 yield self.parallel.shard(batch, multiple=c.accumulate), sum(sizes.values())
 
-        return loading.prefetch(shards())
+        step, loop = compiled
+        if resident:
+            return Resident(
+                loop, {d: self._on_device(d, cached=cached) for d in domains}, shards(), self.parallel.stack
+            )
+        return Streamed(step, loading.prefetch(shards()))
+
+    def _resident(self, domains: tuple[str, ...], *, cached: bool) -> bool:
+        """Whether the data of a stage lies on the devices: features always, decoded images where there is room for them."""
+        if cached or self.config.data.resident == "never":
+            return cached and self.config.data.resident != "never"
+        images = [image for d in domains if isinstance(image := self.examples[d].image, np.ndarray)]
+        if len(images) < len(domains):
+            return False
+        return self.config.data.resident == "always" or self.parallel.has_room(sum(image.nbytes for image in images))
+
+    def _on_device(self, domain: str, *, cached: bool) -> dict[str, jax.Array]:
+        key = (domain, cached)
+        if key not in self._shared.resident:
+            e = self.examples[domain]
+            inputs = {"features": self.frozen_features(domain)} if cached else {"image": np.asarray(e.image)}
+            self._shared.resident[key] = self.parallel.replicate({**inputs, "label": e.label, "weight": e.weight})
+        return self._shared.resident[key]
 
     def frozen_features(self, domain: str) -> np.ndarray:
         """f32[N, D], the features of a domain's examples under the loaded backbone: computed once, and kept by content."""

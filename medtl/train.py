@@ -8,6 +8,7 @@ and resumed equals the run that was not.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -29,7 +30,8 @@ from medtl.progress import Progress
 from medtl.workdir import write_text
 
 DOMAINS = ("source", "target")
-AHEAD = 2  # steps the host may be ahead of the device
+AHEAD = 2  # dispatches the host may be ahead of the device
+CHUNK = 64  # steps in one dispatch, at most, where the data lies on the device
 
 
 @flax.struct.dataclass
@@ -220,10 +222,80 @@ def run_batches(
     return np.concatenate([step(variables, batch)[: int(batch["mask"].sum())] for batch in batches])
 
 
+def make_loop(step: Callable[[TrainState, Batch], tuple[TrainState, Any]]) -> Callable[..., tuple[TrainState, Any]]:
+    """Several steps in one dispatch, over data that lies on the device.
+
+    Returns:
+      `(state, data, rows, n) -> (state, metrics)`: `data` is domain -> arrays [N, ...], `rows` domain -> `index`, `mask` and
+      `position` [steps, B], of which the first n steps are taken; metrics are [steps], with zeros after n. The number n is
+      an argument of the one compiled program, so a run does not depend on where it was cut into dispatches.
+    """
+
+    def loop(state: TrainState, data: Any, rows: Any, n: Any) -> tuple[TrainState, Any]:
+        def batch_at(i: Any) -> Any:
+            at = jax.tree.map(lambda x: x[i], rows)
+            return {d: {**{name: x[at[d]["index"]] for name, x in data[d].items()}, **at[d]} for d in data}
+
+        shapes = jax.eval_shape(lambda s: step(s, batch_at(0))[1], state)
+        most = len(jax.tree.leaves(rows)[0])
+        metrics = jax.tree.map(lambda s: jnp.zeros((most, *s.shape), s.dtype), shapes)
+
+        def body(i: Any, carry: Any) -> Any:
+            state, metrics = carry
+            state, found = step(state, batch_at(i))
+            return state, jax.tree.map(lambda all_, one: all_.at[i].set(one), metrics, found)
+
+        return jax.lax.fori_loop(0, n, body, (state, metrics))
+
+    return loop
+
+
+@dataclasses.dataclass(frozen=True)
+class Streamed:
+    """One step a dispatch, on batches that come from the host.
+
+    Attributes:
+      step: the compiled step.
+      batches: from the state's step on: (batch for the devices, number of examples).
+    """
+
+    step: Callable[[TrainState, Any], tuple[TrainState, Any]]
+    batches: Iterator[tuple[Any, int]]
+
+    def __call__(self, state: TrainState, most: int) -> tuple[TrainState, Any, int, int]:
+        """The new state, metrics, and the number of steps and of examples that were taken."""
+        batch, examples = next(self.batches)
+        return *self.step(state, batch), 1, examples
+
+
+@dataclasses.dataclass(frozen=True)
+class Resident:
+    """Up to `CHUNK` steps a dispatch, on data that lies on the devices.
+
+    Attributes:
+      loop: the compiled `make_loop`.
+      data: domain -> arrays [N, ...], on the devices.
+      rows: from the state's step on: (rows of one batch, cut for the devices; number of examples).
+      stack: rows of several batches -> one tree.
+    """
+
+    loop: Callable[..., tuple[TrainState, Any]]
+    data: Any
+    rows: Iterator[tuple[Any, int]]
+    stack: Callable[[Any], Any]
+
+    def __call__(self, state: TrainState, most: int) -> tuple[TrainState, Any, int, int]:
+        """As `Streamed`; the metrics have a further axis, of the steps."""
+        n = min(most, CHUNK)
+        taken = list(itertools.islice(self.rows, n))
+        # Filled up, so that every chunk has the shape of the one program; what is not taken is not looked at.
+        rows = self.stack([row for row, _ in taken] + [taken[-1][0]] * (CHUNK - n))
+        return *self.loop(state, self.data, rows, np.int32(n)), n, sum(examples for _, examples in taken)
+
+
 def fit(
     state: TrainState,
-    step: Callable[[TrainState, Any], tuple[TrainState, Any]],
-    batches: Iterator[tuple[Any, int]],
+    feed: Streamed | Resident,
     *,
     steps: int,
     every: int,
@@ -237,8 +309,7 @@ def fit(
 
     Args:
       state: on the devices; its buffers are donated.
-      step: the compiled step.
-      batches: from the state's step on: (batch for the devices, number of examples).
+      feed: takes one step or several.
       steps: the last step.
       every: evaluate and save after each so many steps, and after the last.
       save_every: save, too, after each so many steps (0: not).
@@ -252,16 +323,16 @@ def fit(
     """
     at = int(state.step)
     with _Log(store.folder / "log.jsonl", at) as log:
-        pending: list[tuple[int, Any]] = []
+        pending: list[tuple[int, int, Any]] = []
         flushed = time.monotonic()
         while at < steps:
-            batch, examples = next(batches)
-            state, metrics = step(state, batch)
-            at += 1
-            pending.append((at, metrics))
+            due = min(steps - at, every - at % every, save_every - at % save_every if save_every else steps)
+            state, metrics, taken, examples = feed(state, due)
+            pending.append((at, taken, metrics))
+            at += taken
             if len(pending) > AHEAD:
                 # Dispatch returns at once: without this the host would queue hundreds of batches on the device.
-                jax.block_until_ready(pending[-1 - AHEAD][1])
+                jax.block_until_ready(pending[-1 - AHEAD][2])
             evaluating = at == steps or at % every == 0
             saving = evaluating or (save_every > 0 and at % save_every == 0)
             progress.count(at, examples)
@@ -274,6 +345,7 @@ def fit(
                 found, score = evaluate(state) if evaluating else ({}, None)
                 if found:
                     log.write({"step": at, "val": found})
+                    log.flush()
                     progress.line(at, found)
                 store.save(at, state, record, score=score)
     if steps == 0 and store.last_step is None:
@@ -282,23 +354,30 @@ def fit(
     return state
 
 
-def _flush(pending: list[tuple[int, Any]], log: _Log, store: Store) -> dict[str, float]:
+def _flush(pending: list[tuple[int, int, Any]], log: _Log, store: Store) -> dict[str, float]:
     """Fetches the metrics that have gathered, refuses NaN, logs them; returns the last."""
     values: dict[str, float] = {}
-    for at, metrics in jax.device_get(pending):
-        values = {name: float(value) for name, value in metrics.items()}
-        wrong = [name for name, value in values.items() if not np.isfinite(value)]
-        if wrong:
-            store.wait()
-            kept = f"{store.folder}/checkpoints/{store.last_step}" if store.last_step is not None else "none yet"
-            parts = sorted(wrong, key=lambda name: ("/" not in name, name))
-            raise UserError(
-                f"step {at}: {', '.join(f'{n} is {values[n]}' for n in parts[:3])}. A lower learning_rate or clip_norm may help. "
-                f"Last good checkpoint: {kept}"
-            )
-        log.write({"step": at, **values})
+    for before, taken, metrics in jax.device_get(pending):
+        of_each = {name: np.atleast_1d(found) for name, found in metrics.items()}
+        for i in range(taken):
+            values = {name: float(found[i]) for name, found in of_each.items()}
+            _check_finite(before + i + 1, values, store)
+            log.write({"step": before + i + 1, **values})
+    log.flush()
     pending.clear()
     return values
+
+
+def _check_finite(at: int, values: Mapping[str, float], store: Store) -> None:
+    wrong = [name for name, value in values.items() if not np.isfinite(value)]
+    if wrong:
+        store.wait()
+        kept = f"{store.folder}/checkpoints/{store.last_step}" if store.last_step is not None else "none yet"
+        parts = sorted(wrong, key=lambda name: ("/" not in name, name))
+        raise UserError(
+            f"step {at}: {', '.join(f'{n} is {values[n]}' for n in parts[:3])}. A lower learning_rate or clip_norm may help. "
+            f"Last good checkpoint: {kept}"
+        )
 
 
 class _Log:
@@ -324,6 +403,8 @@ class _Log:
 
     def write(self, entry: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(_defined(entry), allow_nan=False) + "\n")
+
+    def flush(self) -> None:
         self._file.flush()
 
 

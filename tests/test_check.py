@@ -168,3 +168,73 @@ def test_what_cannot_be_run_is_refused_with_its_key(fields, message):
         check.check(changed(**fields))
     assert message in str(error.value)
     assert len(str(error.value).splitlines()) <= 2
+
+
+def swept(**fields):
+    """The embedded config with a backbone file (not looked for) that is frozen in its joint arm, and a λ to sweep."""
+    for stage in ("source", "target"):
+        fields = {f"stages__{stage}__freeze": "backbone", f"stages__{stage}__batch_norm": "frozen"} | fields
+    return changed(**{"weights__path": "w.npz", "augment__flip": False, "sweep__lambda_": (0, 1.0)} | fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"sweep__arm": "transfer", "sweep__learning_rate": (1e-3, 0.1), "sweep__weight_decay": (0,)},
+        {"sweep__solver": "lbfgs", "stages__target__weight_decay": 0.1},
+        {"sweep__lambda_": (), "sweep__weight_decay": (0.1,), "arms": ("target_only",), "arm__target_only__init": "weights"},
+        {"arm__pooled": configs.arm("weights", source_stage=False, joint=True), "arms": ("transfer", "pooled"), "stages__source__freeze": "none"},
+    ],
+)  # fmt: skip
+def test_what_can_be_swept_is_accepted(fields):
+    check.check_sweep(swept(**fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"sweep__lambda_": ()}, "--mode=sweep has nothing to try: give config.sweep.lambda_, "),
+        ({"sweep__lambda_": (-1.0,)}, "config.sweep.lambda_ is (-1.0,); it must be different numbers of at least 0"),
+        ({"sweep__learning_rate": (1, 1.0)}, "config.sweep.learning_rate is (1, 1.0); it must be different"),
+        ({"sweep__arm": "transfr"}, "config.sweep.arm is 'transfr'; did you mean 'transfer'?"),
+        ({"sweep__solver": "newton"}, "config.sweep.solver is 'newton'; it can be lbfgs, train"),
+        ({"arms": ("target_only",)}, "config.sweep.lambda_ weighs the target of a joint arm, but target_only is not"),
+        (
+            {"objective__lambda_schedule": "constant_schedule(1.0)"},
+            "sets what config.objective.lambda_schedule sets",
+        ),
+        (
+            {"evaluation__folds": 5, "data__target__split": (0.8, 0.0, 0.2)},
+            "compares on val, but the second fraction of config.data.target.split is 0",
+        ),
+        ({"weights__path": ""}, "frozen backbone, but the backbone of transfer starts from random weights"),
+        ({"stages__target__freeze": "2"}, "but config.stages.target.freeze is '2', not 'backbone'"),
+        ({"stages__source__batch_norm": "batch"}, "but config.stages.source.batch_norm is 'batch', not 'frozen'"),
+        ({"augment__flip": True}, "but config.augment.flip is True\n"),
+        ({"augment__crop": 0.5}, "but config.augment.crop is 0.5\n"),
+        ({"sweep__solver": "lbfgs"}, "needs weight decay above 0"),
+        ({"sweep__solver": "lbfgs", "sweep__weight_decay": (0.0, 0.1)}, "needs weight decay above 0"),
+        ({"sweep__solver": "lbfgs", "sweep__learning_rate": (0.1,)}, "has no learning rate"),
+        ({"sweep__solver": "lbfgs", "model__hidden": (8,)}, "takes linear heads, but config.model.hidden is (8,)"),
+        (
+            {"sweep__solver": "lbfgs", "objective__losses__main__loss": "mean_squared_error"},
+            "takes one loss, cross_entropy or sigmoid_binary_cross_entropy; there is main: 'mean_squared_error'",
+        ),
+    ],
+)
+def test_what_cannot_be_swept_is_refused(fields, message):
+    with pytest.raises(UserError) as error:
+        check.check_sweep(swept(**fields))
+    assert message in str(error.value)
+    assert len(str(error.value).splitlines()) <= 2
+
+
+def test_the_arm_that_is_swept_by_default_is_joint_and_has_no_source_stage():
+    config = swept()
+    assert check.swept_arm(config) == "transfer"
+    config.arm.pooled = configs.arm("weights", source_stage=False, joint=True)
+    config.arms = ("target_only", "transfer", "pooled")
+    assert check.swept_arm(config) == "pooled"
+    config.arms = ("target_only", "scratch")
+    assert check.swept_arm(config) == "target_only"

@@ -5,6 +5,7 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -29,7 +30,8 @@ def calls(monkeypatch, tmp_path):
     stub.train = train
     stub.evaluate = lambda config, folder, command: made.append(("evaluate", config, folder))
     stub.predict = lambda folder, **options: made.append(("predict", folder, options))
-    for name in ("experiment", "inference"):
+    stub.sweep = lambda config, folder, command: made.append(("sweep", config, folder))
+    for name in ("experiment", "inference", "sweep"):
         monkeypatch.setitem(sys.modules, f"medtl.{name}", stub)
         monkeypatch.setattr(medtl, name, stub, raising=False)
     monkeypatch.chdir(tmp_path)
@@ -319,3 +321,16 @@ def test_an_answer_comes_at_once_and_without_jax(tmp_path, arguments, code, seco
     # Seconds of the processor, which do not depend on what else the machine is doing.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < seconds
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_is_asked_for_by_its_mode(calls, capsys, tmp_path):
+    np.savez("w.npz", kernel=np.zeros(1))
+    stages = "\n".join(
+        f"c.stages.{stage}.update(freeze='backbone', batch_norm='frozen')" for stage in ("source", "target")
+    )
+    config_file(tmp_path, f"c.weights.path = 'w.npz'\nc.augment.flip = False\n{stages}")
+    assert cli.run(["--mode=sweep", "--config=own.py", "--config.sweep.lambda_=[0,0.1,10]", "--workdir=w"]) == 0
+    [(mode, config, folder)] = calls
+    assert (mode, config.sweep.lambda_, folder) == ("sweep", (0, 0.1, 10), Path("w"))
+    assert "nothing to try" in error_of(capsys, "--mode=sweep", "--config=own.py")
+    assert "frozen backbone" in error_of(capsys, "--mode=sweep", "--config.sweep.lambda_=1,2")

@@ -159,6 +159,35 @@ def test_cached_features_give_what_images_give(finished, tmp_path, monkeypatch):
     np.testing.assert_allclose(found[True], found[False], atol=1e-5)
 
 
+def test_data_on_the_device_gives_what_data_from_the_host_gives_and_resumes_bit_for_bit(tmp_path, monkeypatch):
+    results = {}
+    for resident in ("never", "always"):
+        config = tiny(data__resident=resident, parallel="pmap")
+        results[resident] = experiment.train(config, tmp_path / resident)
+    for arm in ("transfer", "scratch"):
+        a, b = (results[r]["arms"][arm]["test"] for r in ("never", "always"))
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+
+    save = Store.save
+    calls = []
+
+    def stopped(self, step, *args, **options):
+        save(self, step, *args, **options)
+        calls.append(step)
+        if len(calls) == 3:
+            self.wait()
+            raise KeyboardInterrupt
+
+    config = tiny(data__resident="always", parallel="pmap")
+    monkeypatch.setattr(Store, "save", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.train(config, tmp_path / "stopped")
+    monkeypatch.setattr(Store, "save", save)
+    experiment.train(config, tmp_path / "stopped")
+    for name in ("predictions.csv", "seed_0/transfer/target/log.jsonl"):
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "always" / name).read_bytes()
+
+
 def test_source_and_target_with_different_classes_get_a_head_each(tmp_path):
     """A user's own source with two classes of its own, transferred to the three of the target."""
     (tmp_path / "mine.py").write_text(

@@ -16,7 +16,7 @@ from medtl.losses import cross_entropy
 from medtl.models.model import Head, Model
 from medtl.objective import Objective, Term
 from medtl.parallel import Parallel
-from medtl.train import Step, prepare
+from medtl.train import Resident, Step, make_loop, prepare
 
 SIZE = 8
 NORM = NORMALIZATIONS["centered"].for_channels(1)
@@ -98,6 +98,58 @@ def test_ten_steps_are_the_same_on_one_device_and_on_eight(one_device, mode, dev
     losses, variables = train(mode, devices)
     np.testing.assert_allclose(losses, one_device[0], rtol=1e-5)
     assert_same(variables, one_device[1])
+
+
+@pytest.mark.parametrize(("mode", "devices"), [("none", 1), ("pmap", 8), ("mesh", 8)])
+def test_steps_of_one_dispatch_are_the_steps_one_by_one(mode, devices):
+    """Data on the device, rows by index, cut into dispatches of 1 to 4 steps: batch 13, augmentation and dropout on."""
+    if len(jax.devices()) < devices:
+        pytest.skip(f"needs {devices} devices")
+    parallel = Parallel.create(mode, tuple(jax.devices()[:devices]))
+    model = make_model(parallel.axis_name, dropout=0.3)
+    variables = jax.device_get(model.init(jax.random.key(0), (SIZE, SIZE, 1)))
+    step = make_step(model, variables["params"])
+    data = make_batch(0, 40, 30)
+    rng = np.random.default_rng(1)
+    rows = [
+        {
+            d: {
+                "index": rng.integers(0, len(part["mask"]), 13).astype(np.int32),
+                "mask": np.ones(13, np.float32),
+                "position": np.arange(13, dtype=np.int32),
+            }
+            for d, part in data.items()
+        }
+        for _ in range(7)
+    ]
+    one = parallel.replicate(step.init(jax.random.key(1), variables))
+    compiled, losses = parallel.train(step), []
+    for row in rows:
+        batch = {d: {**{k: data[d][k][r["index"]] for k in ("image", "label", "weight")}, **r} for d, r in row.items()}
+        one, metrics = compiled(one, parallel.shard(batch))
+        losses.append(float(metrics["loss"]))
+    states, logs = [], []
+    for cut in ([7], [4, 1, 2]):
+        many = parallel.replicate(step.init(jax.random.key(1), variables))
+        feed = Resident(
+            parallel.loop(make_loop(step)),
+            parallel.replicate({d: {k: part[k] for k in ("image", "label", "weight")} for d, part in data.items()}),
+            ((parallel.shard(row), 26) for row in rows),
+            parallel.stack,
+        )
+        found = []
+        for most in cut:
+            many, metrics, taken, examples = feed(many, most)
+            assert (taken, examples) == (most, 26 * most)
+            found += np.asarray(metrics["loss"])[:taken].tolist()
+        states.append(jax.device_get(many))
+        logs.append(found)
+    np.testing.assert_allclose(logs[0], losses, rtol=1e-5)
+    assert_same(states[0].params, jax.device_get(one).params)
+    # Where a run is cut into dispatches does not show in a single bit.
+    assert logs[0] == logs[1]
+    for a, b in zip(jax.tree.leaves(states[0]), jax.tree.leaves(states[1]), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_accumulated_gradient_is_the_whole_batch_gradient():

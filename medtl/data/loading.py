@@ -56,13 +56,22 @@ def train_batches(
     Raises:
       UserError: where the split is empty.
     """
-    order = _Endless(examples.indices(split), seed)
-    if not len(order.rows):
-        raise base.UserError(f"{examples.name}: split {split} is empty; it has {', '.join(examples.splits)}")
+    order = _order(examples, split, seed)
     first = start_step * batch_size
     fetch = _fetcher(examples, features, _From(order, first), workers)
     for step in itertools.count(start_step):
         yield _batch(examples, order.span(step * batch_size, (step + 1) * batch_size), batch_size, fetch)
+
+
+def train_rows(
+    examples: base.Examples, split: str, batch_size: int, *, seed: int, start_step: int = 0
+) -> Generator[Batch, None, None]:
+    """The batches of `train_batches` as rows alone, for data that lies on the device: `index`, `mask` and `position`."""
+    order = _order(examples, split, seed)
+    mask, position = np.ones(batch_size, np.float32), np.arange(batch_size, dtype=np.int32)
+    for step in itertools.count(start_step):
+        index = order.span(step * batch_size, (step + 1) * batch_size).astype(np.int32)
+        yield {"index": index, "mask": mask, "position": position}
 
 
 def eval_batches(
@@ -130,6 +139,13 @@ def prefetch(iterator: Iterator[T], size: int = 2) -> Generator[T, None, None]:
         thread.join()
         if isinstance(iterator, Generator):
             iterator.close()
+
+
+def _order(examples: base.Examples, split: str, seed: int) -> _Endless:
+    order = _Endless(examples.indices(split), seed)
+    if not len(order.rows):
+        raise base.UserError(f"{examples.name}: split {split} is empty; it has {', '.join(examples.splits)}")
+    return order
 
 
 @dataclasses.dataclass

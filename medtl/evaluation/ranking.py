@@ -13,7 +13,9 @@ import numpy as np
 
 _EPS = float(np.finfo(np.float32).eps)
 _SLACK = 1e-12  # 0.9 of 10 negatives are 9, whatever 1 - 0.9 is in binary
-_TOLERANCE = 1e-7  # of a Newton step in standard deviations; the next error is its square
+# Of a Newton step in standard deviations; the next error is its square. Of many examples the first step from the whole's line is
+# so short that the error, some 1e-5, is far below a resample's own spread, and it costs a matrix product alone.
+_TOLERANCE, _TOLERANCE_OF_MANY, _MANY = 1e-7, 0.02, 100_000
 _STEPS = 200
 
 
@@ -29,7 +31,8 @@ class Ranking:
       own: int64[P], how many positives have at least its score.
       before: int64[N + 1], how many positives have a higher score than this negative; at the end, P.
       logit: float64[P + N], logit of the score, clipped to [eps, 1 - eps] of float32.
-      start: float64[2], calibration's intercept and slope of the whole, where Newton's method starts.
+      start: float64[2], calibration's intercept and slope of the whole, where Newton's method starts for resamples.
+      offset: calibration's intercept of the whole where the slope is 1, likewise.
     """
 
     unit: np.ndarray
@@ -40,6 +43,7 @@ class Ranking:
     before: np.ndarray
     logit: np.ndarray
     start: np.ndarray
+    offset: float = 0.0
 
     @classmethod
     def of(cls, positive: np.ndarray, score: np.ndarray, unit: np.ndarray) -> Ranking:
@@ -58,7 +62,8 @@ class Ranking:
             logit=np.log(p) - np.log1p(-p),
             start=np.array([0.0, 1.0]),
         )
-        return dataclasses.replace(ranking, start=_whole(ranking))
+        start, offset = _whole(ranking)
+        return dataclasses.replace(ranking, start=start, offset=offset)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,28 +149,38 @@ def calibration_slope(ranking: Ranking, weights: Weights) -> np.ndarray:
     NaN where none exists: all x equal, or a threshold separates the classes (Albert & Anderson 1984); or where 200 steps
     do not reach it.
     """
-    return _line(ranking, weights)[:, 1]
+    return _line(ranking, weights, _tolerance(ranking))[:, 1]
 
 
 def calibration_intercept(ranking: Ranking, weights: Weights) -> np.ndarray:
     """a of logit P(y) = a + x, x the logit of the score, by maximum likelihood; NaN where a class is absent."""
+    return _offset(ranking, weights, _tolerance(ranking))
+
+
+def _tolerance(ranking: Ranking) -> float:
+    return _TOLERANCE if ranking.unit.size <= _MANY else _TOLERANCE_OF_MANY
+
+
+def _whole(ranking: Ranking) -> tuple[np.ndarray, float]:
+    """The calibration line of all examples, and its intercept at slope 1, to the last digit; 0 and 1 where there is none."""
+    weights = Weights.of(ranking, np.ones((1, int(ranking.unit.max(initial=-1)) + 1)))
+    line = _line(ranking, weights, _TOLERANCE)[0]
+    offset = float(_offset(ranking, weights, _TOLERANCE)[0])
+    return line if np.isfinite(line).all() else ranking.start, offset if np.isfinite(offset) else 0.0
+
+
+def _offset(ranking: Ranking, weights: Weights, tolerance: float) -> np.ndarray:
+    """float64[R], intercepts at slope 1."""
     with np.errstate(invalid="ignore"):
         there = np.minimum(*weights.totals) > 0
     found = np.full(len(there), np.nan)
     if there.any():
-        start = np.array([ranking.start[0] if np.isfinite(ranking.start[0]) else 0.0, 1.0])
-        found[there] = _newton(weights.every[there], ranking, start, free=1)[:, 0]
+        start = np.array([ranking.offset, 1.0])
+        found[there] = _newton(weights.every[there], ranking, start, free=1, tolerance=tolerance)[:, 0]
     return found
 
 
-def _whole(ranking: Ranking) -> np.ndarray:
-    """Where Newton's method starts for resamples: the calibration line of all examples, 0 and 1 where there is none."""
-    weights = Weights.of(ranking, np.ones((1, int(ranking.unit.max(initial=-1)) + 1)))
-    found = _line(ranking, weights)[0]
-    return found if np.isfinite(found).all() else ranking.start
-
-
-def _line(ranking: Ranking, weights: Weights) -> np.ndarray:
+def _line(ranking: Ranking, weights: Weights, tolerance: float) -> np.ndarray:
     """float64[R, 2], intercept and slope."""
     found = np.full((len(weights.every), 2), np.nan)
     if not 0 < ranking.positives < ranking.unit.size:
@@ -174,16 +189,16 @@ def _line(ranking: Ranking, weights: Weights) -> np.ndarray:
     (top_high, end_high), (top_low, end_low) = _extremes(weights.positive, high), _extremes(weights.negative, low)
     there = (np.minimum(*weights.totals) > 0) & (top_high > end_low) & (top_low > end_high)
     if there.any():
-        found[there] = _newton(weights.every[there], ranking, ranking.start, free=2)
+        found[there] = _newton(weights.every[there], ranking, ranking.start, free=2, tolerance=tolerance)
     return found
 
 
-def _newton(weight: np.ndarray, ranking: Ranking, start: np.ndarray, *, free: int) -> np.ndarray:
+def _newton(weight: np.ndarray, ranking: Ranking, start: np.ndarray, *, free: int, tolerance: float) -> np.ndarray:
     """Logistic regression on one variable; float64[R, 2], intercept and slope, of which the first `free` are fitted.
 
     The logistic loss is generalized self-concordant: a Newton step of length d, in units in which the examples' (1, x) are
     at most 1 long, shortened to log(1 + d) / d of itself always decreases it, and far from it does not leap to where the
-    curvature is 0 (Bach 2010; Sun & Tran-Dinh 2019, section 4). All R fits go on together, each until a step is below 1e-7.
+    curvature is 0 (Bach 2010; Sun & Tran-Dinh 2019, section 4). All R fits go on together, each until a step is short.
     """
     middle, scale = ranking.logit.mean(), ranking.logit.std() or 1.0
     x = (ranking.logit - middle) / scale
@@ -196,7 +211,7 @@ def _newton(weight: np.ndarray, ranking: Ranking, start: np.ndarray, *, free: in
         step = _newton_step(weight, x, beta, hits, free)
         length = radius * np.linalg.norm(step, axis=1)
         beta = beta + step * np.divide(np.log1p(length), length, out=np.ones_like(length), where=length > 0)[:, None]
-        going = length > _TOLERANCE
+        going = length > tolerance
         found[moving[~going]] = beta[~going]
         if not going.any():
             break

@@ -116,11 +116,7 @@ def comparisons(analysis: Mapping[str, Any]) -> Table | None:
     needed = any(words.is_known(c.get("needed")) for c in found)
     rows = []
     for c in found:
-        unit = (
-            f"{compare.about(c['needed'])} {c.get('n_unit', '')}".strip()
-            if words.is_known(c.get("needed"))
-            else "–"
-        )
+        unit = f"{compare.about(c['needed'])} {c.get('n_unit', '')}".strip() if words.is_known(c.get("needed")) else "–"
         rows.append(
             (
                 Cell(words.difference_name(c)),
