@@ -160,6 +160,8 @@ def _subsets(cell: Cell, target: Examples, sizes: Sequence[int], *, key: Sequenc
     order = train[splits.subset_order(target.label[train], seed=int(np.random.SeedSequence(key).generate_state(1)[0]))]
     found = []
     for size in sizes:
+        if size == len(train):  # which the cell itself is
+            continue
         split = cell.split.copy()
         split[order[size:]] = UNUSED
         found.append(dataclasses.replace(cell, split=split, size=size))

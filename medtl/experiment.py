@@ -62,6 +62,9 @@ def _run(config: Any, folder: Path, *, training: bool, command: str) -> dict[str
     largest = max(cells.largest(found) for found in every.values())
     run = Run.create(config, folder, examples, training=training, train_size=largest)
     print(f"arms {', '.join(config.arms)}; seeds {', '.join(map(str, config.seeds))}; {versions()['device']}; {folder}")
+    if config.evaluation.folds:
+        sizes = ", ".join(f"{np.sum(every[config.seeds[0]][0].split == s)} {s}" for s in ("train", "val", "test"))
+        print(f"{config.evaluation.folds} folds x {config.evaluation.repeats} repeats; in the first {sizes} examples")
     if run.loaded is not None:
         print(run.loaded.report.summary())
     workdir.prepare(folder, config)
@@ -83,6 +86,7 @@ def _run_arms(run: Run, every: Mapping[int, Sequence[cells.Cell]], began: float,
             for arm in config.arms:
                 outcome = at.outcome(seed, arm)
                 explain.mistakes(at, seed, arm, outcome)
+                at.keep(seed, arm, outcome)
                 said += outcome.said
                 if outcome.tuned:
                     tuned.append({"seed": seed, "cell": cell.path, "arm": arm, **outcome.tuned})
@@ -117,7 +121,7 @@ def _provenance(run: Run, command: str, tuned: Sequence[Mapping[str, Any]]) -> d
         "versions": versions(),
         "weights": weights,
         "data": {domain: _data_card(e, run.config) for domain, e in run.examples.items()},
-        "training": run.curves(),
+        "training": results.training(run.folder, run.config),
         **({"tuned": list(tuned)} if tuned else {}),
     }
 

@@ -53,6 +53,10 @@ def write(
         "evaluation": {**found, "errors": _without_images(found["errors"])},
         **provenance,
     }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir={folder} cannot be made: {error.strerror}; give another folder") from None
     workdir.write_text(folder / "metrics.json", to_json(summary))
     report.write(folder, found, provenance if "config" in provenance else None)
     print(table.render(summary))
@@ -82,7 +86,6 @@ def rebuild(folder: Path, config: Any, *, file: Path | None = None) -> dict[str,
         raise UserError(f"there is no {path}; give --predictions=FILE, or the --workdir of a run that is done")
     said, classes = predictions.read(path, multi_label=config.data.target.multi_label or None)
     known = _provenance(folder) if is_run else {}
-    folder.mkdir(parents=True, exist_ok=True)
     sources = [name for name, arm in config.arm.items() if arm.source_stage or arm.joint] if is_run else None
     summary = write(folder, said, classes, config, known, sources=sources)
     print(f"{folder}: metrics.json, report.html, report.md")
@@ -121,3 +124,33 @@ def _errors(folder: Path) -> list[dict[str, Any]]:
     """The most confident mistakes that a run folder keeps, the most confident first."""
     every = [entry for path in sorted(folder.glob(f"seed_*/**/{ERRORS}")) for entry in json.loads(path.read_text())]
     return sorted(every, key=lambda entry: -entry["probability"])[:_SHOWN_ERRORS]
+
+
+def training(folder: Path, config: Any) -> list[dict[str, Any]]:
+    """The logged training of every arm's stages, in the first seed and cell."""
+    found = []
+    for arm in config.arms:
+        for stage in ("source", "target") if config.arm[arm].source_stage else ("target",):
+            place = folder / f"seed_{config.seeds[0]}" / arm
+            logs = sorted(place.glob(f"{stage}/log.jsonl")) or sorted(place.glob(f"**/{stage}/log.jsonl"))
+            if logs:
+                found.append({"arm": arm, "seed": config.seeds[0], "stage": stage, **_logged(logs[0])})
+    return found
+
+
+def _logged(path: Path, points: int = 200) -> dict[str, Any]:
+    """The loss parts and λ at up to `points` steps, and the metrics on val."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    steps = [line for line in lines if "val" not in line]
+    steps = steps[:: -(-len(steps) // points)] if steps else []
+    names = [name for name in (steps[0] if steps else ()) if "/" in name or name in ("loss", "lambda")]
+    val = [line for line in lines if "val" in line]
+    of_val = sorted({name for line in val for name in line["val"]})
+    return {
+        "steps": [line["step"] for line in steps],
+        "parts": {name: [line.get(name) for line in steps] for name in names},
+        "val": {
+            "steps": [line["step"] for line in val],
+            **{name: [line["val"].get(name) for line in val] for name in of_val},
+        },
+    }

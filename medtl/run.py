@@ -30,6 +30,7 @@ from medtl.progress import Progress
 from medtl.train import DOMAINS, Resident, Step, Streamed, fit, make_eval_step, make_loop, prepare, run_batches
 
 STAGES = ("source", "target")
+_DONE = "done.json"
 
 
 def uses_source(config: Any, arm: str) -> bool:
@@ -197,29 +198,36 @@ class Run:
         return self.folder / f"seed_{seed}" / arm / self.cell.path
 
     def outcome(self, seed: int, arm: str) -> Outcome:
-        """What an arm says of the cell's reported splits; trains what is not trained yet.
-
-        Outside of cells the checkpoints stay, and are what is evaluated. In a cell the predictions stay, and the checkpoints
-        that gave them are deleted.
-        """
+        """What an arm says of the cell's reported splits; trains what is not trained yet."""
         folder = self.arm_folder(seed, arm)
-        done = folder / "done.json"
-        record = self._record(seed, arm, "target")
+        done = folder / _DONE
+        target = self.examples["target"]
         if self.cell.path and done.exists():
             kept = json.loads(done.read_text())
-            provenance.check_same(kept["record"], record, folder)
-            said, _ = predictions.read(folder / "predictions.csv", multi_label=self.examples["target"].multi_label)
-            return Outcome([dataclasses.replace(p, seed=seed) for p in said], kept["tuned"], None)
+            provenance.check_same(kept["record"], self._record(seed, arm, "target"), folder)
+            read, _ = predictions.read(folder / "predictions.csv", multi_label=target.multi_label)
+            row_of = {name: row for row, name in enumerate(target.id)}
+            said = []
+            for p in read:
+                rows = np.array([row_of[name] for name in p.id])
+                said.append(dataclasses.replace(p, seed=seed, **_about(target, rows)))
+            return Outcome(said, kept["tuned"], None)
         if self.cell.path and not self.training:
             raise UserError(f"{folder} holds no finished cell; train first")
         variables, cached, tuned = self._arm(seed, arm)
-        said = [self._say(seed, arm, split, variables, cached=cached) for split in reported(self.examples["target"])]
-        if self.cell.path:
-            predictions.write(folder / "predictions.csv", said, self.examples["target"].classes)
-            workdir.write_text(done, to_json({"record": record, "tuned": tuned}))
-            for checkpoints in folder.glob("**/target/checkpoints"):
-                shutil.rmtree(checkpoints)
+        said = [self._say(seed, arm, split, variables, cached=cached) for split in reported(target)]
         return Outcome(said, tuned, variables)
+
+    def keep(self, seed: int, arm: str, outcome: Outcome) -> None:
+        """In a cell, writes what an arm said and deletes the checkpoints that said it; elsewhere the checkpoints stay."""
+        if not self.cell.path or outcome.variables is None:
+            return
+        folder = self.arm_folder(seed, arm)
+        predictions.write(folder / "predictions.csv", outcome.said, self.examples["target"].classes)
+        record = {"record": self._record(seed, arm, "target"), "tuned": outcome.tuned}
+        workdir.write_text(folder / _DONE, to_json(record))
+        for checkpoints in folder.glob("**/target/checkpoints"):
+            shutil.rmtree(checkpoints)
 
     def _say(self, seed: int, arm: str, split: str, variables: Any, *, cached: bool) -> Predictions:
         target = self.examples["target"]
@@ -234,8 +242,7 @@ class Run:
             repeat=self.cell.repeat,
             fold=self.cell.fold,
             size=len(target.indices("train")) if self._sized else self.cell.size,
-            patient=None if target.patient is None else target.patient[chosen],
-            groups={name: values[chosen] for name, values in target.groups.items()},
+            **_about(target, chosen),
         )
 
     @property
@@ -251,7 +258,7 @@ class Run:
         for run, tuned in self._trials(name):
             found, kept = run.stage(seed, name, "target", variables, fresh=fresh, intact=intact)
             score = run._score(run._validate(run.parallel.replicate(found), "target", cached=kept)) if tuned else 0.0
-            if best is None or score > best_score:  # NaN is never greater
+            if best is None or score > best_score or (np.isnan(best_score) and not np.isnan(score)):
                 best, best_score = (found, kept, tuned), score
         assert best is not None
         return best
@@ -467,19 +474,6 @@ class Run:
             self._shared.functions["explain"] = jax.jit(grad_cam)
         return np.asarray(self._shared.functions["explain"](variables, image, asked))
 
-    def curves(self) -> list[dict[str, Any]]:
-        """The logged training of every arm's stages, in the first seed and cell."""
-        found = []
-        for arm in self.config.arms:
-            for stage in self._stages(arm):
-                place = f"seed_{self.config.seeds[0]}/{arm}"
-                logs = sorted(self.folder.glob(f"{place}/{stage}/log.jsonl")) or sorted(
-                    self.folder.glob(f"{place}/**/{stage}/log.jsonl")
-                )
-                if logs:
-                    found.append({"arm": arm, "seed": self.config.seeds[0], "stage": stage, **_logged(logs[0])})
-        return found
-
     def _forward(
         self,
         key: Any,
@@ -533,21 +527,11 @@ class Run:
         }
 
 
-def _logged(path: Path, points: int = 200) -> dict[str, Any]:
-    """The loss parts and λ at up to `points` steps, and the metrics on val."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    steps = [line for line in lines if "val" not in line]
-    steps = steps[:: -(-len(steps) // points)] if steps else []
-    names = [name for name in (steps[0] if steps else ()) if "/" in name or name in ("loss", "lambda")]
-    val = [line for line in lines if "val" in line]
-    of_val = sorted({name for line in val for name in line["val"]})
+def _about(examples: Examples, rows: np.ndarray) -> dict[str, Any]:
+    """What predictions say of their examples beside the label."""
     return {
-        "steps": [line["step"] for line in steps],
-        "parts": {name: [line.get(name) for line in steps] for name in names},
-        "val": {
-            "steps": [line["step"] for line in val],
-            **{name: [line["val"].get(name) for line in val] for name in of_val},
-        },
+        "patient": None if examples.patient is None else examples.patient[rows],
+        "groups": {name: values[rows] for name, values in examples.groups.items()},
     }
 
 

@@ -83,6 +83,12 @@ def test_subsets_of_a_learning_curve_are_nested_stratified_and_leave_val_and_tes
     assert small.path == "repeat_0/fold_0/size_25"
 
 
+def test_a_size_of_all_the_train_labels_is_the_cell_itself():
+    examples = target()
+    config = tiny(evaluation__target_sizes=(20, 60))
+    assert [c.size for c in cells.cells(config, examples, seed=0)] == [None, 20]
+
+
 def test_a_cell_has_a_split_hash_of_its_own():
     examples = target()
     found = [cell.of(examples).split_hash for cell in cells.cells(crossed(), examples, seed=0)]

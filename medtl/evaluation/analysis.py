@@ -15,11 +15,15 @@ from typing import Any
 import numpy as np
 
 from medtl.base import UserError, nearest
-from medtl.evaluation import bootstrap, compare, curves, details, predictions, scores, subgroups
+from medtl.evaluation import bootstrap, compare, curves, details, metrics, predictions, scores, subgroups
 from medtl.evaluation.details import Evaluated
 from medtl.evaluation.predictions import Predictions
 
 LEVEL = 0.95
+_TWO_RULES = (
+    "Accuracy, balanced accuracy, F1 and MCC take the class of the larger probability; sensitivity, specificity, PPV, NPV and the "
+    "confusion matrix take the operating threshold."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,12 +85,14 @@ def analyse(
 
     Returns:
       What `metrics.json` holds under "evaluation", made of what JSON has, NaN where something is undefined;
-      docs/metrics.md describes it.
+      docs/evaluation.md describes it.
 
     Raises:
       UserError: the arms were not evaluated on the same examples, or a class, arm or split is not there.
     """
     settings = settings or Settings()
+    if settings.metric not in metrics.NAMES:
+        raise UserError(f"config.checkpoint.metric is {settings.metric!r}{nearest(settings.metric, metrics.NAMES)}")
     split = next((s for s in ("test", "val") if any(p.split == s for p in said)), said[0].split if said else "test")
     notes = predictions.check(said, classes, split=split)
     whole = details.whole(said)
@@ -101,6 +107,8 @@ def analyse(
         resamples=settings.resamples,
     )
     evaluated = details.collect(whole, split, classes, options, rule=settings.threshold)
+    if not any(len(cell.label) for e in evaluated.values() for cell in e.cells):
+        raise UserError(f"no example of split {split} has a label, so nothing can be evaluated")
     reference = _reference(settings.reference, list(evaluated))
     resampled = bootstrap.resample({arm: e.cells for arm, e in evaluated.items()}, classes=classes, options=options)
     design = _design(evaluated, resampled, split)
@@ -121,7 +129,12 @@ def analyse(
         "comparisons": [c.as_dict for c in comparisons],
         "learning_curve": _learning_curve(said, split, classes, settings, options, reference),
         "errors": list(errors) or details.mistakes(evaluated, classes),
-        "notes": [*notes, *first.notes, *_notes(resampled, settings)],
+        "notes": [
+            *notes,
+            *first.notes,
+            *_notes(resampled, settings),
+            *([_TWO_RULES] if first.task == "two_class" else []),
+        ],
     }
 
 
@@ -158,11 +171,10 @@ def _design(evaluated: Mapping[str, Evaluated], resampled: bootstrap.Resampled, 
     unit = "patients" if first.patients is not None else "examples"
     if folds:
         words = f"{folds}-fold cross-validation" + (f", repeated {repeats} times" if repeats > 1 else "")
-        words += (
-            f", grouped by patient: each of the {first.n:,} examples is tested on once a repeat"
-            if unit == "patients"
-            else ""
-        )
+        if unit == "patients" and first.grouped:
+            words += f", grouped by patient: each of the {first.n:,} examples is tested on once a repeat"
+    elif repeats > 1:
+        words = f"{repeats} splits of the same examples, {first.n:,} tested on in all"
     else:
         words = f"the {split} split: {first.n:,} examples"
     words += f"; {len(seeds)} seeds" if len(seeds) > 1 else ""
@@ -264,7 +276,7 @@ def _tests(a: Evaluated, b: Evaluated, resampled: bootstrap.Resampled, metric: s
             "note": found.get("undefined", ""),
         }
     ]
-    if a.number("fold"):
+    if a.several_splits:
         tests.insert(0, _over_folds(a, b, resampled, m))
         tests[1]["note"] = (
             tests[1]["note"] or "of the models trained here: leaves out what other training sets would change"

@@ -226,7 +226,7 @@ def _draw(
     """arm -> float64[R, M]."""
     largest = max(scorer.size for of_arm in scorers.values() for scorer in of_arm)
     block = min(max(1, _BLOCK // max(largest, patients, 1)), 256)
-    draws = {arm: np.empty((resamples, metrics)) for arm in scorers}
+    draws = {arm: np.full((resamples, metrics), np.nan) for arm in scorers}
 
     def fill(start: int) -> None:
         rows = range(start, min(start + block, resamples))

@@ -80,6 +80,17 @@ class Evaluated:
         return f" in the first {' and '.join(several)}" if several else ""
 
     @property
+    def several_splits(self) -> bool:
+        """Whether models were trained on overlapping parts of the same examples: folds, or repeated splits."""
+        return self.number("fold") > 0 or self.number("repeat") > 1
+
+    @property
+    def grouped(self) -> bool:
+        """Whether no patient is tested on in two folds of a repeat."""
+        patients = [np.unique(self.cells[i].patient) for i in self.once]
+        return sum(map(len, patients)) == len(np.unique(np.concatenate(patients)))
+
+    @property
     def columns(self) -> list[str]:
         """The group columns that every cell has."""
         return [name for name in self.said[0].groups if all(name in p.groups for p in self.said)]
@@ -90,11 +101,13 @@ class Evaluated:
 
     @property
     def train_size(self) -> int:
-        """In cross-validation the mean number of train examples, which are neither tested on nor val; else 0."""
-        trained = [
-            self.n - len(p.id) - (len(v.id) if v is not None else 0) for p, v in zip(self.said, self.val, strict=True)
-        ]
-        return round(float(np.mean(trained)))
+        """In cross-validation the mean number of examples that are neither tested on nor val; 0 outside of one."""
+        if not self.several_splits:
+            return 0
+        known = [p.id for p in (*self.said, *self.val) if p is not None]
+        total = len(np.unique(np.concatenate(known)))
+        held = [len(p.id) + (len(v.id) if v is not None else 0) for p, v in zip(self.said, self.val, strict=True)]
+        return max(round(total - float(np.mean(held))), 0)
 
     @property
     def test_share(self) -> float:
@@ -115,17 +128,18 @@ class Evaluated:
         if self.task != "two_class":
             return None
         values = np.array([cell.threshold for cell in self.cells])
-        on_val = all(v is not None for v in self.val)
-        by = "by Youden's index" if rule == "youden" else f"for {rule.replace('=', ' ')}"
-        words = f"{by}, chosen on val" if on_val else f"{values.mean():g}, fixed: there is no val to choose it on"
-        try:
-            words = f"{float(rule):g}, fixed beforehand"
-            on_val = False
-        except ValueError:
-            pass
-        if len(values) > 1 and on_val:
+        fixed = _number_of(rule)
+        chosen = fixed is None and all(_chooses(v) for v in self.val)
+        if fixed is not None:
+            words = f"{fixed:g}, fixed beforehand"
+        elif chosen:
+            by = "by Youden's index" if rule == "youden" else f"for {rule.replace('=', ' ')}"
+            words = f"{by}, chosen on val"
+        else:
+            words = "0.5 where there is no val with both classes to choose it on"
+        if len(values) > 1 and fixed is None:
             words += f"; from {values.min():.3f} to {values.max():.3f} over {len(values)} models"
-        return {"rule": rule, "value": float(values.mean()), "chosen_on": "val" if on_val else None, "words": words}
+        return {"rule": rule, "value": float(values.mean()), "chosen_on": "val" if chosen else None, "words": words}
 
     def confusion(self) -> list[Any]:
         """Counts, rows are labels: summed over folds, averaged over seeds and repeats; at the threshold for two classes."""
@@ -148,7 +162,9 @@ class Evaluated:
 
 def whole(said: Sequence[Predictions]) -> list[Predictions]:
     """The predictions of models that were trained on all target labels: of no stated size, or else of the largest."""
-    return [p for p in said if p.size is None] or [p for p in said if p.size == max(q.size or 0 for q in said)]
+    untold = any(p.size is None for p in said)
+    largest = None if untold else max((p.size for p in said if p.size is not None), default=None)
+    return [p for p in said if p.size == largest]
 
 
 def collect(
@@ -171,6 +187,8 @@ def collect(
         elif p.split == "val":
             val[p.arm, p.cell] = _labelled(p)
     arms = list(by_arm.values())
+    # Cells of the same examples, as several seeds on one split, in one order.
+    arms[0] = by_arm[arms[0][0].arm] = [_like(p, arms[0][0]) if _same_ids(p, arms[0][0]) else p for p in arms[0]]
     known = all(p.patient is not None for p in arms[0])
     units, numbers = _number([p.patient if known and p.patient is not None else p.id for p in arms[0]])
     n = len(np.unique(np.concatenate([p.id for p in arms[0]])))
@@ -206,6 +224,10 @@ def _like(p: Predictions, other: Predictions) -> Predictions:
     return _take(p, order[np.searchsorted(p.id, other.id, sorter=order)])
 
 
+def _same_ids(p: Predictions, other: Predictions) -> bool:
+    return len(p.id) == len(other.id) and (p.id is other.id or np.array_equal(np.sort(p.id), np.sort(other.id)))
+
+
 def _take(p: Predictions, rows: np.ndarray) -> Predictions:
     return dataclasses.replace(
         p,
@@ -230,16 +252,26 @@ def _number(names: Sequence[np.ndarray]) -> tuple[int, list[np.ndarray]]:
     return count, np.split(number.astype(np.int64), np.cumsum([len(a) for a in names])[:-1])
 
 
-def _threshold(val: Predictions | None, rule: str, positive: int) -> float:
-    """The operating threshold that the rule chooses on val; 0.5 where there is no val to choose on."""
+def _number_of(rule: str) -> float | None:
     try:
         return float(rule)
     except ValueError:
-        pass
-    if val is None or val.label.ndim == 2 or val.probability.shape[1] != 2:
+        return None
+
+
+def _chooses(val: Predictions | None) -> bool:
+    """Whether a threshold can be chosen on these predictions: of two classes, both there."""
+    return val is not None and val.label.ndim == 1 and val.probability.shape[1] == 2 and len(np.unique(val.label)) == 2
+
+
+def _threshold(val: Predictions | None, rule: str, positive: int) -> float:
+    """The operating threshold that the rule chooses on val; 0.5 where there is no val to choose on."""
+    fixed = _number_of(rule)
+    if fixed is not None:
+        return fixed
+    if val is None or not _chooses(val):
         return 0.5
-    found = scores.operating_threshold(val.label == positive, val.probability[:, positive], rule=rule)
-    return 0.5 if math.isnan(found) else found
+    return scores.operating_threshold(val.label == positive, val.probability[:, positive], rule=rule)
 
 
 def estimate(value: float, low: float, high: float, *, std: float | None = None, reason: str = "") -> dict[str, Any]:

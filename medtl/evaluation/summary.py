@@ -34,12 +34,13 @@ def summarize(results: Results, *, runs: str = "seeds") -> dict[str, Any]:
     seeds = list(results)
     if not seeds:
         raise ValueError("summarize: there is no seed")
-    layout = {arm: list(splits) for arm, splits in results[seeds[0]].items()}
+    layout = {arm: sorted(splits) for arm, splits in results[seeds[0]].items()}
     for seed in seeds[1:]:
-        found = {arm: list(splits) for arm, splits in results[seed].items()}
+        found = {arm: sorted(splits) for arm, splits in results[seed].items()}
         if found != layout:
             raise ValueError(f"summarize: seed {seed} has {found}; seed {seeds[0]} has {layout}")
-    cells = {arm: {split: {s: results[s][arm][split] for s in seeds} for split in layout[arm]} for arm in layout}
+    first = results[seeds[0]]
+    cells = {arm: {split: {s: results[s][arm][split] for s in seeds} for split in first[arm]} for arm in first}
     summary: dict[str, Any] = {"arms": _each_cell(cells, _mean)}
     if len(seeds) > 1:
         summary["std"] = _each_cell(cells, _std)
