@@ -126,12 +126,12 @@ def _folds(config: Any, target: Examples) -> Iterator[Cell]:
             )
             split = split.astype("<U5")
             split[rest[chosen == 1]] = "val"
-            _check_fold(target, split, f"fold {fold} of repeat {repeat}", c.folds)
+            _check_fold(target, split, f"fold {fold} of repeat {repeat}", c.folds, with_val=held > 0)
             yield Cell(split, repeat, fold)
 
 
-def _check_fold(target: Examples, split: np.ndarray, where: str, n_folds: int) -> None:
-    for part in ("train", "test"):
+def _check_fold(target: Examples, split: np.ndarray, where: str, n_folds: int, *, with_val: bool) -> None:
+    for part in ("train", "val", "test") if with_val else ("train", "test"):
         label = target.label[split == part]
         if not len(label):
             raise UserError(f"config.evaluation.folds is {n_folds}: {where} has an empty {part} part; use fewer folds")

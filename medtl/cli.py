@@ -17,7 +17,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from medtl import __version__, check, data, results, spec, workdir
+from medtl import __version__, check, data, memory, results, spec, workdir
 from medtl import config as configs
 from medtl.base import UserError, nearest
 
@@ -107,6 +107,7 @@ def _run(argv: list[str]) -> None:
 
 
 def _start(values: flags.FlagValues, folder: Path, command: str) -> None:
+    memory.keep()
     from medtl import experiment, inference  # JAX comes with them, so only once nothing is wrong
 
     if values.mode == "sweep":

@@ -27,6 +27,7 @@ def write(
     provenance: Mapping[str, Any],
     *,
     sources: Sequence[str] | None = None,
+    name: str = "predictions.csv",
 ) -> dict[str, Any]:
     """Writes `metrics.json`, `report.html` and `report.md`, and prints the table and the verdict.
 
@@ -37,6 +38,7 @@ def write(
       config: its sections `evaluation` and `checkpoint.metric` are used.
       provenance: what else `metrics.json` holds; with a "config" among it the report shows where the numbers come from.
       sources: the arms that learn from the source; None: not known.
+      name: of the predictions' file, for errors.
 
     Returns:
       What `metrics.json` holds.
@@ -47,6 +49,7 @@ def write(
         analysis.Settings.of(config.evaluation, metric=config.checkpoint.metric),
         sources=sources,
         errors=_errors(folder),
+        name=name,
     )
     summary = {
         **_summary(said, classes),
@@ -87,7 +90,7 @@ def rebuild(folder: Path, config: Any, *, file: Path | None = None) -> dict[str,
     said, classes = predictions.read(path, multi_label=config.data.target.multi_label or None)
     known = _provenance(folder) if is_run else {}
     sources = [name for name, arm in config.arm.items() if arm.source_stage or arm.joint] if is_run else None
-    summary = write(folder, said, classes, config, known, sources=sources)
+    summary = write(folder, said, classes, config, known, sources=sources, name=str(path))
     print(f"{folder}: metrics.json, report.html, report.md")
     return summary
 

@@ -14,7 +14,7 @@ LEAVES = {"models", "weights", "data", "augment", "losses"}
 LAYERS = [
     {"base"},
     {"spec"},
-    {"config", "workdir", "progress"},
+    {"config", "memory", "workdir", "progress"},
     LEAVES,
     {"check", "cells", "finetune", "linear", "objective", "parallel", "checkpoint", "features", "provenance"},
     {"train", "evaluation", "build", "saliency"},

@@ -70,6 +70,7 @@ def analyse(
     *,
     sources: Sequence[str] | None = None,
     errors: Sequence[Mapping[str, Any]] = (),
+    name: str = "predictions.csv",
 ) -> dict[str, Any]:
     """Evaluates every arm and compares them.
 
@@ -82,6 +83,7 @@ def analyse(
       settings: how; None: the defaults.
       sources: the arms that learn from the source, whose harm is called negative transfer; None: not known.
       errors: mistakes with images to show, see `results`; empty: the most confident ones are listed without.
+      name: of the file, for errors.
 
     Returns:
       What `metrics.json` holds under "evaluation", made of what JSON has, NaN where something is undefined;
@@ -94,7 +96,7 @@ def analyse(
     if settings.metric not in metrics.NAMES:
         raise UserError(f"config.checkpoint.metric is {settings.metric!r}{nearest(settings.metric, metrics.NAMES)}")
     split = next((s for s in ("test", "val") if any(p.split == s for p in said)), said[0].split if said else "test")
-    notes = predictions.check(said, classes, split=split)
+    notes = predictions.check(said, classes, split=split, name=name)
     whole = details.whole(said)
     positive = positive_class(settings.positive, classes)
     options = scores.Options(

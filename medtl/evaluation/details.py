@@ -92,8 +92,9 @@ class Evaluated:
 
     @property
     def columns(self) -> list[str]:
-        """The group columns that every cell has."""
-        return [name for name in self.said[0].groups if all(name in p.groups for p in self.said)]
+        """The group columns that every cell has and one fills."""
+        shared = [name for name in self.said[0].groups if all(name in p.groups for p in self.said)]
+        return [name for name in shared if any((p.groups[name] != "").any() for p in self.said)]
 
     def number(self, name: str) -> int:
         """How many seeds, repeats or folds there are; 0 where they are not told."""

@@ -4,8 +4,9 @@ Columns, by name and in any order:
 
 - `arm`: what is compared, e.g. transfer; `id`: the example; `label`: its class, empty where it is unknown;
   `prob_<class>`: the probability of each class, at least two of them.
-- `split`: "test" where the column is left out; `seed`, `repeat`, `fold`: of the model that predicts; `size`: the number of
-  target labels it was trained on. Whole numbers, empty where not told.
+- `split`: train, val (also written valid or validation), test or predict; "test" where the column is left out.
+- `seed`, `repeat`, `fold`: of the model that predicts; `size`: the number of target labels it was trained on, at least 1.
+  Whole numbers, empty where not told.
 - `patient_id`, empty where unknown: such an example is a patient of its own; `site`, `subgroup` and `subgroup_<name>`:
   groups to report by, empty where unknown.
 
@@ -13,8 +14,9 @@ Where an example may have several diagnoses, the positive ones are joined by "|"
 them, an unknown one stands among them with a "?" before its name, and one class is enough.
 
 Refuses, with line and column: a column of another name, twice, or missing; a row of another length; a probability that is
-not a number from 0 to 1; probabilities of one label that do not sum to 1; a label without a column of probabilities; an
-example twice in one (arm, split, seed, repeat, fold, size), or with another label, patient or group elsewhere.
+not a number from 0 to 1; probabilities of one label that do not sum to 1; a label without a column of probabilities; a split
+of another name; an example twice in one (arm, split, seed, repeat, fold, size), or with another label, patient or group
+elsewhere.
 """
 
 from __future__ import annotations
@@ -24,20 +26,25 @@ import dataclasses
 import itertools
 import os
 import pathlib
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from medtl.base import UserError, is_group, nearest
+from medtl.evaluation import pairing
 from medtl.evaluation import sheet as sheets
 
 _REQUIRED = ("arm", "id", "label")
 _WHOLE = ("seed", "repeat", "fold", "size")
 _KEY = ("arm", "split", *_WHOLE)
 _OPTIONAL = ("split", *_WHOLE, "patient_id", "site", "subgroup")
+_SPLITS = ("train", "val", "test", "predict")
+_SPLIT_ALIASES = {"valid": "val", "validation": "val"}  # as in manifests, see `medtl.data`
 _PROB = "prob_"
 _CHUNK = 1 << 16  # rows that are text at one time
 _SUM_TOLERANCE = 1e-3  # of probabilities written with three digits
+_DIGITS = re.compile(r"([0-9]{1,18})(?:\.0)?")
 _ROUNDING = 1e-6  # by which a float32 softmax may exceed 1
 
 
@@ -96,8 +103,9 @@ def probabilities(logits: np.ndarray, *, multi_label: bool) -> np.ndarray:
 def write(path: str | os.PathLike[str], predictions: Sequence[Predictions], classes: Sequence[str]) -> None:
     """Writes predictions.csv whole or not at all.
 
-    The columns are arm, split, id, label, prob_<class>..., then those of patient_id, the groups, size, repeat and fold that
-    hold something, and seed where there are several. Probabilities have the digits that give back each float32 or float64.
+    The columns are arm, split, id, label, prob_<class>..., then patient_id and the groups that any of the predictions has,
+    even if all its cells are empty, those of size, repeat and fold that hold something, and seed where there are several.
+    Probabilities have the digits that give back each float32 or float64.
 
     Args:
       path: the file; replaced where it exists.
@@ -110,7 +118,7 @@ def write(path: str | os.PathLike[str], predictions: Sequence[Predictions], clas
     """
     path = pathlib.Path(path)
     _refuse(path, predictions, classes)
-    more = _columns_that_hold_something(predictions)
+    more = _more_columns(predictions)
     # Python before 3.13 leaves a lone carriage return unquoted, and then reads a line's end in it.
     lone_return = any("\r" in text for text in itertools.chain(classes, *((p.arm, p.split) for p in predictions)))
     lone_return |= any(np.any(np.strings.find(t, "\r") >= 0) for p in predictions for t in _texts(p).values())
@@ -142,12 +150,12 @@ def _refuse(path: pathlib.Path, predictions: Sequence[Predictions], classes: Seq
             raise ValueError(f"{p.arm}, {p.where}: the arrays differ in length: {sorted(lengths)}")
 
 
-def _columns_that_hold_something(predictions: Sequence[Predictions]) -> list[str]:
-    described = {name for p in predictions for name, values in _texts(p).items() if np.any(values != "")}
-    groups = dict.fromkeys(name for p in predictions for name in p.groups if name in described)
+def _more_columns(predictions: Sequence[Predictions]) -> list[str]:
+    patient = ["patient_id"] if any(p.patient is not None for p in predictions) else []
+    groups = dict.fromkeys(name for p in predictions for name in p.groups)
     told = [name for name in ("size", "repeat", "fold") if any(getattr(p, name) is not None for p in predictions)]
     several = len({p.seed for p in predictions}) > 1
-    return [*(["patient_id"] if "patient_id" in described else []), *groups, *told, *(["seed"] if several else [])]
+    return [*patient, *groups, *told, *(["seed"] if several else [])]
 
 
 def _texts(p: Predictions) -> dict[str, np.ndarray]:
@@ -195,7 +203,8 @@ def read(
     Returns:
       The predictions, one for each (arm, split, seed, repeat, fold, size) in the order in which they first appear, and the
       classes in the order of their columns. Probabilities are float64 as written, except that what a float32 softmax put
-      above 1 by up to 1e-6 is 1. `patient` and a group are there where one of the cells is not empty.
+      above 1 by up to 1e-6 is 1. A group is there where it has a column, `patient` where that has a cell that is not empty;
+      both then are in all of the predictions.
 
     Raises:
       UserError: for everything in the module's docstring, and an arm that was not asked for or is not there.
@@ -212,7 +221,8 @@ def read(
     distinct = by_text if by_text.ndim == 1 else np.nan_to_num(by_text, nan=2.0)
     same_label = np.unique(distinct, axis=0, return_inverse=True)[1].reshape(-1)
     _check_same(sheet, "label", same_label[sheet.code["label"]])
-    described = [name for name in sheet.code if name == "patient_id" or is_group(name)]
+    patients = ["patient_id"] if any(sheet.text.get("patient_id", ())) else []
+    described = [*patients, *filter(is_group, sheet.code)]
     for name in described:
         _check_same(sheet, name, sheet.code[name])
 
@@ -223,12 +233,11 @@ def read(
     for fields, rows in zip(key, parts, strict=True):
         ids = text["id"][sheet.code["id"][rows]]
         cells = {name: text[name][sheet.code[name][rows]] for name in described}
-        told = {name: values for name, values in cells.items() if np.any(values != "")}
-        patient = told.pop("patient_id", None)
+        patient = cells.pop("patient_id", None)
         if patient is not None and np.any(patient == ""):
             patient = np.where(patient == "", np.strings.add("?", ids), patient)
         label, probability = by_text[sheet.code["label"][rows]], np.minimum(sheet.numbers[rows], 1.0)
-        found.append(Predictions(id=ids, label=label, probability=probability, patient=patient, groups=told, **fields))
+        found.append(Predictions(id=ids, label=label, probability=probability, patient=patient, groups=cells, **fields))
     return found, classes
 
 
@@ -260,8 +269,9 @@ def _check_header(where: str, header: list[str]) -> None:
 
 def _check_filled(sheet: sheets.Sheet) -> None:
     for name in ("arm", "id", "split"):
-        if "" in sheet.text.get(name, ()):
-            raise UserError(f"{sheet.first(name, sheet.text[name].index(''))}: the cell is empty")
+        for code, text in enumerate(sheet.text.get(name, ())):
+            if not text or (name == "arm" and not text.strip()):
+                raise UserError(f"{sheet.first(name, code)}: the cell {'holds only blanks' if text else 'is empty'}")
 
 
 def _check_arms(sheet: sheets.Sheet, arms: Collection[str] | None) -> None:
@@ -306,10 +316,10 @@ def _check_probabilities(sheet: sheets.Sheet, *, several: bool) -> None:
         hint = ""
         if np.all(np.isfinite(p[row])):
             percent = not several and np.all(p[row] >= 0) and abs(p[row].sum() - 100) < 1
-            softmax = "sigmoid" if several else "softmax"
-            hint = "; these look like " + (
-                "percentages: divide by 100" if percent else f"logits: write their {softmax}"
-            )
+            if percent:
+                hint = "; these look like percentages: divide by 100"
+            elif np.any(p[row] < 0) or 2 * int(wrong.any(axis=1).sum()) > len(p):
+                hint = f"; these look like logits: write their {'sigmoid' if several else 'softmax'}"
         where = sheet.where(row, sheet.numeric[column])
         raise UserError(f"{where}: {p[row, column]:.6g} is not a probability from 0 to 1{hint}")
     total = p.sum(axis=1)
@@ -325,7 +335,7 @@ def _check_probabilities(sheet: sheets.Sheet, *, several: bool) -> None:
 
 def _frames(sheet: sheets.Sheet) -> tuple[list[dict], np.ndarray]:
     """The distinct (arm, split, seed, repeat, fold, size) in order of first appearance, and int64[N], each row's among them."""
-    fields: dict[str, list] = {"arm": sheet.text["arm"], "split": sheet.text.get("split", ["test"])}
+    fields: dict[str, list] = {"arm": sheet.text["arm"], "split": _splits(sheet) if "split" in sheet.code else ["test"]}
     fields |= {name: _whole(sheet, name) if name in sheet.code else [None] for name in _WHOLE}
     frame = np.zeros(len(sheet.line), np.int64)
     for name, values in fields.items():
@@ -346,16 +356,21 @@ def _frames(sheet: sheets.Sheet) -> tuple[list[dict], np.ndarray]:
 
 def _whole(sheet: sheets.Sheet, column: str) -> list[int | None]:
     """The numbers of a column's distinct cells; pandas writes them as 25.0 where another cell is empty."""
-    numbers: list[int | None] = []
+    least, numbers = int(column == "size"), []
     for code, text in enumerate(sheet.text[column]):
-        try:
-            number = int(text.removesuffix(".0")) if text else None
-        except ValueError:
-            number = -1
-        if number is not None and number < 0:
-            raise UserError(f"{sheet.first(column, code)}: {text!r} is not a whole number of at least 0")
-        numbers.append(number)
+        digits = _DIGITS.fullmatch(text)
+        if text and (digits is None or int(digits[1]) < least):
+            raise UserError(f"{sheet.first(column, code)}: {text!r} is not a whole number of at least {least}")
+        numbers.append(int(digits[1]) if digits else None)
     return numbers
+
+
+def _splits(sheet: sheets.Sheet) -> list[str]:
+    """The split's house name for each of the column's distinct cells."""
+    for code, text in enumerate(sheet.text["split"]):
+        if text not in (*_SPLITS, *_SPLIT_ALIASES):
+            raise UserError(f"{sheet.first('split', code)}: {text!r} is not a split{nearest(text, _SPLITS)}")
+    return [_SPLIT_ALIASES.get(text, text) for text in sheet.text["split"]]
 
 
 def _check_once(sheet: sheets.Sheet, frame: np.ndarray) -> None:
@@ -400,73 +415,13 @@ def check(
 
     Returns:
       Sentences: that one model's part of a split has one class, or no label, so that metrics are undefined there; that
-      patients (examples, where patients are not known) of `split` are also in val of the same model.
+      two folds of `split` share patients; that some arms have no val, or that patients (examples, where patients are not
+      known) of `split` are also in val of the same model.
 
     Raises:
-      UserError: an arm has no predictions of the split; or two arms that were trained on the same size differ in the seeds,
-        repeats and folds they have, or in the examples that they predict.
+      UserError: an arm has no predictions of the split; outside of cross-validation some rows of an arm state their size and
+        others do not; two arms differ in the seeds, repeats, folds and sizes they have, or in the examples that they predict;
+        an example is in two folds of `split`; or, where `split` is another one than val, there is val of a model without
+        predictions of `split`, or of some of an arm's models and not of others.
     """
-    present = {p.split for p in predictions}
-    if split not in present:
-        raise UserError(f"{name} has no split {split!r}{nearest(split, present)}")
-    by_arm: dict[str, dict[tuple, Predictions]] = {p.arm: {} for p in predictions}
-    for p in predictions:
-        if p.split == split:
-            by_arm[p.arm][p.cell] = p
-    for arm, cells in by_arm.items():
-        if not cells:
-            raise UserError(f"{name}: arm {arm!r} has no predictions of split {split!r}")
-    for size in {p.size: None for p in predictions}:
-        trained = [{cell: p for cell, p in cells.items() if p.size == size} for cells in by_arm.values()]
-        reference, *others = [cells for cells in trained if cells] or [{}]
-        for cells in others:
-            _check_same_examples(name, reference, cells)
-    return [*_one_class(predictions, classes), *_in_both(predictions, split, "val")]
-
-
-def _check_same_examples(name: str, one: Mapping[tuple, Predictions], two: Mapping[tuple, Predictions]) -> None:
-    for has, lacks in ((one, two), (two, one)):
-        other = next(iter(lacks.values())).arm
-        for cell, p in has.items():
-            if cell not in lacks:
-                raise UserError(f"{name}: arm {p.arm!r} has predictions of {p.where}, and arm {other!r} has none")
-            alone = p.id[~np.isin(p.id, lacks[cell].id)]
-            if len(alone):
-                raise UserError(
-                    f"{name}: {p.where}: {len(alone)} of the {len(p.id)} examples of arm {p.arm!r} are not among the "
-                    f"{len(lacks[cell].id)} of arm {other!r}, the first is {str(alone[0])!r}; arms are compared on the same "
-                    "examples"
-                )
-
-
-def _one_class(predictions: Sequence[Predictions], classes: Sequence[str]) -> list[str]:
-    arms: dict[str, list[str]] = {}
-    for p in predictions:
-        known = p.label[p.label >= 0] if p.label.ndim == 1 else p.label[~np.isnan(p.label)]
-        if not len(known):
-            arms.setdefault(f"{p.where}: none of {len(p.id)} examples has a label", []).append(p.arm)
-        elif p.label.ndim == 1 and np.all(known == known[0]):
-            what = f"all of {len(known)} labelled examples are {classes[known[0]]!r}"
-            arms.setdefault(f"{p.where}: {what}", []).append(p.arm)
-    return _few([f"{what} (arms: {', '.join(a)}); what needs two classes is undefined" for what, a in arms.items()])
-
-
-def _in_both(predictions: Sequence[Predictions], split: str, other: str) -> list[str]:
-    chosen_on = {(p.arm, p.cell): p for p in predictions if p.split == other != split}
-    arms: dict[str, list[str]] = {}
-    for p in predictions:
-        q = chosen_on.get((p.arm, p.cell))
-        if p.split != split or q is None:
-            continue
-        if p.patient is not None and q.patient is not None:
-            word, both = "patients", np.intersect1d(p.patient, q.patient)
-        else:
-            word, both = "examples", np.intersect1d(p.id, q.id)
-        if len(both):
-            what = f"{p.where}: {len(both)} {word} are also in {other}, the first is {str(both[0])!r}"
-            arms.setdefault(what, []).append(p.arm)
-    return _few([f"{what} (arms: {', '.join(a)}); what is chosen on {other} has seen them" for what, a in arms.items()])
-
-
-def _few(notes: list[str], limit: int = 5) -> list[str]:
-    return notes if len(notes) <= limit else [*notes[:limit], f"and {len(notes) - limit} more such"]
+    return pairing.check(predictions, classes, split=split, name=name)

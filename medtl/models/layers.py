@@ -6,6 +6,7 @@ Parameters and running statistics are float32, whatever the compute dtype.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -16,6 +17,66 @@ Dtype = Any
 
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 """Weights of variance 2 / (k * k * features): He et al. 2015 (arXiv:1502.01852, eq. 14), as torchvision starts its models."""
+
+
+def lowering() -> str:
+    """How the primitives below are written: "cpu" where XLA has slow code for the plain form, else "plain".
+
+    The one place where the choice is made, when a function is traced. On GPU and TPU XLA hands the plain forms to libraries
+    that know them; what each rewriting gave on a CPU stands in docs/performance.md. All forms give equal numbers, but for
+    rounding.
+    """
+    return "cpu" if jax.default_backend() == "cpu" else "plain"
+
+
+def convolve(
+    x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0, form: str | None = None
+) -> jax.Array:
+    """Cross-correlation of [B, H, W, C] with [k, k, C, D] -> [B, h, w, D], h = floor((H + 2 padding - k) / stride) + 1.
+
+    Args:
+      x: the images.
+      kernel: HWIO, of the same dtype.
+      stride: step in both directions.
+      padding: zeros on each of the four sides.
+      form: "plain" or "cpu"; None: what `lowering` says.
+    """
+    if kernel.shape[:2] == (1, 1) and padding == 0 and (form or lowering()) == "cpu":
+        # XLA's CPU backend runs a matrix product faster than a 1x1 convolution, above all in the backward pass.
+        x = x[:, ::stride, ::stride]
+        rows = x.shape[0] * x.shape[1] * x.shape[2]
+        return _product(x.reshape(rows, -1), kernel[0, 0]).reshape(*x.shape[:3], -1)
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=[(padding, padding)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+@jax.custom_vjp
+def _product(x: jax.Array, w: jax.Array) -> jax.Array:
+    """[M, C] @ [C, D], whose gradient by w transposes the narrower of the two tall operands."""
+    return jnp.dot(x, w)
+
+
+def _product_forward(x: jax.Array, w: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return jnp.dot(x, w), (x, w)
+
+
+def _product_backward(residuals: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, w = residuals
+    over_rows = (((0,), (0,)), ((), ()))
+    if x.shape[1] <= w.shape[1]:
+        dw = jax.lax.dot_general(x, dy, over_rows)
+    else:
+        # The barrier keeps XLA from turning this back into the product above, which is half as fast.
+        dw = jax.lax.optimization_barrier(jax.lax.dot_general(dy, x, over_rows)).T
+    return jnp.dot(dy, w.T), dw
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 class Conv(nn.Module):
@@ -44,17 +105,7 @@ class Conv(nn.Module):
         """[B, H, W, C] -> dtype[B, h, w, features], h = floor((H + 2 padding - size) / stride) + 1."""
         kernel = self.param("kernel", he_normal, (self.size, self.size, x.shape[-1], self.features), jnp.float32)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        if self.size == 1 and self.padding == 0:
-            # XLA's CPU backend runs a matrix product faster than a 1x1 convolution, above all in the backward pass.
-            y = jnp.dot(x[:, :: self.stride, :: self.stride], kernel[0, 0])
-        else:
-            y = jax.lax.conv_general_dilated(
-                x,
-                kernel,
-                window_strides=(self.stride, self.stride),
-                padding=[(self.padding, self.padding)] * 2,
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )
+        y = convolve(x, kernel, stride=self.stride, padding=self.padding)
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
         return y
@@ -153,6 +204,73 @@ def _count(x: jax.Array, mask: jax.Array | None, axis_name: str | None) -> jax.A
     return count if axis_name is None else jax.lax.psum(count, axis_name)
 
 
-def max_pool(x: jax.Array, *, size: int, stride: int, padding: int = 0) -> jax.Array:
-    """[B, H, W, C] -> [B, h, w, C], h = floor((H + 2 padding - size) / stride) + 1; the padding never wins."""
+def max_pool(x: jax.Array, *, size: int, stride: int, padding: int = 0, form: str | None = None) -> jax.Array:
+    """[B, H, W, C] -> [B, h, w, C], h = floor((H + 2 padding - size) / stride) + 1; the padding never wins.
+
+    Args:
+      x: the images.
+      size: side of the window.
+      stride: step in both directions.
+      padding: pixels on each of the four sides.
+      form: "plain" or "cpu"; None: what `lowering` says. The gradient goes to the first of equal values in both.
+    """
+    if (form or lowering()) == "cpu":
+        return _max_pool(x, size, stride, padding)
     return nn.max_pool(x, (size, size), strides=(stride, stride), padding=[(padding, padding)] * 2)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _max_pool(x: jax.Array, size: int, stride: int, padding: int) -> jax.Array:
+    """Remembers where each maximum was, a byte each: XLA's own gradient searches every window again, one by one."""
+    return nn.max_pool(x, (size, size), strides=(stride, stride), padding=[(padding, padding)] * 2)
+
+
+def _max_pool_forward(
+    x: jax.Array, size: int, stride: int, padding: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    height, width = x.shape[1:3]
+    h, w = ((side + 2 * padding - size) // stride + 1 for side in (height, width))
+    padded = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)), constant_values=-jnp.inf)
+    best: Any = None
+    where: Any = None
+    for row in range(size):
+        for column in range(size):
+            here = padded[:, row : row + (h - 1) * stride + 1 : stride, column : column + (w - 1) * stride + 1 : stride]
+            if best is None:
+                best, where = here, jnp.zeros(here.shape, jnp.int8)
+                continue
+            where = jnp.where(here > best, jnp.int8(row * size + column), where)
+            best = jnp.maximum(best, here)  # of a NaN, too
+    # The barrier keeps XLA from computing the places again, pixel by pixel, in the backward pass.
+    best, where = jax.lax.optimization_barrier((best, where))
+    return best, (where, jnp.zeros((height, width, 0)))  # residuals are arrays: the empty one carries the size
+
+
+def _max_pool_backward(size: int, stride: int, padding: int, residuals: Any, dy: jax.Array) -> tuple[jax.Array]:
+    where, image = residuals
+    height, width = image.shape[:2]
+    batch, h, w, channels = dy.shape
+    reach = -(-size // stride)  # windows over one pixel, in one direction
+    rows, columns = h + reach - 1, w + reach - 1
+
+    def phase(row: int, column: int) -> jax.Array:
+        """The gradient of every stride-th pixel of the padded image, from (row, column) on: [B, rows, columns, C]."""
+        total = jnp.zeros((batch, rows, columns, channels), dy.dtype)
+        for i in range(reach):
+            for j in range(reach):
+                place = (row + stride * i, column + stride * j)
+                if max(place) < size:
+                    part = jnp.where(where == place[0] * size + place[1], dy, 0)
+                    total += jnp.pad(part, ((0, 0), (i, reach - 1 - i), (j, reach - 1 - j), (0, 0)))
+        return total
+
+    phases = jnp.stack([phase(row, column) for row in range(stride) for column in range(stride)])
+    phases = phases.reshape(stride, stride, batch, rows, columns, channels).transpose(2, 3, 0, 4, 1, 5)
+    dx = phases.reshape(batch, rows * stride, columns * stride, channels)
+    # Pixels beyond the last window: none looked at them.
+    beyond = [max(0, side + padding - found) for side, found in zip((height, width), dx.shape[1:3], strict=True)]
+    dx = jnp.pad(dx, ((0, 0), (0, beyond[0]), (0, beyond[1]), (0, 0)))
+    return (dx[:, padding : padding + height, padding : padding + width],)
+
+
+_max_pool.defvjp(_max_pool_forward, _max_pool_backward)

@@ -1,5 +1,6 @@
 """predictions.csv: what is written is read back, by us and by pandas, whatever the names and the bits; what is wrong is named."""
 
+import dataclasses
 import re
 import time
 
@@ -11,6 +12,7 @@ from medtl.base import UserError
 from medtl.evaluation import predictions
 from medtl.evaluation.predictions import Predictions
 
+IDS = ("wxyz", "stuv")
 CLASSES = ('covid, "mild"', "non_covid", "naïve\nline 漢字")
 
 
@@ -22,6 +24,11 @@ def frame(arm="transfer", split="val", seed=None, n=6, ids=None, label=None, dty
     small = 10.0 ** rng.uniform(-45, -0.5, (len(ids), 2))
     probability = np.concatenate([small, 1 - small.sum(axis=1, keepdims=True)], axis=1).astype(dtype)
     return Predictions(arm, split, ids, label, probability, seed, **more)
+
+
+def four(arm="a", split="test", ids="wxyz", **more):
+    """Rows of four examples of two classes."""
+    return frame(arm, split, n=4, ids=list(ids), label=np.array([0, 1, 0, 1]), **more)
 
 
 def assert_same(one, other):
@@ -140,11 +147,19 @@ def test_models_patients_and_groups_are_read_back(tmp_path):
         assert_same(one, other)
 
 
-def test_columns_that_hold_nothing_are_not_written(tmp_path):
+def test_a_group_is_kept_where_no_example_has_a_value(tmp_path):
+    """One fold's file may lack the values that another's has: were the column lost, so were the whole run's subgroups."""
     empty = np.full(6, "")
     path = tmp_path / "predictions.csv"
-    predictions.write(path, [frame(patient=empty, groups={"site": empty})], CLASSES)
-    assert pd.read_csv(path).columns.tolist() == ["arm", "split", "id", "label", *(f"prob_{c}" for c in CLASSES)]
+    written = frame(patient=empty, groups={"site": empty})
+    predictions.write(path, [written], CLASSES)
+    assert pd.read_csv(path).columns.tolist()[7:] == ["patient_id", "site"]
+    back = predictions.read(path)[0][0]
+    assert back.groups["site"].tolist() == [""] * 6 and back.patient is None  # no patient is known in the whole file
+    predictions.write(path, [written, frame("scratch", patient=empty)], CLASSES)
+    assert [list(p.groups) for p in predictions.read(path)[0]] == [["site"], ["site"]]
+    predictions.write(path, [frame()], CLASSES)
+    assert pd.read_csv(path).columns.tolist()[7:] == []
     with pytest.raises(UserError, match="a group is called 'age'"):
         predictions.write(path, [frame(groups={"age": empty})], CLASSES)
 
@@ -169,7 +184,8 @@ def test_the_columns_may_stand_in_any_order_and_a_file_of_pandas_is_read(tmp_pat
     assert (one.arm, one.split, one.seed, one.fold, two.fold) == ("x", "test", None, 0, None)
     assert one.label.tolist() == [1, -1] and two.label.tolist() == [0, 0]
     assert one.id.tolist() == ["7", "8"] and one.probability.tolist() == [[0.25, 0.75], [0.5, 0.5]]
-    assert one.patient.tolist() == ["p", "?8"] and two.patient is None  # an unknown patient is one of its own
+    # An unknown patient is one of its own, also where none of a fold's is known.
+    assert one.patient.tolist() == ["p", "?8"] and two.patient.tolist() == ["?9", "?10"]
     assert one.groups["site"].tolist() == ["north", ""] and two.groups["site"].tolist() == ["", "south"]
 
 
@@ -187,6 +203,15 @@ def test_models_are_told_apart_in_the_order_in_which_they_appear(tmp_path):
     back = predictions.read(path)[0]
     assert [(p.arm, p.seed, p.fold) for p in back] == list(expected)
     assert [p.id.tolist() for p in back] == list(expected.values())
+
+
+def test_the_aliases_of_val_are_val(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text(f"split,{HEAD}valid,{GOOD}validation,x,2,ill,1,0\nval,x,3,ill,1,0\npredict,x,4,ill,1,0\n")
+    assert [(p.split, p.id.tolist()) for p in predictions.read(path)[0]] == [
+        ("val", ["1", "2", "3"]),
+        ("predict", ["4"]),
+    ]
 
 
 def test_float32_softmax_above_one_is_one(tmp_path):
@@ -242,7 +267,7 @@ GOOD = "x,1,ill,0.75,0.25\n"
         (HEAD + GOOD + "x,2,ill,,0.5\n", "line 3, column prob_ill: the cell is empty"),
         (HEAD + GOOD + "x,2,ill,0.5,nan\n", "line 3, column prob_well: nan is not a probability from 0 to 1"),
         (HEAD + GOOD + "x,2,ill,inf,0.5\n", "line 3, column prob_ill: inf is not a probability from 0 to 1"),
-        (HEAD + GOOD + "x,2,ill,0.5,-0.5\n", "line 3, column prob_well: -0.5 is not a probability"),
+        (HEAD + GOOD + "x,2,ill,0.5,-0.5\n", "-0.5 is not a probability from 0 to 1; these look like logits"),
         (
             HEAD + GOOD + "x,2,ill,3.1,-2\n",
             "column prob_ill: 3.1 is not a probability from 0 to 1; these look like logits",
@@ -258,13 +283,18 @@ GOOD = "x,1,ill,0.75,0.25\n"
         ),
         (HEAD + GOOD + "x,2,wel,0.5,0.5\n", "there is no column 'prob_wel' for 'wel'; did you mean 'well'?"),
         (HEAD + GOOD + "x,2,ill|wel,0.5,0.9\n", "there is no column 'prob_wel' for 'wel'; did you mean 'well'?"),
-        (HEAD + GOOD + "x,2,ill|well,0.5,9\n", "line 3, column prob_well: 9 is not .* logits: write their sigmoid"),
+        (HEAD + GOOD + "x,2,ill|well,-3,9\n", "line 3, column prob_ill: -3 is not .* logits: write their sigmoid"),
+        (HEAD + GOOD + "x,2,ill,3.1,2.5\ny,2,ill,4,2\n", "3.1 is not .* logits: write their softmax"),
+        (HEAD + GOOD + "x,2,ill,1.5,0.5\n", "line 3, column prob_ill: 1.5 is not a probability from 0 to 1"),
+        (HEAD + GOOD + " ,2,ill,0.5,0.5\n", "line 3, column arm: the cell holds only blanks"),
+        ("split," + HEAD + "val," + GOOD + "valid," + GOOD, "line 3, column id: '1' is already in line 2"),
         (HEAD + GOOD + "y,1,ill,1,0\nx,1,ill,1,0\n", "line 4, column id: '1' is already in line 2, with the same arm"),
         (HEAD + GOOD + "y,1,well,1,0\n", "line 3, column label: '1' has 'well' here and 'ill' in line 2"),
         (HEAD + GOOD + "y,1,,1,0\n", "line 3, column label: '1' has '' here and 'ill' in line 2"),
         ("fold," + HEAD + "0," + GOOD + "1.5," + GOOD, "line 3, column fold: '1.5' is not a whole number"),
         ("seed," + HEAD + "0," + GOOD + "one," + GOOD, "line 3, column seed: 'one' is not a whole number"),
-        ("size," + HEAD + "-1," + GOOD, "line 2, column size: '-1' is not a whole number of at least 0"),
+        ("size," + HEAD + "-1," + GOOD, "line 2, column size: '-1' is not a whole number of at least 1"),
+        ("size," + HEAD + "1," + GOOD + "0," + GOOD, "line 3, column size: '0' is not a whole number of at least 1"),
         (
             "patient_id," + HEAD + "p," + GOOD + "q," + GOOD.replace("x", "y"),
             "column patient_id: '1' has 'q' here and 'p'",
@@ -282,7 +312,28 @@ def test_another_file_is_refused_by_line_and_column(tmp_path, text, said):
         predictions.read(path)
     pattern = said if ".*" in said else re.escape(said)
     assert re.search(pattern, str(error.value)), str(error.value)
+    assert ("logits" in str(error.value)) == ("logits" in said)
     assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["1_0", " 1", "1 ", "+1", "-1", "1.", "1e2", "\N{ARABIC-INDIC DIGIT THREE}", "9" * 5000], ids=len
+)
+@pytest.mark.parametrize("name", ["seed", "repeat", "fold", "size"])
+def test_whole_numbers_are_digits(tmp_path, name, text):
+    (tmp_path / "p.csv").write_text(f"{name},{HEAD}1.0,{GOOD}{text},{GOOD}", encoding="utf-8")
+    with pytest.raises(UserError, match=f"line 3, column {name}: {re.escape(repr(text))} is not a whole number of at"):
+        predictions.read(tmp_path / "p.csv")
+
+
+@pytest.mark.parametrize("split", ["Test", "tset", " test", "vali", "fold"])
+def test_a_split_of_another_name_is_refused(tmp_path, split):
+    (tmp_path / "p.csv").write_text(f"split,{HEAD}test,{GOOD}{split},x,2,ill,1,0\n")
+    meant = {"vali": "; did you mean 'val'?", "fold": "; it can be predict, test, train, val"}
+    with pytest.raises(UserError) as error:
+        predictions.read(tmp_path / "p.csv")
+    said = f"line 3, column split: {split!r} is not a split" + meant.get(split, "; did you mean 'test'?")
+    assert str(error.value).endswith(said)
 
 
 def test_a_file_that_is_not_there_and_arms_that_were_not_asked_for(tmp_path):
@@ -307,13 +358,16 @@ def test_the_line_is_exact_far_down_the_file(tmp_path):
 
 def test_one_class_splits_are_told_and_not_refused():
     ill, both = np.zeros(4, np.int32), np.array([0, 1, 0, -1])
-    frames = [frame(arm, "test", n=4, label=label, fold=k) for arm in "ab" for k, label in enumerate((both, ill))]
-    frames += [frame("a", "val", n=4, ids=list("wxyz"), label=np.full(4, -1), fold=0)]
+    frames = [frame(arm, "test", n=4, label=label, seed=k) for arm in "ab" for k, label in enumerate((both, ill))]
+    frames += [frame("a", "val", n=4, ids=list("wxyz"), label=np.full(4, -1), seed=k) for k in (0, 1)]
     assert predictions.check(frames, ("ill", "well", "worse")) == [
-        "test, fold 1: all of 4 labelled examples are 'ill' (arms: a, b); what needs two classes is undefined",
-        "val, fold 0: none of 4 examples has a label (arms: a); what needs two classes is undefined",
+        "test, seed 1: all of 4 labelled examples are 'ill' (arms: a, b); what needs two classes is undefined",
+        "val, seed 0: none of 4 examples has a label (arms: a); what needs two classes is undefined",
+        "val, seed 1: none of 4 examples has a label (arms: a); what needs two classes is undefined",
+        "there is val of some arms only (with: a; without: b); thresholds and calibration are fitted on it where it is, so what "
+        "rests on them is not compared alike",
     ]
-    many = [frame("a", "test", n=4, label=ill, fold=k) for k in range(9)]
+    many = [frame("a", "test", n=4, label=ill, seed=k) for k in range(9)]
     notes = predictions.check(many, ("ill", "well", "worse"))
     assert len(notes) == 6 and notes[-1] == "and 4 more such"
     nothing = np.full((4, 3), np.nan)
@@ -321,42 +375,105 @@ def test_one_class_splits_are_told_and_not_refused():
 
 
 def test_arms_must_predict_the_same_examples():
-    label = np.array([0, 1, 0, 1])
-
     def one(arm, ids, **cell):
-        return frame(arm, "test", n=4, ids=list(ids), label=label, **cell)
+        return four(arm, ids=ids, **cell)
 
     assert predictions.check([one("a", "wxyz"), one("b", "zyxw")], CLASSES) == []  # the order does not matter
     with pytest.raises(
         UserError, match=r"f.csv: test: 1 of the 4 examples of arm 'a' .* 4 of arm 'b', the first is 'w'"
     ):
         predictions.check([one("a", "wxyz"), one("b", "xyzu")], CLASSES, name="f.csv")
-    subset = Predictions("b", "test", np.array(["x"]), label[:1], np.ones((1, 3)) / 3)
+    subset = Predictions("b", "test", np.array(["x"]), np.array([0]), np.ones((1, 3)) / 3)
     with pytest.raises(UserError, match="3 of the 4 examples of arm 'a'"):
         predictions.check([subset, one("a", "wxyz")], CLASSES)
     with pytest.raises(UserError, match="arm 'b' has predictions of test, seed 1, fold 0, and arm 'a' has none"):
         predictions.check([one("a", "wxyz", seed=0, fold=0), one("b", "wxyz", seed=1, fold=0)][::-1], CLASSES)
+    with pytest.raises(UserError, match=r"^f.csv: arm 'b' has predictions of test, seed 1, and arm 'a' has none"):
+        predictions.check([one("b", "wxyz", seed=1), one("a", "wxyz", seed=0)], CLASSES, name="f.csv")
     with pytest.raises(UserError, match=r"predictions.csv has no split 'tset'; did you mean 'test'?"):
         predictions.check([one("a", "wxyz")], CLASSES, split="tset")
-    with pytest.raises(UserError, match="arm 'transfer' has no predictions of split 'test'"):
-        predictions.check([one("a", "wxyz"), frame()], CLASSES)
-    # An arm may lack the smaller training sets of a learning curve.
-    sizes = [one("a", "wxyz", size=25), one("a", "wxyz", size=50), one("b", "wxyz", size=50)]
-    assert predictions.check(sizes, CLASSES) == []
+    with pytest.raises(UserError, match=r"^f.csv: arm 'transfer' has no predictions of split 'test'"):
+        predictions.check([one("a", "wxyz"), frame()], CLASSES, name="f.csv")
+
+
+@pytest.mark.parametrize("others", [(50,), (25,), (None,), (25, 50, 75)])
+def test_an_arm_of_other_sizes_is_refused_and_does_not_vanish(others):
+    sizes = {"a": (25, 50), "b": others}
+    frames = [four(arm, size=size) for arm in "ab" for size in sizes[arm]]
+    with pytest.raises(
+        UserError, match=r"^f.csv: arm '[ab]' has predictions of test.*, and arm '[ab]' has none; .* sizes"
+    ):
+        predictions.check(frames, CLASSES, name="f.csv")
+
+
+def test_every_row_has_its_size_outside_of_cross_validation():
+    def sizes(*found, **cell):
+        return [four(size=size, **cell) for size in found]
+
+    with pytest.raises(UserError, match="f.csv: arm 'a' has predictions of test, size 25, .* give every row its size"):
+        predictions.check(sizes(25, None), CLASSES, name="f.csv")
+    with pytest.raises(UserError, match="give every row its size"):
+        predictions.check([*sizes(25), four(split="val", ids="stuv")], CLASSES)
+    assert predictions.check(sizes(25, 50), CLASSES) == predictions.check(sizes(25, None, fold=0), CLASSES) == []
+
+
+def test_val_is_of_the_models_that_are_evaluated():
+    def rows(split, arm="a", **cell):
+        return four(arm, split, "wxyz" if split == "test" else "stuv", **cell)
+
+    test = [rows("test", seed=k) for k in (0, 1)]
+    with pytest.raises(
+        UserError, match=r"^f.csv: arm 'a' has predictions of val, but of test none .* such as test, seed 0"
+    ):
+        predictions.check([*test, rows("val")], CLASSES, name="f.csv")
+    with pytest.raises(UserError, match=r"^f.csv: arm 'a' .* val, seed 0, but none of val for test, seed 1 \(1 of 2 "):
+        predictions.check([*test, rows("val", seed=0)], CLASSES, name="f.csv")
+    both = [*test, rows("val", seed=0), rows("val", seed=1)]
+    assert predictions.check(both, CLASSES) == []
+    assert predictions.check([*test, rows("val")], CLASSES, split="val") == []  # then val is what is evaluated
+    # An arm without val is told and not refused.
+    notes = predictions.check([*both, *(rows("test", "b", seed=k) for k in (0, 1))], CLASSES)
+    assert len(notes) == 1 and notes[0].startswith("there is val of some arms only (with: a; without: b)")
+
+
+def test_an_example_is_tested_on_in_one_fold():
+    for twice in ({"fold": 1}, {}):
+        with pytest.raises(UserError, match=r"^f.csv: arm 'a': 'z' is in test, seed 2, fold 0 and in test, seed 2"):
+            predictions.check([four(seed=2, fold=0), four(ids="zuvs", seed=2, **twice)], CLASSES, name="f.csv")
+    # Other seeds, repeats and sizes test on the same examples again, and so do other folds' val.
+    again = [{"seed": s, "repeat": r, "size": size} for s in (0, 1) for r in (0, 1) for size in (25, None)]
+    frames = [four(arm, ids=ids, fold=k, **cell) for arm in "ab" for cell in again for k, ids in enumerate(IDS)]
+    frames += [dataclasses.replace(p, split="val", id=np.array(list("klmn"))) for p in frames]
+    assert predictions.check(frames, CLASSES) == []
+
+
+def test_folds_that_share_patients_are_told():
+    patients = [["p", "p", "q", "r"], ["r", "q", "q", "s"], ["t", "u", "s", "s"]]
+    frames = [
+        four(arm, ids=[f"{k}{i}" for i in range(4)], patient=np.array(who), fold=k, **cell)
+        for arm in "ab"
+        for cell in ({"repeat": 0, "seed": 0}, {"repeat": 0, "seed": 1}, {"repeat": 1, "seed": 0})
+        for k, who in enumerate(patients if cell["repeat"] == 0 else (["p"] * 4, ["q"] * 4, ["r"] * 4))
+    ]
+    said = "the folds are not grouped by patient, so scores flatter"
+    assert predictions.check(frames, CLASSES) == [
+        f"test, repeat 0: fold 0 and 1 share 2 patients, the first is 'q': {said}",
+        f"test, repeat 0: fold 1 and 2 share 1 patients, the first is 's': {said}",
+    ]
 
 
 def test_patients_of_test_that_are_also_in_val_are_told():
-    label = np.array([0, 1, 0, 1])
     patients = {"test": np.array(["p", "p", "q", "r"]), "val": np.array(["q", "s", "r", "r"])}
     frames = [
-        frame("a", split, n=4, ids=[f"{split}{i}" for i in range(4)], label=label, patient=patient)
-        for split, patient in patients.items()
+        four(split=split, ids=[f"{split}{i}" for i in range(4)], patient=patient) for split, patient in patients.items()
     ]
     assert predictions.check(frames, CLASSES) == [
         "test: 2 patients are also in val, the first is 'q' (arms: a); what is chosen on val has seen them"
     ]
-    other = [frame("a", "test", n=4, label=label, fold=0), frame("a", "val", n=4, label=label, fold=1)]
-    assert predictions.check(other, CLASSES) == []  # of another model
+    # What another fold's model was tuned on is no concern of this one's.
+    folds = [four(ids=ids, fold=k) for k, ids in enumerate(IDS)]
+    folds += [dataclasses.replace(p, split="val", fold=1 - p.fold) for p in folds]
+    assert predictions.check(folds, CLASSES) == []
 
 
 @pytest.mark.slow
@@ -378,4 +495,4 @@ def test_a_million_rows(tmp_path):
     for one, other in zip(frames, back, strict=True):
         np.testing.assert_array_equal(one.probability, other.probability)
         np.testing.assert_array_equal(one.id, other.id)
-    assert middle - start < 15 and end - middle < 15
+    assert max(middle - start, end - middle) < 60  # seconds, on a busy machine
