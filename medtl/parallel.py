@@ -156,7 +156,8 @@ def keep_compiled(folder: Path) -> None:
     Each kind of CPU has a folder of its own, since a home directory may be shared by machines, and programs compiled for one
     do not run on every other.
     """
-    if jax.config.jax_compilation_cache_dir:
+    settings: Any = jax.config  # older releases declare fewer of its fields
+    if settings.jax_compilation_cache_dir:
         return
     try:
         cpu = next(
