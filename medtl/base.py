@@ -32,6 +32,17 @@ def is_group(column: str) -> bool:
     return column in ("site", "subgroup") or (column.startswith("subgroup_") and column != "subgroup_")
 
 
+def class_counts(label: np.ndarray, classes: Sequence[str]) -> dict[str, int]:
+    """How many examples have each class.
+
+    Args:
+      label: int[N], an index into `classes`, -1 where unknown; or float[N, K] of 0, 1 or NaN (unknown).
+      classes: the K names.
+    """
+    n = np.nansum(label, axis=0) if label.ndim == 2 else np.bincount(label[label >= 0], minlength=len(classes))
+    return dict(zip(classes, map(int, n), strict=True))
+
+
 @dataclasses.dataclass(frozen=True)
 class Normalization:
     """The input a backbone was trained on: `(x - mean) / std`, with x the RGB value in 0..255.

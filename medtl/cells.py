@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from medtl.base import Examples, UserError
+from medtl.base import Examples, UserError, class_counts
 from medtl.data import splits
 
 UNUSED = ""  # the split of a train row that a learning curve's smaller subset leaves out
@@ -47,11 +47,6 @@ class Cell:
         digest = hashlib.sha256(f"{examples.split_hash}/{self.path}".encode())
         digest.update("\0".join(self.split).encode())
         return dataclasses.replace(examples, split=self.split, split_hash=digest.hexdigest())
-
-
-def several(config: Any) -> bool:
-    """Whether an experiment has other cells than the data's own split."""
-    return bool(config.evaluation.folds or config.evaluation.target_sizes)
 
 
 def cells(config: Any, target: Examples, seed: int) -> list[Cell]:
@@ -135,8 +130,7 @@ def _check_fold(target: Examples, split: np.ndarray, where: str, n_folds: int, *
         label = target.label[split == part]
         if not len(label):
             raise UserError(f"config.evaluation.folds is {n_folds}: {where} has an empty {part} part; use fewer folds")
-        counts = np.nansum(label, axis=0) if label.ndim == 2 else np.bincount(label, minlength=len(target.classes))
-        absent = [name for name, n in zip(target.classes, counts, strict=True) if not n]
+        absent = [name for name, n in class_counts(label, target.classes).items() if not n]
         if absent and part == "train":
             raise UserError(
                 f"config.evaluation.folds is {n_folds}: {where} has no {absent[0]!r} to train on; {target.name} has too few "

@@ -7,7 +7,7 @@ import pytest
 from tiny_run import tiny
 
 from medtl import cells
-from medtl.base import Examples, UserError
+from medtl.base import Examples, UserError, class_counts
 
 
 def target(n=120, classes=2, images_a_patient=3, seed=0):
@@ -118,6 +118,13 @@ def test_the_table_names_every_example_in_every_fold():
 def test_what_could_not_be_trained_is_refused(examples, fields, message):
     with pytest.raises(UserError, match=message):
         cells.cells(crossed(**fields), examples, seed=0)
+
+
+def test_unknown_labels_are_of_no_class():
+    assert class_counts(np.array([2, -1, 0, 2], np.int32), "abcd") == {"a": 1, "b": 0, "c": 2, "d": 0}
+    several = np.array([[1, 0, np.nan], [1, 1, 0]], np.float32)
+    assert class_counts(several, "abc") == {"a": 2, "b": 1, "c": 0}
+    assert class_counts(np.empty(0, np.int32), "ab") == {"a": 0, "b": 0}
 
 
 def test_without_folds_the_data_s_own_split_is_the_only_cell():

@@ -38,12 +38,12 @@ class Settings:
     reference: str = ""
     positive: str = ""
     threshold: str = "youden"
-    sensitivity: float = 0.9
-    specificity: float = 0.9
-    prevalence: float = 0.0
-    ordinal: bool = False
+    sensitivity: float = scores.Options.sensitivity
+    specificity: float = scores.Options.specificity
+    prevalence: float = scores.Options.prevalence
+    ordinal: bool = scores.Options.ordinal
     coverage: float = 0.9
-    resamples: int = 2000
+    resamples: int = scores.Options.resamples
 
     @classmethod
     def of(cls, section: Mapping[str, Any], *, metric: str) -> Settings:
@@ -108,7 +108,7 @@ def analyse(
         level=LEVEL,
         resamples=settings.resamples,
     )
-    evaluated = details.collect(whole, split, classes, options, rule=settings.threshold)
+    evaluated = details.collect(whole, split, options, rule=settings.threshold)
     if not any(len(cell.label) for e in evaluated.values() for cell in e.cells):
         raise UserError(f"no example of split {split} has a label, so nothing can be evaluated")
     reference = _reference(settings.reference, list(evaluated))
@@ -379,9 +379,7 @@ def _learning_curve(
     differences: dict[str, list[dict[str, Any]]] = {}
     shown: list[int] = []
     for size in [*sizes, *([None] if untold else [])]:
-        evaluated = details.collect(
-            [p for p in said if p.size == size], split, classes, options, rule=settings.threshold
-        )
+        evaluated = details.collect([p for p in said if p.size == size], split, options, rule=settings.threshold)
         resampled = bootstrap.resample({arm: e.cells for arm, e in evaluated.items()}, classes=classes, options=options)
         at = size if size is not None else next(iter(evaluated.values())).train_size
         shown.append(at)

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from medtl.base import UserError
+from medtl.evaluation import kernels
 from medtl.evaluation.scores import LOWER_IS_BETTER, NAMES, PROPORTIONS, Cell, Options, Scorer, support
 
 __all__ = ["LOWER_IS_BETTER", "NAMES", "PROPORTIONS", "Cell", "Options", "Resampled", "interval", "resample"]
@@ -112,7 +113,8 @@ def resample(arms: Mapping[str, Sequence[Cell]], *, classes: Sequence[str], opti
 
     every = np.ones((1, patients))
     by_cell = {arm: np.concatenate([scorer(every) for scorer in of_arm]) for arm, of_arm in scorers.items()}
-    value = {arm: _mean_of_defined(table, axis=0) for arm, table in by_cell.items()}
+    with np.errstate(invalid="ignore"):
+        value = {arm: kernels.mean_of_defined(table, axis=0) for arm, table in by_cell.items()}
     draws = _draw(scorers, patients, resamples, options.seed, len(names))
     for arm, table in draws.items():
         _center(table[:, names.index("ece")], value[arm][names.index("ece")])
@@ -286,9 +288,3 @@ def _notes(scorers: Sequence[Scorer], by_cell: np.ndarray, draws: np.ndarray) ->
         if words:
             notes[name] = "; ".join(words)
     return notes
-
-
-def _mean_of_defined(table: np.ndarray, axis: int) -> np.ndarray:
-    told = ~np.isnan(table)
-    with np.errstate(invalid="ignore"):
-        return np.where(told, table, 0.0).sum(axis=axis) / told.sum(axis=axis)

@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 
 from medtl.base import UserError
+from medtl.evaluation import words
 
-_ACRONYMS = frozenset({"auroc", "auprc", "ppv", "npv", "mcc", "ece"})
-_WORDS = {"f1_macro": "macro F1", "f1_weighted": "weighted F1", "brier": "Brier score", "loss": "log loss"}
 _NAN = math.nan
 
 
@@ -395,7 +394,7 @@ def judge(
     """
     if metric.startswith("calibration_"):
         raise UserError(f"arms cannot be compared in {metric}: neither more nor less of it is better; brier has a side")
-    p_holm, name = p if p_holm is None else p_holm, metric_words(metric)
+    p_holm, name = p if p_holm is None else p_holm, words.metric_in_a_sentence(metric)
     verdict, more, short = "cannot_tell", None, f"Whether {arm} helps cannot be told"
     if math.isnan(difference) or math.isnan(low) or math.isnan(high):
         rest = f"the difference in {name} against {reference} has no interval: {undefined or 'it is undefined'}"
@@ -407,7 +406,7 @@ def judge(
             short += f" with {n:,} {unit}"
             enough = needed(difference, standard_error, n, level=level)
             more = enough if n < enough < math.inf else None
-            rest += f"; a difference of this size would need about {about(more)}" if more else ""
+            rest += f"; a difference of this size would need about {words.about(more)}" if more else ""
         else:
             short = f"{arm} {verdict}{' (negative transfer)' if verdict == 'hurts' and negative_transfer else ''}"
     return Comparison(arm, reference, metric, verdict, f"{short}.", f"{short}: {rest}.", more)
@@ -426,41 +425,15 @@ def headline(comparisons: Sequence[Comparison]) -> dict[str, Any]:
     return {"kind": main.verdict, "headline": " ".join([first, *rest]), "sentences": [c.sentence for c in comparisons]}
 
 
-def metric_words(metric: str) -> str:
-    """What a metric is called in a sentence: "AUROC" for auroc, "balanced accuracy" for balanced_accuracy."""
-    return metric.upper() if metric in _ACRONYMS else _WORDS.get(metric, metric.replace("_", " "))
-
-
-def percent(level: float) -> str:
-    """A level in words: "95 %"."""
-    return f"{100 * level:.4g} %"
-
-
-def signed(values: Sequence[float]) -> list[str]:
-    """Differences with their sign and three decimals, or as many as show that none is 0 that is not."""
-    smallest = min((abs(v) for v in values if v), default=1.0)
-    decimals = next((d for d in (3, 4, 5) if round(smallest, d)), 6)
-    return [f"{v:+.{decimals}f}".replace("-", "−") if v else "0" for v in values]
-
-
 def _numbers(value: float, low: float, high: float, p: float, p_holm: float, lower: bool, level: float) -> str:
-    shown, *ends = signed((value, low, high))
-    words = ["lower is better"] if lower else []
-    words.append(f"{percent(level)} interval {ends[0]} to {ends[1]}")
+    shown, *ends = words.signed_alike((value, low, high))
+    told = ["lower is better"] if lower else []
+    told.append(f"{words.percent(level)} interval {ends[0]} to {ends[1]}")
     if not math.isnan(p):
-        words.append(f"p {_p(p)}")
+        told.append(f"p {words.p_relation(p)}")
     if p_holm > p:
-        words.append(f"{_p(p_holm).removeprefix('= ')} after Holm's correction")
-    return f"{shown} ({', '.join(words)})"
-
-
-def _p(p: float) -> str:
-    return "< 0.001" if p < 0.001 else "> 0.999" if p > 0.999 else f"= {p:.3f}"
-
-
-def about(count: float) -> str:
-    """Two significant digits: 1,900."""
-    return f"{round(count, 1 - math.floor(math.log10(count))):,.0f}"
+        told.append(f"{words.p_relation(p_holm).removeprefix('= ')} after Holm's correction")
+    return f"{shown} ({', '.join(told)})"
 
 
 def normal_quantile(level: float) -> float:

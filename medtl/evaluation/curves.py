@@ -13,16 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from medtl.base import UserError
-from medtl.evaluation.compare import (
-    binary,
-    column,
-    direction,
-    metric_words,
-    normal_quantile,
-    percent,
-    signed,
-    undefined_auroc,
-)
+from medtl.evaluation import words
+from medtl.evaluation.compare import binary, column, direction, normal_quantile, undefined_auroc
 
 THRESHOLDS = tuple(i / 100 for i in range(1, 100))
 
@@ -31,8 +23,8 @@ THRESHOLDS = tuple(i / 100 for i in range(1, 100))
 class Curve:
     """Points to be joined by lines; empty with the reason in `undefined` where there is no curve."""
 
-    x: np.ndarray
-    y: np.ndarray
+    x: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0))
+    y: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0))
     undefined: str = ""
 
 
@@ -84,7 +76,7 @@ def roc(label: np.ndarray, score: np.ndarray, *, points: int = 200) -> Curve:
     label, score = _pair(label, score)
     reason = undefined_auroc(label, score)
     if reason:
-        return Curve(np.empty(0), np.empty(0), reason)
+        return Curve(undefined=reason)
     return _thin(*_roc(label, score), points)
 
 
@@ -108,7 +100,7 @@ def precision_recall(label: np.ndarray, score: np.ndarray, *, points: int = 200)
     label, score = _pair(label, score)
     reason = undefined_auroc(label, score)
     if reason:
-        return Curve(np.empty(0), np.empty(0), reason)
+        return Curve(undefined=reason)
     precision, recall, _ = precision_recall_curve(label, score, drop_intermediate=True)
     precision, recall = precision[-2::-1], recall[-2::-1]
     return _thin(np.r_[0.0, recall], np.r_[precision[0], precision], points)
@@ -129,7 +121,7 @@ def mean_roc(cells: Sequence[tuple[np.ndarray, np.ndarray]], *, points: int = 10
     grid = np.linspace(0, 1, points)
     rates, reason = _each(cells)
     if reason:
-        return Curve(np.empty(0), np.empty(0), reason)
+        return Curve(undefined=reason)
     tpr = np.mean([_interpolate(fpr, tpr, grid, side="right") for fpr, tpr, _ in rates], axis=0)
     return Curve(np.r_[0.0, grid], np.r_[0.0, tpr])
 
@@ -150,7 +142,7 @@ def mean_precision_recall(cells: Sequence[tuple[np.ndarray, np.ndarray]], *, poi
     grid = np.linspace(0, 1, points)
     rates, reason = _each(cells)
     if reason:
-        return Curve(np.empty(0), np.empty(0), reason)
+        return Curve(undefined=reason)
     precisions = []
     for fpr, tpr, odds in rates:
         # The prevalence's odds turn rates into counts: of one positive, odds of true and fpr of false positives.
@@ -302,9 +294,10 @@ def learning_curve_sentence(
         if chosen:
             most = max(chosen, key=lambda i: abs(differences[i][0]))
             parts.append(
-                f"{verb} {_where(chosen, sizes, unit)} ({signed(differences[most][:1])[0]} with {sizes[most]:,})"
+                f"{verb} {_where(chosen, sizes, unit)} ({words.signed_alike(differences[most][:1])[0]} with {sizes[most]:,})"
             )
-    basis = f"in {metric_words(metric)} against {reference}, by the {percent(level)} interval at each size"
+    name = words.metric_in_a_sentence(metric)
+    basis = f"in {name} against {reference}, by the {words.percent(level)} interval at each size"
     if not parts:
         span = f"with {sizes[0]:,}" if len(sizes) == 1 else f"at any size from {sizes[0]:,} to {sizes[-1]:,}"
         return f"Whether {arm} pays cannot be told {span} {unit}, {basis}."
@@ -321,8 +314,7 @@ def _where(chosen: Sequence[int], sizes: Sequence[int], unit: str) -> str:
         return f"up to {sizes[last]:,} {unit}"
     if run and last == len(sizes) - 1 and len(chosen) > 1:
         return f"from {sizes[first]:,} {unit} on"
-    names = [f"{sizes[i]:,}" for i in chosen]
-    return f"with {' and '.join([', '.join(names[:-1]), names[-1]] if len(names) > 1 else names)} {unit}"
+    return f"with {words.listed([f'{sizes[i]:,}' for i in chosen])} {unit}"
 
 
 def _effective(label: np.ndarray, group: np.ndarray, observed: np.ndarray, patient: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from medtl.base import class_counts
 from medtl.evaluation import bootstrap, calibration, conformal, curves, scores
 from medtl.evaluation.bootstrap import Cell
 from medtl.evaluation.predictions import Predictions
@@ -119,10 +120,7 @@ class Evaluated:
         """n, patients, and the examples of each class."""
         label = np.concatenate([p.label for p in self.said])
         _, first = np.unique(np.concatenate([p.id for p in self.said]), return_index=True)
-        label = label[first]
-        found = np.nansum(label, axis=0) if label.ndim == 2 else np.bincount(label, minlength=len(classes))
-        names = dict(zip(classes, map(int, found), strict=True))
-        return {"n": self.n, "patients": self.patients, "class_counts": names}
+        return {"n": self.n, "patients": self.patients, "class_counts": class_counts(label[first], classes)}
 
     def threshold_card(self, rule: str) -> dict[str, Any] | None:
         """The operating threshold: the mean over the cells, each with its own."""
@@ -168,15 +166,12 @@ def whole(said: Sequence[Predictions]) -> list[Predictions]:
     return [p for p in said if p.size == largest]
 
 
-def collect(
-    said: Sequence[Predictions], split: str, classes: Sequence[str], options: scores.Options, *, rule: str
-) -> dict[str, Evaluated]:
+def collect(said: Sequence[Predictions], split: str, options: scores.Options, *, rule: str) -> dict[str, Evaluated]:
     """Each arm's cells of a split, with thresholds from val.
 
     Args:
       said: of all arms, splits and cells; arms share their cells and examples, see `predictions.check`.
       split: which is evaluated.
-      classes: the K names.
       options: the positive class.
       rule: of the operating threshold, see `scores.operating_threshold`.
     """
@@ -408,17 +403,32 @@ def mistakes(evaluated: Mapping[str, Evaluated], classes: Sequence[str]) -> list
     first = next(iter(evaluated.values()))
     if first.task == "multi_label":
         return []
-    found: dict[str, dict[str, Any]] = {}
-    for p in (first.said[i] for i in first.once):
-        confidence, predicted = p.probability.max(axis=1), p.probability.argmax(axis=1)
-        wrong = np.flatnonzero(predicted != p.label)
-        for i in wrong[np.argsort(-confidence[wrong], kind="stable")][:MISTAKES]:
-            found[str(p.id[i])] = {
-                "arm": first.arm,
-                "id": str(p.id[i]),
-                "label": classes[p.label[i]],
-                "predicted": classes[predicted[i]],
-                "probability": float(confidence[i]),
-                **({"patient": str(p.patient[i])} if p.patient is not None else {}),
-            }
+    cells = (confident_mistakes(first.said[i], classes, most=MISTAKES) for i in first.once)
+    found = {entry["id"]: entry for of_cell in cells for entry in of_cell}
     return sorted(found.values(), key=lambda entry: -entry["probability"])[:MISTAKES]
+
+
+def confident_mistakes(p: Predictions, classes: Sequence[str], *, most: int) -> list[dict[str, Any]]:
+    """Where predictions of one label an example are wrong, those of the largest probability first.
+
+    Args:
+      p: the predictions; examples whose label is not known are passed over.
+      classes: the K names.
+      most: how many at most.
+
+    Returns:
+      Of each "arm", "id", "label", "predicted", the "probability" of that, and "patient" where patients are known.
+    """
+    confidence, predicted = p.probability.max(axis=1), p.probability.argmax(axis=1)
+    wrong = np.flatnonzero((predicted != p.label) & (p.label >= 0))
+    return [
+        {
+            "arm": p.arm,
+            "id": str(p.id[i]),
+            "label": classes[p.label[i]],
+            "predicted": classes[predicted[i]],
+            "probability": float(confidence[i]),
+            **({"patient": str(p.patient[i])} if p.patient is not None else {}),
+        }
+        for i in wrong[np.argsort(-confidence[wrong], kind="stable")][:most]
+    ]

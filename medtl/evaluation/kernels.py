@@ -47,6 +47,12 @@ def diagnostic_rates(table: np.ndarray, *, prevalence: float = 0.0) -> dict[str,
     return {"sensitivity": sensitivity, "specificity": specificity, "ppv": ppv, "npv": npv}
 
 
+def mean_of_defined(values: np.ndarray, axis: int) -> np.ndarray:
+    """The mean along an axis of what is not NaN; NaN where all are."""
+    defined = ~np.isnan(values)
+    return np.where(defined, values, 0.0).sum(axis=axis) / defined.sum(axis=axis)
+
+
 def matthews(confusion: np.ndarray) -> np.ndarray:
     """[..., K, K] -> [...], the correlation of labels and predictions (Gorodkin 2004, equation 8)."""
     total = confusion.sum(axis=(-2, -1))

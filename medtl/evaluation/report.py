@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from medtl.evaluation import report_tables as tables
-from medtl.evaluation import report_words as words
+from medtl.evaluation import words
 from medtl.evaluation.report_figures import Figures
 from medtl.evaluation.report_methods import methods
+from medtl.workdir import write_text
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _IMAGE = re.compile(r"data:image/(png|jpeg|gif|webp);base64,[A-Za-z0-9+/=]+")
@@ -84,13 +85,7 @@ def write(folder: str | os.PathLike[str], analysis: Mapping[str, Any], record: M
       ValueError: as `html`.
     """
     for name, text in (("report.html", html(analysis, record)), ("report.md", markdown(analysis, record))):
-        path = Path(folder) / name
-        part = path.with_name(f".{name}.{os.getpid()}.tmp")
-        try:
-            part.write_text(text, encoding="utf-8", newline="\n")
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        write_text(Path(folder) / name, text)
 
 
 def _context(analysis: Mapping[str, Any], record: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from medtl.evaluation import plots
-from medtl.evaluation import report_words as words
+from medtl.evaluation import plots, words
 from medtl.evaluation.plots import Axis, Row, Series
 
 _UNIT = (0.0, 1.0)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from medtl.evaluation import report_words as words
+from medtl.evaluation import words
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,11 +9,10 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from medtl.evaluation import compare
-from medtl.evaluation import report_words as words
+from medtl.evaluation import words
+from medtl.evaluation.details import CALIBRATED
 
 _CALIBRATIONS = {"before": "as trained", "temperature": "temperature", "vector": "vector", "isotonic": "isotonic"}
-_CALIBRATION_METRICS = ("loss", "brier", "ece", "calibration_slope", "calibration_intercept")
 _CONFORMAL = {"split": "split", "class_conditional": "class-conditional"}
 
 
@@ -116,7 +115,7 @@ def comparisons(analysis: Mapping[str, Any]) -> Table | None:
     needed = any(words.is_known(c.get("needed")) for c in found)
     rows = []
     for c in found:
-        unit = f"{compare.about(c['needed'])} {c.get('n_unit', '')}".strip() if words.is_known(c.get("needed")) else "–"
+        unit = f"{words.about(c['needed'])} {c.get('n_unit', '')}".strip() if words.is_known(c.get("needed")) else "–"
         rows.append(
             (
                 Cell(words.difference_name(c)),
@@ -207,7 +206,7 @@ def calibration(analysis: Mapping[str, Any]) -> Table | None:
             if kind not in found:
                 continue
             rows.append((Cell(arm), *_calibration_row(name, found[kind], notes)))
-    head = ("Arm", "Scaling", *map(_head, _CALIBRATION_METRICS), "Fitted on val")
+    head = ("Arm", "Scaling", *map(_head, CALIBRATED), "Fitted on val")
     if not any(row[-1].text for row in rows):  # with one map for each of several models there are no parameters to show
         head, rows = head[:-1], [row[:-1] for row in rows]
     return Table("Calibration before and after scaling", head, rows, notes.all) if rows else None
@@ -215,11 +214,11 @@ def calibration(analysis: Mapping[str, Any]) -> Table | None:
 
 def _calibration_row(name: str, entry: Mapping[str, Any], notes: Footnotes) -> tuple[Cell, ...]:
     reason = entry.get("undefined") or words.NO_REASON
-    if not any(m in entry for m in _CALIBRATION_METRICS):
+    if not any(m in entry for m in CALIBRATED):
         return (Cell(name), Cell(words.UNDEFINED, mark=notes.mark(reason)), *[Cell("")] * 5)
     left = "; ".join(entry.get("left_as_it_was") or ())
     mark = notes.mark(f"left as it was: {left}") if left else ""
-    figures = (_number(entry.get(m), notes, reason) for m in _CALIBRATION_METRICS)
+    figures = (_number(entry.get(m), notes, reason) for m in CALIBRATED)
     return (Cell(name, mark=mark), *figures, Cell(_parameters(entry.get("parameters"))))
 
 

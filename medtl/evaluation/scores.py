@@ -248,14 +248,14 @@ class Scorer:
     def _by_sums(self, sums: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The metrics that are functions of sums, float64[R] each."""
         k, r = len(self.classes), len(sums["n"])
-        values = {"loss": sums["loss"][:, 0] / sums["n"][:, 0]}
+        values, mean = {"loss": sums["loss"][:, 0] / sums["n"][:, 0]}, self._mean
 
         def ece(name: str) -> np.ndarray:
             return kernels.expected_calibration_error(*(sums[f"{name}.{part}"] for part in "nyp"))
 
         if self.multi_label:
             tables = np.stack([sums[f"confusion{j}"].reshape(r, 2, 2) for j in range(k)], axis=1)
-            called, mean = tables, _mean_of_defined
+            called = tables
             values["accuracy"] = mean(kernels.accuracy(tables))
             values["balanced_accuracy"] = mean(kernels.balanced_accuracy(tables))
             values["mcc"] = mean(kernels.matthews(tables))
@@ -263,7 +263,7 @@ class Scorer:
             values["ece"] = mean(np.stack([ece(f"bins{j}") for j in range(k)], axis=1))
         else:
             confusion = sums["confusion"].reshape(r, k, k)
-            tables, mean = kernels.one_against_rest(confusion), _mean
+            tables = kernels.one_against_rest(confusion)
             called = sums["threshold"].reshape(r, 1, 2, 2) if k == 2 else tables
             values |= {f.__name__: f(confusion) for f in (kernels.accuracy, kernels.balanced_accuracy)}
             values |= {"mcc": kernels.matthews(confusion), "kappa_quadratic": kernels.quadratic_kappa(confusion)}
@@ -292,8 +292,11 @@ class Scorer:
                 found["calibration_intercept"] = ranks.calibration_intercept(ranking, weights)
             for name, value in found.items():
                 each.setdefault(name, []).append(value)
-        mean = _mean_of_defined if self.multi_label else _mean
-        return {name: mean(np.stack(values, axis=1)) for name, values in each.items()}
+        return {name: self._mean(np.stack(values, axis=1)) for name, values in each.items()}
+
+    def _mean(self, values: np.ndarray) -> np.ndarray:
+        """[R, classes] -> [R]; of several labels an example the mean over those for which the metric is defined."""
+        return kernels.mean_of_defined(values, axis=1) if self.multi_label else values.mean(axis=1)
 
     def _reason(self, name: str) -> str:
         """Why a metric of one label an example is NaN."""
@@ -471,12 +474,3 @@ def _check(k: int, multi_label: bool, classes: tuple[str, ...], options: Options
         )
     if options.ordinal and multi_label:
         raise UserError("ordinal: several labels an example have no grades")
-
-
-def _mean(values: np.ndarray) -> np.ndarray:
-    return values.mean(axis=1)
-
-
-def _mean_of_defined(values: np.ndarray) -> np.ndarray:
-    defined = ~np.isnan(values)
-    return np.where(defined, values, 0.0).sum(axis=1) / defined.sum(axis=1)

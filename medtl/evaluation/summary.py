@@ -49,15 +49,32 @@ def summarize(results: Results, *, runs: str = "seeds") -> dict[str, Any]:
 
 
 def to_json(value: Any) -> str:
-    """JSON that every parser reads, indented, keys in their order.
-
-    NaN becomes null (JSON has none; the reason stands under "undefined" beside it) and an infinity the string
-    "Infinity" or "-Infinity". Tuples, sets, NumPy scalars and arrays become what they hold, keys become strings.
+    """JSON that every parser reads, indented, keys in their order, of what `plain` makes of the value.
 
     Raises:
-      TypeError: a value is none of these.
+      TypeError: JSON has nothing for a value.
     """
-    return json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON has it.
+
+    NaN becomes null (JSON has none; the reason stands under "undefined" beside it) and an infinity the string
+    "Infinity" or "-Infinity". Tuples, sets, NumPy scalars and arrays become what they hold, keys become strings; what is
+    none of these stays as it is.
+    """
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, set | frozenset):
+        return sorted(plain(v) for v in value)
+    return value
 
 
 def _each_cell(cells: Mapping, reduce) -> dict[str, dict[str, Any]]:
@@ -80,17 +97,3 @@ def _mean(by_seed: Mapping[Any, Mapping[str, Any]]) -> dict[str, Any]:
 
 def _std(by_seed: Mapping[Any, Mapping[str, Any]]) -> dict[str, float]:
     return {name: float(np.std([entry[name] for entry in by_seed.values()], ddof=1)) for name in metrics.NAMES}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic | np.ndarray):
-        value = value.tolist()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, set | frozenset):
-        return sorted(_plain(v) for v in value)
-    return value

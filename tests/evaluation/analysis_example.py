@@ -10,29 +10,11 @@ import math
 import numpy as np
 from PIL import Image
 
+from medtl.evaluation import scores
+
 ARMS = ("transfer", "pooled", "target_only", "scratch")
 SHIFT = {"transfer": 1.9, "pooled": 1.35, "target_only": 1.6, "scratch": 0.7}
-METRICS = [
-    "accuracy",
-    "balanced_accuracy",
-    "f1_macro",
-    "f1_weighted",
-    "auroc",
-    "auprc",
-    "sensitivity",
-    "specificity",
-    "ppv",
-    "npv",
-    "sensitivity_at_specificity",
-    "specificity_at_sensitivity",
-    "mcc",
-    "brier",
-    "loss",
-    "ece",
-    "calibration_slope",
-    "calibration_intercept",
-]
-LOW = ("brier", "loss", "ece")
+METRICS = [name for name in scores.NAMES if name != "kappa_quadratic"]  # of classes that are no grades
 NAN = float("nan")
 
 
@@ -239,7 +221,10 @@ def _arm(rng, label, score, classes, i):
     groups = {name: _group(rng, values, n) for name, n in (("Wuhan", 301), ("São Paulo", 190), ("Lyon", 52))}
     groups["Lyon"]["small"] = "Lyon has 52 examples of 9 patients: too few to tell"
     return {
-        "metrics": {name: estimate(v, 0.02 if name in LOW else 0.03, std=spread) for name, v in values.items()},
+        "metrics": {
+            name: estimate(v, 0.02 if name in scores.LOWER_IS_BETTER else 0.03, std=spread)
+            for name, v in values.items()
+        },
         "threshold": {
             "rule": "youden",
             "value": 0.43,

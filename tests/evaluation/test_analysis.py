@@ -169,6 +169,21 @@ def test_every_group_and_every_mistake_is_counted_once_whatever_the_number_of_re
     assert all(e["label"] != e["predicted"] for e in found["errors"])
 
 
+def test_mistakes_are_ranked_by_their_confidence_and_unknown_labels_are_none():
+    p = said("good", "test", skill=0.0, rng=np.random.default_rng(4))
+    label = p.label.copy()
+    label[::4] = -1
+    found = details.confident_mistakes(dataclasses.replace(p, label=label), CLASSES, most=7)
+    wrong = [
+        (max(row), name, CLASSES[own], CLASSES[1 - own], patient)
+        for row, name, own, patient in zip(p.probability.tolist(), p.id, label, p.patient, strict=True)
+        if own >= 0 and row[own] < 0.5
+    ]
+    wanted = sorted(wrong, key=lambda entry: -entry[0])[:7]
+    assert len(wrong) > 7 and {e["arm"] for e in found} == {"good"}
+    assert [tuple(e[k] for k in ("probability", "id", "label", "predicted", "patient")) for e in found] == wanted
+
+
 def test_the_analysis_is_json_and_the_same_each_time():
     one, two = (to_json(analysis.analyse(split_of(), CLASSES, SETTINGS)) for _ in range(2))
     assert one == two

@@ -6,23 +6,13 @@ import sys
 
 import numpy as np
 import pytest
+from random_predictions import random_case
 from sklearn import metrics as sk
 
 from medtl.base import UserError
 from medtl.evaluation import metrics
 
 NAMES = ("a", "b", "c", "d")
-
-
-def random_case(seed, n, k, decimals=None):
-    """Labels of every class and probabilities that sum to 1; with `decimals`, so coarse that many are equal."""
-    rng = np.random.default_rng(seed)
-    label = np.concatenate([np.arange(k), rng.integers(0, k, n - k)])
-    score = rng.dirichlet(np.ones(k), n)
-    score[np.arange(n), label] += rng.uniform(0, 0.3, n)
-    if decimals is not None:
-        score = np.round(score, decimals) + 10.0**-decimals
-    return label, score / score.sum(axis=1, keepdims=True), rng.uniform(0.1, 2, n)
 
 
 def close(value, wanted):

@@ -18,8 +18,7 @@ import numpy as np
 import pytest
 from analysis_example import minimal, multi_class, multi_label, record, renamed, two_class
 
-from medtl.evaluation import plots, report, to_json
-from medtl.evaluation import report_words as words
+from medtl.evaluation import plots, report, to_json, words
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = {
@@ -330,6 +329,13 @@ def test_markdown_begins_with_the_verdict_and_ends_with_the_command():
         (words.count(12.5), "12.5"),
         (words.percent(0.95), "95 %"),
         (words.percent(0.999), "99.9 %"),
+        (words.percent(0.9995), "99.95 %"),
+        (words.signed_alike([0.0013, 0.00004, 0.0]), ["+0.00130", "+0.00004", "0"]),
+        (words.p_relation(0.0004), "< 0.001"),
+        (words.p_relation(0.0499), "= 0.050"),
+        (words.metric("f1_macro"), "F1, macro"),
+        (words.metric_in_a_sentence("f1_macro"), "macro F1"),
+        (words.about(1894), "1,900"),
         (words.duration(59.6), "1 min 00 s"),
         (words.duration(7500), "2 h 05 min"),
         (words.listed(["a", "b", "c"]), "a, b and c"),

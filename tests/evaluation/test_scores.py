@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import statsmodels.api as sm
+from random_predictions import random_case
 from scipy import stats
 from sklearn import metrics as sk
 
@@ -14,17 +15,6 @@ from medtl.evaluation import kernels, metrics, scores
 from medtl.evaluation.scores import Cell, Options, Scorer
 
 NAMES = ("a", "b", "c", "d")
-
-
-def random_case(seed, n, k, decimals=None):
-    """Labels of every class and probabilities that sum to 1; with `decimals`, so coarse that many are equal."""
-    rng = np.random.default_rng(seed)
-    label = np.concatenate([np.arange(k), rng.integers(0, k, n - k)])
-    score = rng.dirichlet(np.ones(k), n)
-    score[np.arange(n), label] += rng.uniform(0, 0.3, n)
-    if decimals is not None:
-        score = np.round(score, decimals) + 10.0**-decimals
-    return label, score / score.sum(axis=1, keepdims=True), rng.uniform(0.1, 2, n)
 
 
 def evaluate(label, p, weight=None, *, threshold=0.5, patient=None, **options):

@@ -1,40 +1,46 @@
-"""Numbers and names as the report writes them: what is undefined is called so, a minus is a minus, p is never 0."""
+"""Numbers and names as the report and the verdicts write them: what is undefined is called so, a minus is a minus, p is never 0.
+
+Refuses nothing: a metric that is not known here keeps its name.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from medtl.evaluation import scores
 
 UNDEFINED = "undefined"
 NO_INTERVAL = "no interval: the metric is undefined in too many resamples"
 NO_REASON = "no reason was recorded"
 
-METRICS = {
-    "accuracy": "Accuracy",
-    "balanced_accuracy": "Balanced accuracy",
-    "f1_macro": "F1, macro",
-    "f1_weighted": "F1, weighted",
-    "auroc": "AUROC",
-    "auprc": "AUPRC",
-    "sensitivity": "Sensitivity",
-    "specificity": "Specificity",
-    "ppv": "PPV",
-    "npv": "NPV",
-    "sensitivity_at_specificity": "Sensitivity at fixed specificity",
-    "specificity_at_sensitivity": "Specificity at fixed sensitivity",
-    "mcc": "MCC",
-    "kappa_quadratic": "Kappa, quadratic",
-    "brier": "Brier score",
-    "loss": "Log loss",
-    "ece": "ECE",
-    "calibration_slope": "Calibration slope",
-    "calibration_intercept": "Calibration intercept",
-    "c_index": "C-index",
-    "mae": "MAE",
-    "r2": "R²",
+# What a metric is called at the head of a column or an axis, and in a sentence.
+_METRICS = {
+    "accuracy": ("Accuracy", "accuracy"),
+    "balanced_accuracy": ("Balanced accuracy", "balanced accuracy"),
+    "f1_macro": ("F1, macro", "macro F1"),
+    "f1_weighted": ("F1, weighted", "weighted F1"),
+    "auroc": ("AUROC", "AUROC"),
+    "auprc": ("AUPRC", "AUPRC"),
+    "sensitivity": ("Sensitivity", "sensitivity"),
+    "specificity": ("Specificity", "specificity"),
+    "ppv": ("PPV", "PPV"),
+    "npv": ("NPV", "NPV"),
+    "sensitivity_at_specificity": ("Sensitivity at fixed specificity", "sensitivity at fixed specificity"),
+    "specificity_at_sensitivity": ("Specificity at fixed sensitivity", "specificity at fixed sensitivity"),
+    "mcc": ("MCC", "MCC"),
+    "kappa_quadratic": ("Kappa, quadratic", "quadratic kappa"),
+    "brier": ("Brier score", "Brier score"),
+    "loss": ("Log loss", "log loss"),
+    "ece": ("ECE", "ECE"),
+    "calibration_slope": ("Calibration slope", "calibration slope"),
+    "calibration_intercept": ("Calibration intercept", "calibration intercept"),
+    "c_index": ("C-index", "C-index"),
+    "mae": ("MAE", "MAE"),
+    "r2": ("R²", "R²"),
 }
-LOWER_IS_BETTER = frozenset({"brier", "loss", "ece", "mae"})
+LOWER_IS_BETTER = scores.LOWER_IS_BETTER | {"mae"}
 VERDICTS = {
     "helps": "Helps",
     "hurts": "Hurts",
@@ -49,8 +55,13 @@ _MAIN = {
 
 
 def metric(name: str) -> str:
-    """A metric's name in words; one that is not known here as it is."""
-    return METRICS.get(name, name)
+    """What a metric is called at the head of a column: "Balanced accuracy", "F1, macro"."""
+    return _METRICS.get(name, (name, name))[0]
+
+
+def metric_in_a_sentence(name: str) -> str:
+    """What a metric is called in a sentence: "balanced accuracy", "macro F1"."""
+    return _METRICS.get(name, (name, name))[1]
 
 
 def main_metrics(analysis: Mapping[str, Any]) -> tuple[str, ...]:
@@ -82,9 +93,16 @@ def number(x: Any, digits: int = 3) -> str:
 
 
 def signed(x: Any, digits: int = 3) -> str:
-    """A difference: +0.031, −0.031, 0.000."""
+    """A difference in a table: +0.031, −0.031, 0.000."""
     text = number(x, digits)
     return f"+{text}" if value(x) > 0 and text != number(0, digits) else text
+
+
+def signed_alike(values: Sequence[float]) -> list[str]:
+    """The differences of a sentence, with three decimals, or as many as show that none is 0 that is not; 0 is "0"."""
+    smallest = min((abs(v) for v in values if v), default=1.0)
+    decimals = next((d for d in (3, 4, 5) if round(smallest, d)), 6)
+    return [f"{v:+.{decimals}f}".replace("-", "−") if v else "0" for v in values]
 
 
 def count(x: Any) -> str:
@@ -93,6 +111,11 @@ def count(x: Any) -> str:
     if math.isnan(x):
         return UNDEFINED
     return f"{x:,.0f}" if x == round(x) else f"{x:,.1f}"
+
+
+def about(count: float) -> str:
+    """A count of at least 1 in two significant digits: 1,900."""
+    return f"{round(count, 1 - math.floor(math.log10(count))):,.0f}"
 
 
 def interval(low: Any, high: Any, *, sign: bool = False) -> str:
@@ -104,16 +127,19 @@ def interval(low: Any, high: Any, *, sign: bool = False) -> str:
 
 
 def p_value(p: Any) -> str:
-    """Three decimals, <0.001, >0.999; a dash where the test gives no p."""
+    """p in a table: three decimals, <0.001, >0.999; a dash where the test gives no p."""
+    return p_relation(p).removeprefix("= ").replace(" ", "") if is_known(p) else "–"
+
+
+def p_relation(p: Any) -> str:
+    """p in a sentence, after the letter: "= 0.004", "< 0.001", "> 0.999"."""
     p = value(p)
-    if math.isnan(p):
-        return "–"
-    return "<0.001" if p < 0.001 else ">0.999" if p > 0.999 else f"{p:.3f}"
+    return "< 0.001" if p < 0.001 else "> 0.999" if p > 0.999 else f"= {p:.3f}"
 
 
-def percent(level: Any) -> str:
+def percent(share: Any) -> str:
     """A share in percent: 95 %."""
-    return f"{100 * value(level):.3g} %"
+    return f"{100 * value(share):.4g} %"
 
 
 def duration(seconds: Any) -> str:
@@ -146,8 +172,7 @@ def main_difference(comparison: Mapping[str, Any], level: Any) -> str:
     by = f" by {comparison['method']}" if comparison.get("method") else ""
     parts = [f"{percent(level)} interval{by} {between}" if between else NO_INTERVAL]
     if is_known(comparison.get("p")):
-        p = p_value(comparison["p"])
-        tested = f"p {p[0]} {p[1:]}" if p[0] in "<>" else f"p = {p}"
+        tested = f"p {p_relation(comparison['p'])}"
         if is_known(comparison.get("p_holm")):
             tested += f", with Holm's correction {p_value(comparison['p_holm'])}"
         parts.append(tested)
