@@ -24,7 +24,7 @@ from absl import app, flags
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from medtl import losses, memory, models
+from medtl import losses, memory, models, parallel
 from medtl.models.model import Head, Model
 from medtl.objective import Objective, Term
 
@@ -96,7 +96,9 @@ def trainer(
     variables = model.init(jax.random.key(0), (size, size, 3))
     optimizer, step = train_step(model)
     state = (variables["params"], variables["batch_stats"], optimizer.init(variables["params"]))
-    compiled, seconds = compile_(jax.jit(step, donate_argnums=0), state, data)
+    compiled, seconds = compile_(
+        jax.jit(step, donate_argnums=0, compiler_options=parallel.compiler_options()), state, data
+    )
     holder = [compiled(state, data)]
 
     def advance() -> Any:

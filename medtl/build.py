@@ -78,6 +78,7 @@ def model(
         stages=c.stages,
         stride_in=c.stride_in,
         classifier=c.classifier,
+        remat=c.remat,
         dtype=c.dtype,
         axis_name=axis_name,
         epsilon=epsilon,

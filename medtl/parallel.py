@@ -8,6 +8,7 @@ divide is padded with masked examples, which no sum counts.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -57,7 +58,7 @@ class Parallel:
     def train(self, step: Callable) -> Callable:
         """`(state, batch) -> (state, metrics)`, compiled, the state donated."""
         if self.mode == "pmap":
-            return jax.pmap(
+            mapped = jax.pmap(
                 step,
                 self.axis_name,
                 in_axes=(None, 0),
@@ -65,15 +66,17 @@ class Parallel:
                 donate_argnums=(0,),
                 devices=self.devices,
             )
+            return _Mapped(mapped, compiler_options())
+        donated: Any = {"donate_argnums": (0,), "compiler_options": compiler_options()}
         if self.mode == "none":
-            return jax.jit(step, donate_argnums=(0,))
+            return jax.jit(step, **donated)
         whole, sharded = self._shardings
-        return jax.jit(step, in_shardings=(whole, sharded), out_shardings=(whole, whole), donate_argnums=(0,))
+        return jax.jit(step, in_shardings=(whole, sharded), out_shardings=(whole, whole), **donated)
 
     def loop(self, loop: Callable) -> Callable:
         """`(state, data, rows, n) -> (state, metrics)`, compiled, the state donated; `rows` as `stack` gives them."""
         if self.mode == "pmap":
-            return jax.pmap(
+            mapped = jax.pmap(
                 loop,
                 self.axis_name,
                 in_axes=(None, None, 0, None),
@@ -81,13 +84,13 @@ class Parallel:
                 donate_argnums=(0,),
                 devices=self.devices,
             )
+            return _Mapped(mapped, compiler_options())
+        donated: Any = {"donate_argnums": (0,), "compiler_options": compiler_options()}
         if self.mode == "none":
-            return jax.jit(loop, donate_argnums=(0,))
+            return jax.jit(loop, **donated)
         whole, sharded = self._shardings
         rows = NamedSharding(sharded.mesh, PartitionSpec(None, "batch"))
-        return jax.jit(
-            loop, in_shardings=(whole, whole, rows, whole), out_shardings=(whole, whole), donate_argnums=(0,)
-        )
+        return jax.jit(loop, in_shardings=(whole, whole, rows, whole), out_shardings=(whole, whole), **donated)
 
     def stack(self, batches: Sequence[Any]) -> Any:
         """Batches that `shard` cut, one for each step, as arrays with a further axis for the steps."""
@@ -116,6 +119,11 @@ class Parallel:
         sharding = jax.sharding.SingleDeviceSharding(self.devices[0]) if self.mode == "none" else self._shardings[0]
         return jax.device_put(jax.tree.map(lambda x: np.array(x, copy=True), tree), sharding)
 
+    def put(self, batch: Any) -> Any:
+        """A batch that `shard` cut, on the devices; the copy runs while they work."""
+        sharding = jax.sharding.SingleDeviceSharding(self.devices[0]) if self.mode == "none" else self._shardings[1]
+        return jax.device_put(batch, sharding)
+
     def shard(self, batch: Any, *, multiple: int = 1) -> Any:
         """A host batch (nested dicts of [B, ...]), padded so that each device gets the same multiple, and cut for the devices."""
         batch = _pad(batch, len(self.devices) * multiple)
@@ -135,6 +143,42 @@ class Parallel:
             raise UserError(
                 f"{key} is {size}, less than the {len(self.devices)} devices; use at least {len(self.devices)}"
             )
+
+
+class _Mapped:
+    """What `jax.pmap` gives, compiled with options, which `jax.pmap` itself does not take."""
+
+    def __init__(self, mapped: Any, options: dict[str, str] | None):
+        self._mapped, self._options = mapped, options
+        self._compiled: Any = None if options else mapped
+
+    def __call__(self, *args: Any) -> Any:
+        if self._compiled is None:
+            self._compiled = self.lower(*args).compile(self._options)
+        return self._compiled(*args)
+
+    def lower(self, *args: Any) -> Any:
+        return self._mapped.lower(*args)
+
+
+@functools.cache
+def compiler_options() -> dict[str, str] | None:
+    """What XLA is told beyond its defaults for a training step; None where it has nothing to be told.
+
+    On CPUs convolutions go to Eigen instead of YNNPACK, which has slower code for their gradients (docs/performance.md).
+    """
+    options = {
+        "xla_cpu_experimental_ynn_fusion_type": ",".join(
+            f"LIBRARY_FUSION_TYPE_{kind}" for kind in ("REDUCE", "DOT", "INDIVIDUAL_DOT")
+        )
+    }
+    if jax.default_backend() != "cpu":
+        return None
+    try:
+        jax.jit(lambda x: x, compiler_options=options).lower(np.float32(0)).compile()
+    except jax.errors.JaxRuntimeError:  # an experimental option: another release may not know it
+        return None
+    return options
 
 
 def _pad(batch: Any, multiple: int) -> Any:

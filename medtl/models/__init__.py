@@ -28,6 +28,7 @@ def backbone(
     epsilon: float = 1e-5,
     zero_init_residual: bool = False,
     classifier: bool = False,
+    remat: bool = False,
 ) -> nn.Module:
     """The backbone of that name; `module.apply(variables, x, use_batch_stats=..., mask=...)` gives dtype[B, h, w, D].
 
@@ -40,6 +41,7 @@ def backbone(
       epsilon: of BatchNorm; Keras-applications ResNets were trained with 1.001e-5.
       zero_init_residual: ResNets: start the last BatchNorm scale of each block at 0.
       classifier: VGGs: go on through the two hidden fully connected layers, to [B, 1, 1, 4096].
+      remat: the backward pass computes the inside of each block (VGG: stage) again, to save memory.
 
     Raises:
       base.UserError: there is no such backbone, or not with these options.
@@ -59,6 +61,7 @@ def backbone(
             batch_norm=known.batch_norm,
             stages=stages,
             classifier=classifier,
+            remat=remat,
             dtype=jnp.dtype(dtype),
             axis_name=axis_name,
             epsilon=epsilon,
@@ -71,6 +74,7 @@ def backbone(
         stages=stages,
         stride_in=stride_in,
         zero_init_residual=zero_init_residual,
+        remat=remat,
         dtype=jnp.dtype(dtype),
         axis_name=axis_name,
         epsilon=epsilon,

@@ -101,6 +101,8 @@ class ResNet(nn.Module):
       stride_in: see `Bottleneck`.
       zero_init_residual: start the last scale of each block at 0, so that it starts as the identity (Goyal et al. 2017,
         arXiv:1706.02677, section 5.1).
+      remat: the backward pass computes what is inside a block again instead of keeping it (Chen et al. 2016,
+        arXiv:1604.06174).
       dtype: compute dtype.
       axis_name, epsilon: see `layers.BatchNorm`.
     """
@@ -112,6 +114,7 @@ class ResNet(nn.Module):
     stages: int = 0
     stride_in: str = "3x3"
     zero_init_residual: bool = False
+    remat: bool = False
     dtype: layers.Dtype = jnp.float32
     axis_name: str | None = None
     epsilon: float = 1e-5
@@ -132,10 +135,13 @@ class ResNet(nn.Module):
         conv = functools.partial(layers.Conv, dtype=self.dtype)
         norm = functools.partial(layers.BatchNorm, epsilon=self.epsilon, axis_name=self.axis_name, dtype=self.dtype)
         scale_init = nn.initializers.zeros if self.zero_init_residual else nn.initializers.ones
+        kind: Any = Bottleneck if self.bottleneck else BasicBlock
+        if self.remat:
+            kind = nn.remat(kind, static_argnums=(2,))  # use_batch_stats
         block: Callable[..., nn.Module] = (
-            functools.partial(Bottleneck, stride_in=self.stride_in)
+            functools.partial(kind, stride_in=self.stride_in)
             if self.bottleneck
-            else functools.partial(BasicBlock, pad_shortcut=self.cifar)
+            else functools.partial(kind, pad_shortcut=self.cifar)
         )
 
         if self.cifar:

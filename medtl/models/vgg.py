@@ -6,6 +6,8 @@ connected layers. Refuses an image that pooling shrinks to nothing, and with the
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -26,6 +28,7 @@ class VGG(nn.Module):
       stages: keep the first n stages, each up to and with its pooling; 0 keeps all.
       classifier: go on through the two hidden fully connected layers. Their dropout is left out: a backbone gives the same
         features for the same image, and the head has a dropout of its own.
+      remat: the backward pass computes what is inside a stage again instead of keeping it.
       dtype: compute dtype.
       axis_name, epsilon: see `layers.BatchNorm`.
     """
@@ -35,6 +38,7 @@ class VGG(nn.Module):
     batch_norm: bool = False
     stages: int = 0
     classifier: bool = False
+    remat: bool = False
     dtype: layers.Dtype = jnp.float32
     axis_name: str | None = None
     epsilon: float = 1e-5
@@ -60,20 +64,27 @@ class VGG(nn.Module):
             raise base.UserError(
                 f"data.image_size: {stages} stages of a VGG need at least {2**stages} px, not {x.shape[1]}x{x.shape[2]}"
             )
+        one: Any = VGG._stage
+        if self.remat:
+            one = nn.remat(one, static_argnums=(2, 3))  # stage, use_batch_stats
         for stage in range(stages):
-            for i in self.convs[stage]:
-                conv = layers.Conv(
-                    self.features[stage], 3, padding=1, use_bias=True, dtype=self.dtype, name=f"features_{i}"
-                )
-                x = conv(x)
-                if self.batch_norm:
-                    norm = layers.BatchNorm(
-                        self.epsilon, axis_name=self.axis_name, dtype=self.dtype, name=f"features_{i + 1}"
-                    )
-                    x = norm(x, use_batch_stats, mask)
-                x = nn.relu(x)
-            x = layers.max_pool(x, size=2, stride=2)
+            x = one(self, x, stage, use_batch_stats, mask)
         return self._classify(x) if self.classifier else x
+
+    def _stage(self, x: jax.Array, stage: int, use_batch_stats: bool, mask: jax.Array | None) -> jax.Array:
+        """[B, H, W, C] -> [B, H // 2, W // 2, D]."""
+        for i in self.convs[stage]:
+            conv = layers.Conv(
+                self.features[stage], 3, padding=1, use_bias=True, dtype=self.dtype, name=f"features_{i}"
+            )
+            x = conv(x)
+            if self.batch_norm:
+                norm = layers.BatchNorm(
+                    self.epsilon, axis_name=self.axis_name, dtype=self.dtype, name=f"features_{i + 1}"
+                )
+                x = norm(x, use_batch_stats, mask)
+            x = nn.relu(x)
+        return layers.max_pool(x, size=2, stride=2)
 
     def _classify(self, x: jax.Array) -> jax.Array:
         """[B, 7, 7, 512] -> [B, 1, 1, 4096]."""

@@ -45,6 +45,17 @@ def test_convolution_1x1(inputs, outputs, px, stride):
     )
 
 
+@pytest.mark.parametrize(("size", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (7, 2, 3)])
+@pytest.mark.parametrize("px", [8, 9])
+def test_convolution_with_a_window(size, stride, padding, px):
+    args = draw(3, px, px + 1, 4), draw(size, size, 4, 6, seed=1)
+
+    def form(f):
+        return lambda x, k: layers.convolve(x, k, stride=stride, padding=padding, form=f)
+
+    assert_equal_forms([jax.jit(lambda *a, f=f: values_and_gradients(form(f), a))(*args) for f in FORMS])
+
+
 POOLS = [(3, 2, 1), (2, 2, 0), (3, 1, 1), (3, 3, 0), (2, 3, 0), (3, 2, 0), (5, 2, 2)]
 
 
@@ -94,6 +105,31 @@ def test_backbone(name, monkeypatch):
         by_params = {k: v for k, v in by_params.items() if "bias" not in v or "scale" in v}
         results.append(jax.tree.leaves((by_params, by_images, y[mask > 0], changed, y_eval)))
     assert_equal_forms(results)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "cifar_resnet20", "vgg11_bn", "vgg11"])
+def test_rematerialisation_changes_memory_and_not_numbers(name):
+    """The names, the values, the gradients and the running statistics are those without it; less is kept."""
+    x, mask = draw(4, 32, 32, 3), jnp.array([1.0, 1.0, 0.0, 1.0])
+    variables = random_variables(models.backbone(name, stages=2), x.shape[1:])
+    results, kept = [], []
+    for remat in (False, True):
+        module = models.backbone(name, stages=2, remat=remat)
+        assert jax.tree.structure(random_variables(module, x.shape[1:])) == jax.tree.structure(variables)
+
+        def apply(params, module=module):
+            y, changed = module.apply(
+                variables | {"params": params}, x, use_batch_stats=True, mask=mask, mutable=["batch_stats"]
+            )
+            return jnp.sum(jnp.sin(y) * mask[:, None, None, None]), (y, changed)
+
+        gradient, found = jax.jit(jax.grad(apply, has_aux=True))(variables["params"])
+        gradient = {k: v for k, v in gradient.items() if "bias" not in v or "scale" in v or name == "vgg11"}
+        results.append(jax.tree.leaves((gradient, found)))
+        residuals = jax.eval_shape(lambda p, apply=apply: jax.vjp(lambda p: apply(p)[0], p)[1], variables["params"])
+        kept.append(sum(leaf.size for leaf in jax.tree.leaves(residuals) if leaf.shape[:1] == x.shape[:1]))
+    assert_equal_forms(results)
+    assert kept[1] < 0.6 * kept[0]
 
 
 def test_second_derivative_and_vmap():
