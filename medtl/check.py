@@ -271,13 +271,17 @@ def check_sweep(config: ConfigDict) -> None:
         raise UserError(
             "--mode=sweep compares on val, but the second fraction of config.data.target.split is 0; give val some"
         )
-    _check_frozen(config, arm)
     if c.solver == "lbfgs":
+        if moving := moving_parts(config, arm):
+            raise UserError(
+                f"config.sweep.solver is 'lbfgs', which trains heads on the features of a frozen backbone, but {'; '.join(moving[:2])}\n"
+                "  config.sweep.solver='train' tries values on whatever trains"
+            )
         _check_linear(config)
 
 
-def _check_frozen(config: ConfigDict, arm: str) -> None:
-    """Whether the arm trains heads on features that do not change."""
+def moving_parts(config: ConfigDict, arm: str) -> list[str]:
+    """Why the features of the arm's backbone change from step to step, in words; empty where its heads alone train."""
     reasons = []
     if config.arm[arm].init != "weights" or not config.weights.path:
         reasons.append(f"the backbone of {arm} starts from random weights")
@@ -286,12 +290,7 @@ def _check_frozen(config: ConfigDict, arm: str) -> None:
             if config.stages[stage][field] != wanted:
                 reasons.append(f"config.stages.{stage}.{field} is {config.stages[stage][field]!r}, not {wanted!r}")
     off = {"crop": 1.0}
-    reasons += [f"config.augment.{k} is {v}" for k, v in config.augment.items() if v != off.get(k, 0)]
-    if reasons:
-        raise UserError(
-            f"--mode=sweep trains heads on the features of a frozen backbone, but {'; '.join(reasons[:2])}\n"
-            "  config.evaluation.tune tries values one after the other, whatever trains"
-        )
+    return reasons + [f"config.augment.{k} is {v}" for k, v in config.augment.items() if v != off.get(k, 0)]
 
 
 def _check_linear(config: ConfigDict) -> None:

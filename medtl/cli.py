@@ -30,11 +30,11 @@ against training from scratch. Without a flag it runs the embedded experiment on
   --workdir=FOLDER       where the run is kept (default: runs/<config.name>); the same command resumes it
   --mode=MODE            train (default): train and evaluate every arm; evaluate: its checkpoints; report: rebuild it;
                          predict: score the images of a manifest; sweep: try all of config.sweep on a frozen backbone
+  --profile              trace some training steps: a trace in WORKDIR/profile, the ten costliest operations here
   --help, --version
 
-with --mode=report, which takes --config.evaluation.FIELD=VALUE:
-  --predictions=FILE     a CSV with the columns arm, id, label, prob_CLASS..., by whichever tool; the report goes to
-                         --workdir (default: that of the run in --workdir)
+with --mode=report, which takes --config.evaluation.FIELD=VALUE and writes to --workdir:
+  --predictions=FILE     a CSV with the columns arm, id, label, prob_CLASS..., by whichever tool (default: the run's)
 
 with --mode=predict:
   --manifest=FILE        a CSV with a column image_path
@@ -49,7 +49,13 @@ examples:
 """
 
 MODES = ("train", "evaluate", "report", "predict", "sweep")
-_ONLY = {"manifest": "predict", "checkpoint": "predict", "output": "predict", "predictions": "report"}
+_ONLY = {
+    "manifest": "predict",
+    "checkpoint": "predict",
+    "output": "predict",
+    "predictions": "report",
+    "profile": "train",
+}
 _ILLEGAL = re.compile(r"flag --config\.(?P<path>[^=]+)=")
 _OVERRIDE = re.compile(r"--?(?P<no>no)?config\.(?P<path>[^=]*)(?P<set>=(?P<value>.*))?", re.DOTALL)
 
@@ -115,7 +121,7 @@ def _start(values: flags.FlagValues, folder: Path, command: str) -> None:
 
         sweep.sweep(values.config, folder, command=command)
     elif values.mode == "train":
-        experiment.train(values.config, folder, command=command)
+        experiment.train(values.config, folder, command=command, profile=values.profile)
     elif values.mode == "evaluate":
         experiment.evaluate(workdir.load_config(folder), folder, command=command)
     else:
@@ -190,7 +196,8 @@ def _parse(argv: list[str], config: ConfigDict) -> flags.FlagValues:
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", "", "", flag_values=values)
     flags.DEFINE_string("mode", "train", "", flag_values=values)
-    for name in _ONLY:
+    flags.DEFINE_bool("profile", False, "", flag_values=values)
+    for name in _ONLY.keys() - {"profile"}:
         flags.DEFINE_string(name, "", "", flag_values=values)
     names = [f"--{name}" for name in (*values, "config", "help", "version")]
     arguments = ["medtl", *_spell_out(argv, config)]

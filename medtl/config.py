@@ -113,7 +113,9 @@ def default() -> ConfigDict:
             resize="squash",  # squash to the square | crop its centre | pad to it
             cache="auto",  # memory | disk | stream | auto: memory up to 2 GiB, disk up to 64 GiB, else stream
             cache_dir="",  # of decoded images (cache="disk") and of a frozen backbone's features; empty: ~/.cache/medtl
-            resident="auto",  # decoded data lies on the devices, many steps a dispatch: always | never | auto: features, and images on GPUs and TPUs with room
+            # Decoded data lies on the devices, many steps a dispatch: always | never | auto: features, and images on GPUs and TPUs with
+            # room. On CPUs "always" trains convolutions ten times as slowly (docs/performance.md).
+            resident="auto",
             workers=0,  # Grain worker processes for cache="stream"; 0: threads
             source=dataset("phantom", size=2000, scanner="a", split=(0.8, 0.1, 0.1)),
             target=dataset("phantom", size=700, scanner="b", split=(0.1, 0.1, 0.8), split_seed=1),
@@ -138,6 +140,7 @@ def default() -> ConfigDict:
             stride_in="3x3",  # bottleneck ResNets: "3x3" (torchvision, v1.5) or "1x1" (MSRA, Keras, v1)
             classifier=False,  # VGG: features are those of the second 4,096-wide layer
             dtype="float32",  # compute dtype: float32 | bfloat16; parameters are float32
+            remat=False,  # the backward pass computes the inside of each block again: less memory, more time
             hidden=(),  # widths of the head's hidden layers
             dropout=0.0,
             prior_bias=False,  # the last bias starts at the log frequencies of the classes in train
@@ -191,14 +194,14 @@ def default() -> ConfigDict:
             resamples=2000,  # of the patients, for the intervals
         )
     )
-    # --mode=sweep: every combination of these, trained at once on the features of a frozen backbone, compared on val.
+    # --mode=sweep: every combination of these, trained by one compiled program and compared on val.
     c.sweep = ConfigDict(
         dict(
             arm="",  # empty: the first joint arm without a source stage, else the first joint one, else the first
             lambda_=(),  # empty: as objective.lambda_ says
             learning_rate=(),  # of the target stage; empty: as it says
             weight_decay=(),
-            solver="train",  # train: the trainer's own steps | lbfgs: linear heads at the minimum, weight_decay / 2 |W|² included
+            solver="train",  # train: the trainer's own steps | lbfgs: frozen backbone, linear heads at the minimum, weight_decay / 2 |W|² included
         )
     )
     return c

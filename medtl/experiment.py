@@ -6,6 +6,7 @@ What is done is not done again: the same command resumes where it was stopped.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import time
@@ -17,22 +18,24 @@ import jax
 import numpy as np
 
 from medtl import build, cells, check, data, explain, parallel, results, workdir
-from medtl.base import Examples, UserError
+from medtl.base import Examples, UserError, class_counts
 from medtl.data import cache
 from medtl.evaluation import analysis, predictions
 from medtl.evaluation.predictions import Predictions
+from medtl.profiling import Profile
 from medtl.provenance import versions
 from medtl.run import Run, reported, uses_source
 from medtl.train import DOMAINS
 
 
-def train(config: Any, folder: str | Path, *, command: str = "") -> dict[str, Any]:
+def train(config: Any, folder: str | Path, *, command: str = "", profile: bool = False) -> dict[str, Any]:
     """Runs or resumes an experiment and writes `metrics.json`, `predictions.csv` and `report.html` into `folder`.
 
     Args:
       config: as `medtl.config.default` describes.
       folder: the work folder; made where it is absent.
       command: what the report says reproduces it; empty: this call.
+      profile: trace some steps of the first stage that trains, into `folder/profile`.
 
     Returns:
       What `metrics.json` holds.
@@ -40,7 +43,7 @@ def train(config: Any, folder: str | Path, *, command: str = "") -> dict[str, An
     Raises:
       UserError: the config, the data, the weights or the folder is at fault, or a loss became NaN.
     """
-    return _run(config, Path(folder), training=True, command=command)
+    return _run(config, Path(folder), training=True, command=command, profile=profile)
 
 
 def evaluate(config: Any, folder: str | Path, *, command: str = "") -> dict[str, Any]:
@@ -48,7 +51,7 @@ def evaluate(config: Any, folder: str | Path, *, command: str = "") -> dict[str,
     return _run(config, Path(folder), training=False, command=command)
 
 
-def _run(config: Any, folder: Path, *, training: bool, command: str) -> dict[str, Any]:
+def _run(config: Any, folder: Path, *, training: bool, command: str, profile: bool = False) -> dict[str, Any]:
     began = time.monotonic()
     check.check(config)
     workdir.check(folder, config)
@@ -73,6 +76,8 @@ def _run(config: Any, folder: Path, *, training: bool, command: str) -> dict[str
             text = io.StringIO()
             csv.writer(text, lineterminator="\n").writerows(cells.table(examples["target"], every[config.seeds[0]]))
             workdir.write_text(folder / "folds.csv", text.getvalue())
+        if profile:
+            run = dataclasses.replace(run, profile=Profile(folder / "profile"))
         return _run_arms(run, every, began, command or f"medtl.experiment.train(config, {str(folder)!r})")
 
 
@@ -90,6 +95,8 @@ def _run_arms(run: Run, every: Mapping[int, Sequence[cells.Cell]], began: float,
                 said += outcome.said
                 if outcome.tuned:
                     tuned.append({"seed": seed, "cell": cell.path, "arm": arm, **outcome.tuned})
+    if run.profile is not None:
+        run.profile.close()
     predictions.write(folder / "predictions.csv", said, target.classes)
     provenance = _provenance(run, command, tuned) | {"seconds": _seconds(run, began)}
     sources = [arm for arm in config.arms if uses_source(config, arm)]
@@ -131,7 +138,7 @@ def _data_card(e: Examples, config: Any) -> dict[str, Any]:
         "name": e.name,
         "synthetic": e.synthetic,
         "classes": list(e.classes),
-        "splits": {split: _class_counts(e, split) for split in e.splits},
+        "splits": {split: class_counts(e.label[e.indices(split)], e.classes) for split in e.splits},
         "patients": len(set(e.patient)) if e.patient is not None else None,
         "fingerprint": e.fingerprint,
         "allowed": [f"weights: {pattern}" for pattern in config.weights.allow],
@@ -182,13 +189,8 @@ def _check_devices() -> None:
 def _data_line(e: Examples) -> str:
     parts = []
     for split in e.splits:
-        shown = ", ".join(f"{name} {n}" for name, n in _class_counts(e, split).items())
-        parts.append(f"{split} {len(e.indices(split))} ({shown})")
+        rows = e.indices(split)
+        shown = ", ".join(f"{name} {n}" for name, n in class_counts(e.label[rows], e.classes).items())
+        parts.append(f"{split} {len(rows)} ({shown})")
     patients = f", {len(set(e.patient))} patients" if e.patient is not None else ""
     return f"{e.name}{' (synthetic)' if e.synthetic else ''}: {'; '.join(parts)}{patients}"
-
-
-def _class_counts(e: Examples, split: str) -> dict[str, int]:
-    label = e.label[e.indices(split)]
-    counts = np.nansum(label, axis=0) if e.multi_label else np.bincount(label, minlength=len(e.classes))
-    return {name: int(n) for name, n in zip(e.classes, counts, strict=True)}

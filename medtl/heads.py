@@ -1,231 +1,165 @@
-"""The heads of a frozen backbone for every point of a grid at once: by the trainer's own steps, or at the minimum of the objective.
+"""What the places and points of a sweep say of val: by the trainer's own steps, or at the minimum of the objective.
 
-Refuses nothing: `check.check_sweep` has done so.
+Of a frozen backbone the heads alone are trained, on its features; of one that moves the whole model, on images that lie on the
+devices. Refuses images that are read as a stream; `check.check_sweep` has refused the rest.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from medtl import build, finetune, linear, spec
-from medtl.base import Examples
+from medtl import build, check, linear, spec
+from medtl.base import Examples, UserError
 from medtl.data import loading
 from medtl.evaluation import metrics, predictions
+from medtl.feed import STAGES, batch_sizes, order_seed
 from medtl.parallel import Parallel
 from medtl.progress import Progress
-from medtl.run import STAGES, Run, batch_sizes, order_seed
-from medtl.train import DOMAINS, Step, TrainState
+from medtl.run import Run
+from medtl.sweep_program import Block, Grid, Program
+from medtl.train import CHUNK, DOMAINS
 
-Grid = Mapping[str, np.ndarray]  # field of config.sweep -> f64[H], its value at each point
 Place = tuple[int, Run]  # a seed, and the experiment in a cell
+_SMALL = 1_000_000  # parameters of a backbone
+
+
+def frozen(run: Run, arm: str) -> bool:
+    """Whether an arm trains nothing but heads, on features that never change: as `Run.stage` decides."""
+    intact = run.loaded is not None and not run.loaded.report.left_random
+    return intact and not check.moving_parts(run.config, arm)
+
+
+def check_images(run: Run, arm: str) -> None:
+    """Refuses images that cannot lie on the devices."""
+    for domain in _domains(run.config, arm):
+        if not isinstance(run.examples[domain].image, np.ndarray):
+            raise UserError(
+                f"--mode=sweep keeps the images of {domain} on the device while the backbone moves, but config.data.cache is "
+                f"{run.config.data.cache!r}, which streams them; use 'memory' or 'disk', or a smaller config.data.image_size"
+            )
+
+
+def together(places: int, points: int, *, parameters: int, backend: str) -> tuple[int, int]:
+    """How many places and points one device trains at once.
+
+    All of them where heads alone train; of a small backbone the places of a point; of others one place and point after the
+    other, and so on CPUs, where a convolution mapped over kernels is slower than one after the other: what was measured is in
+    docs/decisions/0006-sweep.md.
+
+    Args:
+      places: of the sweep.
+      points: of the sweep.
+      parameters: of the backbone; 0 where heads alone train.
+      backend: "cpu", "gpu" or "tpu".
+    """
+    if not parameters:
+        return places, points
+    return (places, 1) if backend != "cpu" and parameters < _SMALL else (1, 1)
 
 
 def trained(places: Sequence[Place], arm: str, grid: Grid) -> list[np.ndarray]:
-    """Trains a head for each place and point, as `Run.outcome` would with the point's values.
+    """Trains a head, or a model where the backbone moves, for each place and point, as `Run.outcome` would with the point's values.
+
+    One program is compiled for all of them. Several devices share the places or the points; one model is never spread.
 
     Returns:
       For each place float64[H, n, K], the probabilities of its val rows, by the checkpoint that the run would choose.
     """
     run = places[0][1]
     config = run.config
-    domains = DOMAINS if config.arm[arm].joint else DOMAINS[1:]
-    steps = run.steps(arm, "target")
+    steps, batch_size = run.steps(arm, "target"), config.evaluation.batch_size
+    program, variables = _program(places, arm, grid)
+    keys = [jax.random.fold_in(jax.random.key(seed), 1 + STAGES.index("target")) for seed, _ in places]
     every = max(1, -(-steps // config.evaluation.times))
-    params, heads = _started(places, arm)
-    template = build.step(
-        config,
-        "target",
-        run.model,
-        params=params,
-        domains=domains,
-        fresh=False,
-        steps=steps,
-        sizes=run.sizes,
-        norm=run.normalization,
-        parallel=Parallel("none", run.parallel.devices[:1]),
-    )
-    data = {
-        d: {"features": run.frozen_features(d), "label": run.examples[d].label, "weight": run.examples[d].weight}
-        for d in domains
-    }
-    program = Program.create(
-        template, config.stages.target.to_dict(), steps, grid, data, places=len(places), devices=run.parallel.devices
-    )
-    state, sizes = program.start(
-        heads,
-        [jax.random.fold_in(jax.random.key(seed), 1 + STAGES.index("target")) for seed, _ in places],
-        {d: [len(at.examples[d].indices("train")) for _, at in places] for d in domains},
-    )
-    orders = _orders(places, domains, every)
-    val = [at.examples["target"].indices("val") for _, at in places]
-    best = _Best(config, places, val, len(next(iter(grid.values()))))
-    progress = Progress(f"{len(places)} x {best.points} heads", steps)
-    batch = sum(batch_sizes(config, "target", domains).values())
-    for begin in range(0, steps, every):
-        end = min(begin + every, steps)
-        state = program.advance(state, next(orders), sizes, begin, end)
-        progress.count(end, (end - begin) * batch * len(places) * best.points)
-        if end == steps or config.checkpoint.select == "best":
-            best.take(program.logits(state, val))
-        progress.show(end, {})
-    if steps == 0:
-        best.take(program.logits(state, val))
+    best = _Best(config, places, len(next(iter(grid.values()))))
+    images = sum(batch_sizes(config, "target", tuple(program.data)).values())
+    kind = "heads" if frozen(run, arm) else "models"
+    progress = Progress(f"{len(places)} x {best.points} {kind}", steps * len(program.blocks))
+    for n, block in enumerate(program.blocks):
+        own = [places[r] for r in block.places]
+        val = [at.examples["target"].indices("val") for _, at in own]
+        orders = _orders(own, tuple(program.data), every)
+        state = program.start(block, [variables[r] for r in block.places], [keys[r] for r in block.places])
+        for begin in range(0, steps, every):
+            end = min(begin + every, steps)
+            order = program.order(next(orders))
+            for at in range(begin, end, CHUNK):
+                until = min(at + CHUNK, end)
+                state = jax.block_until_ready(program.advance(state, block, order, (at - begin, until - begin)))
+                progress.count(n * steps + until, (until - at) * images * len(block.places) * len(block.points))
+                progress.show(n * steps + until, {})
+            if end == steps or config.checkpoint.select == "best":
+                best.take(block, program.logits(state, val, batch_size))
+        if steps == 0:
+            best.take(block, program.logits(state, val, batch_size))
     return best.probability
 
 
-def _started(places: Sequence[Place], arm: str) -> tuple[Any, list[Any]]:
-    """The parameters that the first place starts from, and those of each place's heads."""
-    first, found = None, {}
+def _domains(config: Any, arm: str) -> tuple[str, ...]:
+    return DOMAINS if config.arm[arm].joint else DOMAINS[1:]
+
+
+def _program(places: Sequence[Place], arm: str, grid: Grid) -> tuple[Program, list[Any]]:
+    """The program, and the variables that each place starts from, on the host; trains source stages that are not trained yet."""
+    run = places[0][1]
+    config, domains, steps = run.config, _domains(run.config, arm), run.steps(arm, "target")
+    heads_alone = frozen(run, arm)
+    started, fresh = _started(places, arm)
+    params = started[0]["params"]
+    alone = Parallel("none", run.parallel.devices[:1])
+    template = build.step(
+        config,
+        "target",
+        # Every model stays on one device, where BatchNorm has no axis to sum over.
+        dataclasses.replace(run.model, backbone=run.model.backbone.clone(axis_name=None)),
+        params=params,
+        domains=domains,
+        fresh=fresh,
+        steps=steps,
+        sizes=run.sizes,
+        norm=run.normalization,
+        parallel=alone,
+    )
+    if heads_alone:
+        # Parts of a batch add up to the same gradient; here there is no memory to be saved.
+        template = dataclasses.replace(template, accumulate=1)
+        started = [{"params": {"heads": found["params"]["heads"]}, "batch_stats": {}} for found in started]
+    inputs = {
+        d: {"features": run.frozen_features(d)} if heads_alone else {"image": run.examples[d].image} for d in domains
+    }
+    parameters = 0 if heads_alone else sum(x.size for x in jax.tree.leaves(params["backbone"]))
+    points, backend = len(next(iter(grid.values()))), alone.devices[0].platform
+    program = Program.create(
+        template,
+        config.stages.target.to_dict(),
+        steps,
+        grid,
+        {d: {**inputs[d], "label": run.examples[d].label, "weight": run.examples[d].weight} for d in domains},
+        sizes={d: [len(at.examples[d].indices("train")) for _, at in places] for d in domains},
+        together=together(len(places), points, parameters=parameters, backend=backend),
+        # In a loop, XLA's CPU backend takes 10 to 30 times as long for the gradients of convolutions.
+        loop=heads_alone or backend != "cpu",
+        devices=run.parallel.devices,
+    )
+    return program, started
+
+
+def _started(places: Sequence[Place], arm: str) -> tuple[list[Any], bool]:
+    """The variables that each place starts from, and whether their backbone is random."""
+    found = {}
     for seed, at in places:
         # A source stage that cells share is restored once.
         key = seed, id(at.whole or at)
         if key not in found:
-            params = at.start(seed, arm)[0]["params"]
-            first, found[key] = first or params, params["heads"]
-    return first, [found[seed, id(at.whole or at)] for seed, at in places]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Program:
-    """The compiled loop over steps, over R places x H points, of which one axis is spread over the devices.
-
-    Attributes:
-      template: the trainer's step; a point's values take the place of its own.
-      stage: the fields of `config.stages.target`.
-      steps: the length of the stage, for schedules.
-      grid: field of config.sweep -> f32[H].
-      data: domain -> `features` f32[N, D], `label`, `weight` of all its examples.
-      take: int[R'] and int[H'], the places and points, of which the last are repeated up to what the devices divide.
-      shape: (R, H).
-      sharding: of what is "whole" on each device, and of what has an axis of "places", of "points", or both ("heads").
-    """
-
-    template: Step
-    stage: Mapping[str, Any]
-    steps: int
-    grid: Any
-    data: Any
-    take: tuple[np.ndarray, np.ndarray]
-    shape: tuple[int, int]
-    sharding: Mapping[str, NamedSharding]
-
-    @classmethod
-    def create(
-        cls,
-        template: Step,
-        stage: Mapping[str, Any],
-        steps: int,
-        grid: Grid,
-        data: Any,
-        *,
-        places: int,
-        devices: tuple[jax.Device, ...],
-    ) -> Program:
-        """Puts the data on the devices; nothing is compiled yet."""
-        shape = places, len(next(iter(grid.values())))
-        padded = [-(-n // len(devices)) * len(devices) for n in shape]
-        axis = int(padded[1] / shape[1] < padded[0] / shape[0])
-        take = [np.arange(n) for n in shape]
-        take[axis] = np.minimum(np.arange(padded[axis]), shape[axis] - 1)
-        mesh = jax.make_mesh((len(devices),), ("grid",), axis_types=(AxisType.Auto,), devices=devices)
-        cut: dict[str, tuple[str | None, ...]] = {"whole": (), "places": (), "points": (), "heads": (None, "grid")}
-        cut |= {"points": ("grid",)} if axis else {"places": ("grid",), "heads": ("grid",)}
-        sharding = {name: NamedSharding(mesh, PartitionSpec(*axes)) for name, axes in cut.items()}
-        values = {name: column[take[1]].astype(np.float32) for name, column in grid.items()}
-        return cls(
-            # Parts of a batch add up to the same gradient; here there is no memory to be saved.
-            dataclasses.replace(template, accumulate=1),
-            stage,
-            steps,
-            jax.device_put(values, sharding["points"]),
-            jax.device_put(data, sharding["whole"]),
-            (take[0], take[1]),
-            shape,
-            sharding,
-        )
-
-    def start(
-        self, heads: Sequence[Any], keys: Sequence[jax.Array], sizes: Mapping[str, Sequence[int]]
-    ) -> tuple[TrainState, Any]:
-        """The state before the first step, leaves [R, H, ...], and the sizes, f32[R], on the devices.
-
-        Args:
-          heads: of each place, the parameters of the model's heads.
-          keys: of each place, the stage's random key.
-          sizes: domain -> of each place, the number of train examples.
-        """
-        padded = [heads[i] for i in self.take[0]]
-        params = {"heads": jax.tree.map(lambda *leaves: np.stack(leaves), *padded)}
-        counts = {d: np.asarray(n, np.float32)[self.take[0]] for d, n in sizes.items()}
-        params, counts, stacked = jax.device_put(
-            (params, counts, jnp.stack(keys)[self.take[0]]), self.sharding["places"]
-        )
-
-        def one(params, key, sizes, point):
-            return self._step(sizes, point).init(key, {"params": params, "batch_stats": {}})
-
-        over = jax.vmap(jax.vmap(one, (None, None, None, 0)), (0, 0, 0, None))
-        return jax.jit(over, out_shardings=self.sharding["heads"])(params, stacked, counts, self.grid), counts
-
-    def advance(self, state: TrainState, order: Any, sizes: Any, begin: int, end: int) -> TrainState:
-        """Steps `begin` to `end`; order: domain -> i32[R, at least end - begin, B], the rows of each step. Donates the state."""
-        order = jax.device_put({d: rows[self.take[0]] for d, rows in order.items()}, self.sharding["places"])
-        return self._compiled[0](state, order, sizes, self.grid, self.data, (begin, end))
-
-    def logits(self, state: TrainState, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """For each place f32[H, n, K], of these rows of the target."""
-        longest = max(map(len, rows))
-        filled = np.stack([np.resize(rows[i], longest) for i in self.take[0]]).astype(np.int32)
-        filled = jax.device_put(filled, self.sharding["places"])
-        out = np.asarray(self._compiled[1](state, filled, self.grid, self.data["target"]["features"]))
-        return [out[r, : self.shape[1], : len(rows[r])] for r in range(self.shape[0])]
-
-    def _step(self, sizes: Any, point: Mapping[str, jax.Array]) -> Step:
-        """The trainer's step with a point's values, traced, in the place of the config's."""
-        values = {name: value for name, value in point.items() if name != "lambda_"}
-        stage = types.SimpleNamespace(**{**self.stage, **values})
-        optimizer, rate = finetune.optimizer(stage, steps=self.steps, key="config.stages.target")
-        objective = dataclasses.replace(self.template.objective, sizes=sizes)
-        if "lambda_" in point:
-            objective = dataclasses.replace(objective, lambda_=lambda _: point["lambda_"])
-        return dataclasses.replace(self.template, optimizer=optimizer, rate=rate, objective=objective)
-
-    @functools.cached_property
-    def _compiled(self) -> tuple[Any, Any]:
-        def advance(state, order, sizes, point, data, span):
-            step = self._step(sizes, point)
-
-            def body(t, state):
-                return step(state, {d: _batch(data[d], rows[t - span[0]]) for d, rows in order.items()})[0]
-
-            return jax.lax.fori_loop(span[0], span[1], body, state)
-
-        def logits(state, rows, point, features):
-            variables = self._step(dict.fromkeys(self.data, 1.0), point).variables(state)
-            batch = {"target": {"features": features[rows], "mask": jnp.ones(len(rows))}}
-            return self.template.model.apply(variables, batch, train=False)[0]["target"].logits
-
-        # The order and what it gathers are mapped over places alone: the points of a place share them.
-        over = jax.vmap(jax.vmap(advance, (0, None, None, 0, None, None)), (0, 0, 0, None, None, None))
-        said = jax.vmap(jax.vmap(logits, (0, None, 0, None)), (0, 0, None, None))
-        return jax.jit(over, donate_argnums=0, out_shardings=self.sharding["heads"]), jax.jit(said)
-
-
-def _batch(data: Mapping[str, jax.Array], rows: jax.Array) -> dict[str, jax.Array]:
-    """The batch that `data.loading` would give of these rows."""
-    gathered = {name: values[rows] for name, values in data.items()}
-    place = jnp.arange(len(rows), dtype=jnp.int32)
-    return gathered | {"mask": jnp.ones(len(rows), jnp.float32), "index": rows, "position": place}
+            found[key] = at.start(seed, arm)[:2]
+    started = [found[seed, id(at.whole or at)] for seed, at in places]
+    return [variables for variables, _ in started], started[0][1]
 
 
 def _orders(places: Sequence[Place], domains: tuple[str, ...], every: int) -> Iterator[dict[str, np.ndarray]]:
@@ -233,14 +167,8 @@ def _orders(places: Sequence[Place], domains: tuple[str, ...], every: int) -> It
     sizes = batch_sizes(places[0][1].config, "target", domains)
     streams = {
         d: [
-            # Batches of many steps at once, without their features: the places of an endless sequence are the same.
-            loading.train_batches(
-                at.examples[d],
-                "train",
-                sizes[d] * every,
-                seed=order_seed(seed, "target", d),
-                features=np.empty((len(at.examples[d]), 0), np.float32),
-            )
+            # Batches of many steps at once: the places of an endless sequence are the same.
+            loading.train_rows(at.examples[d], "train", sizes[d] * every, seed=order_seed(seed, "target", d))
             for seed, at in places
         ]
         for d in domains
@@ -253,22 +181,22 @@ def _orders(places: Sequence[Place], domains: tuple[str, ...], every: int) -> It
 
 
 class _Best:
-    """The probabilities of each head's chosen checkpoint: the best on val, the earliest of equals."""
+    """The probabilities of each place's and point's chosen checkpoint: the best on val, the earliest of equals."""
 
-    def __init__(self, config: Any, places: Sequence[Place], val: Sequence[np.ndarray], points: int):
+    def __init__(self, config: Any, places: Sequence[Place], points: int):
         self._metric = config.checkpoint.metric
         self._targets = [at.examples["target"] for _, at in places]
-        self._val = val
+        self._val = [e.indices("val") for e in self._targets]
         self._score = np.full((len(places), points), -np.inf)
         self.points = points
-        self.probability: list[np.ndarray] = []
+        self.probability = [
+            np.full((points, len(v), len(e.classes)), np.nan) for v, e in zip(self._val, self._targets, strict=True)
+        ]
 
-    def take(self, logits: Sequence[np.ndarray]) -> None:
-        """The next evaluation's, for each place f32[H, n, K]."""
-        if not self.probability:
-            self.probability = [np.full(of_place.shape, np.nan) for of_place in logits]
-        for r, of_place in enumerate(logits):
-            for h, found in enumerate(of_place):
+    def take(self, block: Block, logits: Sequence[np.ndarray]) -> None:
+        """The next evaluation's, for each place of the block f32[h, n, K]."""
+        for r, of_place in zip(block.places, logits, strict=True):
+            for h, found in zip(block.points, of_place, strict=False):  # what fills the block up is left out
                 if not np.all(np.isfinite(found)):  # the trainer would have stopped here
                     self._score[r, h], self.probability[r][h] = np.inf, np.nan
                     continue

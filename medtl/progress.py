@@ -10,7 +10,7 @@ from typing import TextIO
 
 
 class Progress:
-    """Shows step, loss parts, images per second and the time left.
+    """Shows step, loss parts, images per second, the share of time that went by without data, and the time left.
 
     Args:
       label: names the stage, e.g. "seed 0 transfer source".
@@ -38,14 +38,19 @@ class Progress:
         self._began: float | None = None
         self._shown = time.monotonic()
         self._images = 0
+        self._waited = 0.0
         self._width = 0
         if steps > start and (self._live or not brief):
             self._write(f"{self._head(start)}  compiling", keep=not self._live)
 
+    def waited(self, seconds: float) -> None:
+        """Time in which the devices waited for data."""
+        self._waited += seconds
+
     def count(self, step: int, images: int) -> None:
         """Images of one step; the first, which compiles, is left out of the rate."""
         if self._began is None:
-            self._began, self._start = time.monotonic(), step
+            self._began, self._start, self._waited = time.monotonic(), step, 0.0
         else:
             self._images += images
 
@@ -77,7 +82,8 @@ class Progress:
             return ""
         seconds = now - self._began
         left = (self._steps - step) * seconds / (step - self._start)
-        return f"  {self._images / seconds:.0f} images/s  {_duration(left)} left"
+        share = min(self._waited / seconds, 1.0)
+        return f"  {self._images / seconds:.0f} images/s, {share:.0%} waiting for data  {_duration(left)} left"
 
     def _write(self, text: str, *, keep: bool) -> None:
         if self._live:

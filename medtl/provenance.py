@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 from collections.abc import Mapping
@@ -12,7 +13,8 @@ from typing import Any
 import jax
 
 import medtl
-from medtl.base import UserError
+from medtl import weights
+from medtl.base import Examples, Normalization, UserError
 
 
 def versions() -> dict[str, str]:
@@ -26,6 +28,30 @@ def versions() -> dict[str, str]:
         **found,
         "device": f"{jax.local_device_count()} x {device.device_kind} ({device.platform})",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
+
+
+def record(
+    config: Any, examples: Mapping[str, Examples], loaded: weights.Pretrained | None, normalization: Normalization
+) -> dict[str, Any]:
+    """What a stage's checkpoint says of where it comes from; JSON.
+
+    Args:
+      config: the experiment's.
+      examples: domain -> its examples.
+      loaded: the pretrained backbone.
+      normalization: of the input.
+    """
+    return {
+        "classes": {d: list(e.classes) for d, e in examples.items()},
+        "multi_label": {d: e.multi_label for d, e in examples.items()},
+        "fingerprint": {d: e.fingerprint for d, e in examples.items()},
+        "split_hash": {d: e.split_hash for d, e in examples.items()},
+        "normalization": dataclasses.asdict(normalization),
+        "epsilon": loaded.epsilon if loaded else 1e-5,
+        "weights": {"path": loaded.path, "sha256": loaded.sha256} if loaded else None,
+        "config": config.to_dict(),
+        "versions": versions(),
     }
 
 

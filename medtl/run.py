@@ -10,26 +10,27 @@ import itertools
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from medtl import augment, build, features, provenance, saliency, weights, workdir
+from medtl import augment, build, features, feed, provenance, saliency, weights, workdir
 from medtl.base import Examples, Normalization, UserError
 from medtl.cells import Cell
 from medtl.checkpoint import Store
 from medtl.data import loading
 from medtl.evaluation import metrics, predictions, to_json
 from medtl.evaluation.predictions import Predictions
+from medtl.feed import STAGES
 from medtl.models.model import Model
 from medtl.parallel import Parallel
+from medtl.profiling import Profile
 from medtl.progress import Progress
-from medtl.train import DOMAINS, Resident, Step, Streamed, fit, make_eval_step, make_loop, prepare, run_batches
+from medtl.train import DOMAINS, Feed, Step, fit, make_eval_step, make_loop, prepare, run_batches
 
-STAGES = ("source", "target")
 _DONE = "done.json"
 
 
@@ -43,17 +44,6 @@ def reported(examples: Examples) -> list[str]:
     return [s for s in examples.splits if s != "train"]
 
 
-def batch_sizes(config: Any, stage: str, domains: tuple[str, ...]) -> dict[str, int]:
-    """domain -> how many of its examples a step of the stage takes."""
-    c = config.stages[stage]
-    return {d: c.source_batch_size or c.batch_size if d != stage else c.batch_size for d in domains}
-
-
-def order_seed(seed: int, stage: str, domain: str) -> int:
-    """What the order of a domain's examples is drawn from: of its own for each seed, stage and domain; the same for all arms."""
-    return seed * 4 + 2 * STAGES.index(stage) + DOMAINS.index(domain)
-
-
 @dataclasses.dataclass
 class _Shared:
     """What the cells, arms and seeds of an experiment share."""
@@ -63,6 +53,7 @@ class _Shared:
     steps: dict[Any, Any] = dataclasses.field(default_factory=dict)
     functions: dict[Any, Any] = dataclasses.field(default_factory=dict)
     initial: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    source: dict[tuple[int, str], tuple[Any, bool]] = dataclasses.field(default_factory=dict)
     resident: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -98,6 +89,7 @@ class Run:
       cell: of the target.
       whole: the experiment outside of cells, where its source stages are trained once for all of them.
       trial: the folder of a trial of nested selection; empty outside of one.
+      profile: traces the first stage that trains; None: none is traced.
     """
 
     config: Any
@@ -112,6 +104,7 @@ class Run:
     cell: Cell
     whole: Run | None = None
     trial: str = ""
+    profile: Profile | None = None
     _shared: _Shared = dataclasses.field(default_factory=_Shared)
 
     @classmethod
@@ -274,10 +267,20 @@ class Run:
         fresh = loaded is None
         intact = loaded is not None and not loaded.report.left_random  # what is random differs between seeds
         if self.config.arm[arm].source_stage:
-            whole = self.whole or self
-            variables, intact = whole.stage(seed, arm, "source", variables, fresh=fresh, intact=intact)
+            variables, intact = self._source(seed, arm, variables, fresh=fresh, intact=intact)
             fresh = fresh and self.steps(arm, "source") == 0
         return variables, fresh, intact
+
+    def _source(self, seed: int, arm: str, variables: Any, *, fresh: bool, intact: bool) -> tuple[Any, bool]:
+        """What the source stage gives; where all cells share it, it is read once for a seed."""
+        if self.whole is None:
+            return self.stage(seed, arm, "source", variables, fresh=fresh, intact=intact)
+        known = self._shared.source
+        if (seed, arm) not in known:
+            for other in [key for key in known if key[0] != seed]:
+                del known[other]
+            known[seed, arm] = self.whole.stage(seed, arm, "source", variables, fresh=fresh, intact=intact)
+        return known[seed, arm]
 
     def _trials(self, arm: str) -> Iterator[tuple[Run, dict[str, float]]]:
         """Every combination of the fields to be tuned; those that an arm does not use make no trials of their own."""
@@ -336,18 +339,21 @@ class Run:
                 state = store.restore(start, state)
             if start != steps:
                 self._shared.trained = True
+                title = self._title(seed, arm, stage)
+                progress = Progress(title, steps, start=start or 0, brief=bool(self.cell.path))
+                batches = self._feed(seed, stage, domains, start or 0, compiled, cached=cached, waited=progress.waited)
+                if self.profile is not None:
+                    batches = self.profile.around(batches, title, left=steps - (start or 0))
                 fit(
                     self.parallel.replicate(state),
-                    self._feed(seed, stage, domains, start or 0, compiled, cached=cached),
+                    batches,
                     steps=steps,
                     every=-(-steps // self.config.evaluation.times),
                     save_every=self.config.checkpoint.every_steps,
                     evaluate=lambda s: self._evaluate(step.variables(s), stage, cached=cached),
                     record=record,
                     store=store,
-                    progress=Progress(
-                        self._title(seed, arm, stage), steps, start=start or 0, brief=bool(self.cell.path)
-                    ),
+                    progress=progress,
                 )
             chosen = store.restore(store.chosen_step(), state)
         return jax.device_get(step.variables(chosen)), intact
@@ -379,46 +385,25 @@ class Run:
         return self._shared.steps[key]
 
     def _feed(
-        self, seed: int, stage: str, domains: tuple[str, ...], start: int, compiled: Any, *, cached: bool
-    ) -> Streamed | Resident:
+        self,
+        seed: int,
+        stage: str,
+        domains: tuple[str, ...],
+        start: int,
+        compiled: Any,
+        *,
+        cached: bool,
+        waited: Callable[[float], None],
+    ) -> Feed:
         """What takes the steps of a stage from `start` on."""
-        c = self.config.stages[stage]
-        sizes = {d: c.source_batch_size or c.batch_size if d != stage else c.batch_size for d in domains}
-        # A stream of its own for each seed, stage and domain; the same for all arms.
-        seeds = {d: seed * 4 + 2 * STAGES.index(stage) + DOMAINS.index(d) for d in domains}
-        resident = self._resident(domains, cached=cached)
-        streams: dict[str, Iterator[loading.Batch]] = {}
-        for d in domains:
-            options: dict[str, Any] = {"seed": seeds[d], "start_step": start}
-            if resident:
-                streams[d] = loading.train_rows(self.examples[d], "train", sizes[d], **options)
-            else:
-                options |= {
-                    "workers": self.config.data.workers,
-                    "features": self.frozen_features(d) if cached else None,
-                }
-                streams[d] = loading.train_batches(self.examples[d], "train", sizes[d], **options)
-
-        def shards() -> Iterator[tuple[Any, int]]:
-            while True:
-                batch = {d: next(stream) for d, stream in streams.items()}
-                yield self.parallel.shard(batch, multiple=c.accumulate), sum(sizes.values())
-
+        examples = {d: self.examples[d] for d in domains}
+        place: Any = {"seed": seed, "stage": stage, "start": start}
         step, loop = compiled
-        if resident:
-            return Resident(
-                loop, {d: self._on_device(d, cached=cached) for d in domains}, shards(), self.parallel.stack
-            )
-        return Streamed(step, loading.prefetch(shards()))
-
-    def _resident(self, domains: tuple[str, ...], *, cached: bool) -> bool:
-        """Whether the data of a stage lies on the devices: features always, decoded images where there is room for them."""
-        if cached or self.config.data.resident == "never":
-            return cached and self.config.data.resident != "never"
-        images = [image for d in domains if isinstance(image := self.examples[d].image, np.ndarray)]
-        if len(images) < len(domains):
-            return False
-        return self.config.data.resident == "always" or self.parallel.has_room(sum(image.nbytes for image in images))
+        if feed.lies_on_device(self.config, self.parallel, examples, cached=cached):
+            data = {d: self._on_device(d, cached=cached) for d in domains}
+            return feed.resident(self.config, self.parallel, loop, examples, **place, data=data)
+        features = {d: self.frozen_features(d) for d in domains if cached}
+        return feed.streamed(self.config, self.parallel, step, examples, **place, features=features, waited=waited)
 
     def _on_device(self, domain: str, *, cached: bool) -> dict[str, jax.Array]:
         key = (domain, cached)
@@ -511,20 +496,8 @@ class Run:
         return -values[metric] if metric in metrics.LOWER_IS_BETTER else values[metric]
 
     def _record(self, seed: int, arm: str, stage: str) -> dict[str, Any]:
-        return {
-            "seed": seed,
-            "arm": arm,
-            "stage": stage,
-            "classes": {d: list(e.classes) for d, e in self.examples.items()},
-            "multi_label": {d: e.multi_label for d, e in self.examples.items()},
-            "fingerprint": {d: e.fingerprint for d, e in self.examples.items()},
-            "split_hash": {d: e.split_hash for d, e in self.examples.items()},
-            "normalization": dataclasses.asdict(self.normalization),
-            "epsilon": self.loaded.epsilon if self.loaded else 1e-5,
-            "weights": {"path": self.loaded.path, "sha256": self.loaded.sha256} if self.loaded else None,
-            "config": self.config.to_dict(),
-            "versions": provenance.versions(),
-        }
+        of = {"seed": seed, "arm": arm, "stage": stage}
+        return of | provenance.record(self.config, self.examples, self.loaded, self.normalization)
 
 
 def _about(examples: Examples, rows: np.ndarray) -> dict[str, Any]:

@@ -1,11 +1,12 @@
-"""Which λ, learning rate and weight decay: every combination, in every cell and seed, as one compiled training run.
+"""Which λ, learning rate and weight decay: every combination, in every cell and seed, by one compiled program.
 
-The heads of an arm are trained on the features of its frozen backbone, all at once: `vmap` over the grid of a loop over steps,
-with the trainer's own step, batches and steps, so a point of the grid gives what a run with its values gives. The data lie on
-the device once; what differs between seeds and cells is which rows a step gathers. With `solver="lbfgs"` linear heads are
-minimised to convergence instead (medtl/linear.py). Points are compared on val; nothing looks at test.
+It is a loop over the trainer's own step, batches and number of steps, so a point of the grid gives what a run with its values
+gives. The data lie on the device once; what differs between seeds and cells is which rows a step gathers. On the features of a
+frozen backbone all heads train at once; a backbone that moves trains for a few seeds, or one, at a time (medtl/heads.py). With
+`solver="lbfgs"` linear heads are minimised to convergence instead (medtl/linear.py). Points are compared on val; nothing
+looks at test.
 
-Refuses backbones that move: their features change with every step. `config.evaluation.tune` trains those one after the other.
+Refuses images that are read as a stream, of a backbone that moves; and with "lbfgs" all but a frozen backbone.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from medtl import build, cells, check, workdir
 from medtl.base import UserError
 from medtl.evaluation import analysis, bootstrap, metrics, plots, to_json
 from medtl.experiment import load_data
-from medtl.heads import Grid, Place, minimised, trained
+from medtl.heads import Place, check_images, frozen, minimised, trained
 from medtl.provenance import versions
 from medtl.run import Run
+from medtl.sweep_program import Grid
 
 PATHS = {
     "lambda_": "objective.lambda_",
@@ -61,10 +63,13 @@ def sweep(config: Any, folder: str | Path, *, command: str = "") -> dict[str, An
     every = {s: [c for c in cells.cells(config, examples["target"], s) if c.size is None] for s in config.seeds}
     largest = max(cells.largest(found) for found in every.values())
     run = Run.create(config, folder, examples, training=True, train_size=largest)
-    if run.loaded is None or run.loaded.report.left_random:
+    alone = frozen(run, arm)
+    if config.sweep.solver == "lbfgs" and not alone:  # the config was checked: what is left is in the weight file
         raise UserError(
-            "--mode=sweep needs a backbone that is loaded whole; config.weights.allow leaves a part of it random"
+            "config.sweep.solver is 'lbfgs', which needs a backbone that is loaded whole; config.weights.allow leaves a part of it random"
         )
+    if not alone:
+        check_images(run, arm)
     # A minimum does not depend on where the search began, so other seeds would give the same heads.
     seeds = config.seeds if config.sweep.solver == "train" else config.seeds[:1]
     places = [(seed, run.at(cell)) for seed in seeds for cell in every[seed]]
@@ -73,18 +78,21 @@ def sweep(config: Any, folder: str | Path, *, command: str = "") -> dict[str, An
             raise UserError(f"--mode=sweep compares on val, and {at.cell.path or 'config.data.target'} has no val part")
     workdir.prepare(folder, config)
     with workdir.locked(folder):
-        heads = time.monotonic()
+        training = time.monotonic()
         found = trained(places, arm, grid) if config.sweep.solver == "train" else minimised(places, arm, grid)
-        heads = time.monotonic() - heads
-        result = _compared(config, arm, grid, places, found) | {"command": None}
+        training = time.monotonic() - training
+        result = _compared(config, arm, grid, places, found) | {
+            "command": None,
+            "trained": "heads" if alone else "models",
+        }
         if command:
             result["command"] = launch_command(command, result["chosen"])
-        result |= {"seconds": {"heads": round(heads, 1), "all": round(time.monotonic() - began, 1)}}
+        result |= {"seconds": {"training": round(training, 1), "all": round(time.monotonic() - began, 1)}}
         result |= {"config": config.to_dict(), "versions": versions()}
         workdir.write_text(folder / "sweep.json", to_json(result))
         if result["curve"]:
             workdir.write_text(folder / "sweep.html", _page(result))
-    print(table(result))
+    print(f"\n{table(result)}")
     return result
 
 
@@ -226,7 +234,8 @@ def table(result: Mapping[str, Any]) -> str:
     lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     design = result["design"]
     where = f"{result['arm']} on val: mean over {design['cells']} cells and {len(design['seeds'])} seeds; {design['interval']}"
-    where += f"; {len(result['points']) * design['cells'] * len(design['seeds'])} heads in {result['seconds']['heads']:.0f} s"
+    number = len(result["points"]) * design["cells"] * len(design["seeds"])
+    where += f"; {number} {result['trained']} in {result['seconds']['training']:.0f} s"
     said = [where, "", *lines, "", *result["notes"]]
     if result["command"]:
         said += ["", result["command"]]

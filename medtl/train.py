@@ -24,12 +24,16 @@ import optax
 from medtl import augment, finetune
 from medtl.base import Normalization, UserError
 from medtl.checkpoint import Store
+from medtl.evaluation import plain
 from medtl.models.model import Model
 from medtl.objective import Batch, Objective
 from medtl.progress import Progress
 from medtl.workdir import write_text
 
 DOMAINS = ("source", "target")
+Feed = Callable[["TrainState", int], tuple["TrainState", Any, int, int]]
+"""`Streamed` or `Resident`: takes (state, the most steps), gives the new state, metrics, and how many steps and examples."""
+
 AHEAD = 2  # dispatches the host may be ahead of the device
 CHUNK = 64  # steps in one dispatch, at most, where the data lies on the device
 
@@ -138,11 +142,12 @@ class Step:
             (batch_stats, (gradients, parts)), _ = jax.lax.scan(add, (state.batch_stats, zeros), pieces)
         gradients, parts = self._sum((gradients, parts))
 
-        updates, opt_state = self.optimizer.update(gradients, state.opt_state, moving)
-        moving = optax.apply_updates(moving, updates)
-        ema = state.ema
-        if self.ema > 0:
-            ema = jax.tree.map(lambda old, new: self.ema * old + (1 - self.ema) * new, ema, moving)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = self.optimizer.update(gradients, state.opt_state, moving)
+            moving = optax.apply_updates(moving, updates)
+            ema = state.ema
+            if self.ema > 0:
+                ema = jax.tree.map(lambda old, new: self.ema * old + (1 - self.ema) * new, ema, moving)
         metrics = {
             **parts,
             "learning_rate": jnp.asarray(self.rate(state.step), jnp.float32),
@@ -198,8 +203,10 @@ def prepare(
             continue
         image = part["image"]
         if keys is not None and augmentation is not None and not augmentation.is_identity:
-            image = augment.augment(image, jax.vmap(lambda k: jax.random.fold_in(k, 0))(keys), augmentation)
-        inputs[domain]["image"] = augment.normalize(image, normalization)
+            with jax.named_scope("augment"):
+                image = augment.augment(image, jax.vmap(lambda k: jax.random.fold_in(k, 0))(keys), augmentation)
+        with jax.named_scope("normalize"):
+            inputs[domain]["image"] = augment.normalize(image, normalization)
     return inputs
 
 
@@ -250,22 +257,30 @@ def make_loop(step: Callable[[TrainState, Batch], tuple[TrainState, Any]]) -> Ca
     return loop
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Streamed:
     """One step a dispatch, on batches that come from the host.
 
     Attributes:
       step: the compiled step.
       batches: from the state's step on: (batch for the devices, number of examples).
+      waited: told the seconds in which the devices had no batch to work on.
     """
 
     step: Callable[[TrainState, Any], tuple[TrainState, Any]]
     batches: Iterator[tuple[Any, int]]
+    waited: Callable[[float], None] = lambda seconds: None
+    _metrics: Any = None
 
     def __call__(self, state: TrainState, most: int) -> tuple[TrainState, Any, int, int]:
         """The new state, metrics, and the number of steps and of examples that were taken."""
+        began = time.monotonic()
         batch, examples = next(self.batches)
-        return *self.step(state, batch), 1, examples
+        # While a step that was dispatched before still runs, the host waits at no cost.
+        if all(x.is_ready() for x in jax.tree.leaves(self._metrics)):
+            self.waited(time.monotonic() - began)
+        state, self._metrics = self.step(state, batch)
+        return state, self._metrics, 1, examples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,7 +310,7 @@ class Resident:
 
 def fit(
     state: TrainState,
-    feed: Streamed | Resident,
+    feed: Feed,
     *,
     steps: int,
     every: int,
@@ -402,15 +417,7 @@ class _Log:
         self._file.close()
 
     def write(self, entry: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(_defined(entry), allow_nan=False) + "\n")
+        self._file.write(json.dumps(plain(entry), allow_nan=False) + "\n")
 
     def flush(self) -> None:
         self._file.flush()
-
-
-def _defined(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN: what is undefined is null."""
-    return {
-        name: _defined(value) if isinstance(value, Mapping) else None if value != value else value
-        for name, value in entry.items()
-    }

@@ -22,8 +22,9 @@ def calls(monkeypatch, tmp_path):
     made = []
     stub = types.ModuleType("stub")
 
-    def train(config, folder, *, command):
+    def train(config, folder, *, command, profile):
         assert command.startswith("python launch.py")
+        assert profile == ("--profile" in command.split())
         workdir.prepare(folder, config)
         made.append(("train", config, folder))
 
@@ -132,6 +133,12 @@ def test_the_same_command_resumes_and_another_config_is_refused(calls, capsys):
     assert len(calls) == 2
 
 
+def test_a_run_goes_on_with_or_without_its_profile(calls):
+    for arguments in (["--workdir=w"], ["--workdir=w", "--profile"], ["--workdir=w"]):
+        assert cli.run(arguments) == 0
+    assert [config.to_dict() for _, config, _ in calls] == [configs.default().to_dict()] * 3
+
+
 def test_evaluate_takes_the_config_of_the_run(calls, capsys):
     cli.run(["--workdir=w", "--config.seeds=5"])
     assert cli.run(["--workdir=w", "--mode=evaluate"]) == 0
@@ -185,6 +192,9 @@ def test_predict_gets_its_files(calls, tmp_path):
         (["--config="], "--config needs a file: --config=configs/NAME.py"),
         (["--mode=trian"], "--mode=trian: there is no such mode; did you mean 'train'?"),
         (["--manifest=x.csv"], "--manifest is for --mode=predict; the mode is train"),
+        (["--profile", "--mode=sweep"], "--profile is for --mode=train; the mode is sweep"),
+        (["--mode=evaluate", "--profile"], "--profile is for --mode=train; the mode is evaluate"),
+        (["--profle"], "there is no flag --profle; did you mean '--profile'?"),
         (["--mode=predict"], "--mode=predict needs --manifest=FILE, a CSV with a column image_path"),
         (["--mode=predict", "--manifest=x.csv"], "there is no run in runs/phantom: it holds no config.json"),
         (["--mode=predict", "--manifest=x.csv", "--checkpoint=x"], "--checkpoint=x: there is no such folder"),
@@ -247,13 +257,13 @@ def test_a_file_without_get_config_is_refused(calls, capsys, tmp_path):
 
 
 def test_an_error_of_a_lower_layer_is_printed_and_ctrl_c_is_not_a_traceback(calls, capsys, monkeypatch):
-    def fail(config, folder, *, command):
+    def fail(config, folder, **options):
         raise medtl.base.UserError("manifest.csv, row 7: no such image")
 
     monkeypatch.setattr(sys.modules["medtl.experiment"], "train", fail)
     assert error_of(capsys) == "manifest.csv, row 7: no such image"
 
-    def interrupt(config, folder, *, command):
+    def interrupt(config, folder, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sys.modules["medtl.experiment"], "train", interrupt)
@@ -262,7 +272,7 @@ def test_an_error_of_a_lower_layer_is_printed_and_ctrl_c_is_not_a_traceback(call
 
 
 def test_a_bug_keeps_its_traceback(calls, monkeypatch):
-    def fail(config, folder, *, command):
+    def fail(config, folder, **options):
         raise ZeroDivisionError
 
     monkeypatch.setattr(sys.modules["medtl.experiment"], "train", fail)
@@ -274,7 +284,7 @@ def test_a_bug_keeps_its_traceback(calls, monkeypatch):
 def test_help_names_every_flag_on_one_screen(capsys, flag):
     assert cli.run([flag, "--nonsense"]) == 0
     out = capsys.readouterr().out
-    for name in ("config", "workdir", "mode", "predictions", "manifest", "checkpoint", "output", "version"):
+    for name in ("config", "workdir", "mode", "profile", "predictions", "manifest", "checkpoint", "output", "version"):
         assert f"--{name}" in out
     assert len(out.splitlines()) <= 24
     assert max(map(len, out.splitlines())) <= 120
@@ -333,4 +343,5 @@ def test_a_sweep_is_asked_for_by_its_mode(calls, capsys, tmp_path):
     [(mode, config, folder)] = calls
     assert (mode, config.sweep.lambda_, folder) == ("sweep", (0, 0.1, 10), Path("w"))
     assert "nothing to try" in error_of(capsys, "--mode=sweep", "--config=own.py")
-    assert "frozen backbone" in error_of(capsys, "--mode=sweep", "--config.sweep.lambda_=1,2")
+    asked = ("--mode=sweep", "--config.sweep.lambda_=1,2", "--config.sweep.solver=lbfgs")
+    assert "frozen backbone" in error_of(capsys, *asked)

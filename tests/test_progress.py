@@ -41,4 +41,17 @@ def test_the_first_step_which_compiles_is_left_out_of_the_rate(monkeypatch):
     for step in (1, 2):
         progress.count(step, 32)
         progress.show(step, {"loss": 1.0})
-    assert "32 images/s  9s left" in stream.getvalue()
+    assert "32 images/s, 0% waiting for data  9s left" in stream.getvalue()
+
+
+def test_the_share_of_time_without_data_leaves_out_the_first_batch(monkeypatch):
+    times = iter([0.0, 100.0, 104.0])
+    monkeypatch.setattr("medtl.progress.time.monotonic", lambda: next(times))
+    stream = io.StringIO()
+    progress = Progress("s", 11, stream=stream, every=1)
+    progress.waited(50.0)
+    progress.count(1, 32)
+    progress.waited(1.0)
+    progress.count(2, 32)
+    progress.show(2, {"loss": 1.0})
+    assert "25% waiting for data" in stream.getvalue()

@@ -43,6 +43,31 @@ def frozen(weights, **fields):
     return config
 
 
+def moving(**fields):
+    """A joint arm whose model is random at first and moves as a whole, with all that makes a step depend on its place and time."""
+    c = tiny(arms=("joint",), seeds=(0, 3), checkpoint__metric="loss", data__image_size=8)
+    c.arm.joint = arm("random", source_stage=False, joint=True)
+    c.model.update(hidden=(8,), dropout=0.3)
+    c.augment.update(rotation=10.0, contrast=0.2)
+    # Adam's first steps divide by gradients that may be rounding alone: two orders of summation would part.
+    c.stages.target.update(batch_size=15, source_batch_size=8, ema=0.5, schedule="cosine", warmup=0.2)
+    c.stages.target.optimizer = "sgd(momentum=0.9)"
+    c.evaluation.update(times=3, batch_size=16)
+    c.sweep.update(lambda_=(0.5, 2.0), learning_rate=(1e-2, 1e-1))
+    for name, value in fields.items():
+        c.update_from_flattened_dict({name.replace("__", "."): value})
+    return c
+
+
+def with_values(config, grid, h):
+    """The config of a run at a point."""
+    own = config.copy_and_resolve_references()
+    for field, values in grid.items():
+        section = own.objective if field == "lambda_" else own.stages.target
+        section[field] = float(values[h])
+    return own
+
+
 def run_of(config, folder):
     examples = experiment.load_data(config)
     every = cells.cells(config, examples["target"], config.seeds[0])
@@ -90,15 +115,105 @@ def test_a_point_gives_what_a_run_with_its_values_gives(case, weights, tmp_path)
     places = run_of(config, tmp_path / "sweep")
     found = heads.trained(places, name, grid)
     for h in (1, len(grid["lambda_"]) - 2)[: 2 if config.arms[0] == "pooled" else 1]:
-        own = config.copy_and_resolve_references()
-        for field, values in grid.items():
-            section = own.objective if field == "lambda_" else own.stages.target
-            section[field] = float(values[h])
+        own = with_values(config, grid, h)
         for (seed, at), probability in zip(places, found, strict=True):
             launched = dataclasses.replace(at, config=own, folder=tmp_path / f"{h}", trial=f"trial_{h}")
             [said] = [p for p in launched.outcome(seed, name).said if p.split == "val"]
             np.testing.assert_allclose(probability[h], said.probability, atol=1e-5)
     assert max(np.abs(of_place[0] - of_place[-1]).max() for of_place in found) > 1e-2
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory):
+    """A point, and the probabilities of val that a run with its values gives, for each seed."""
+    config, h = moving(), 1
+    own = with_values(config, sweep.grid_of(config), h)
+    said = []
+    for seed, run in run_of(own, tmp_path_factory.mktemp("launched")):
+        said += [p.probability for p in run.outcome(seed, "joint").said if p.split == "val"]
+    return h, said
+
+
+@pytest.mark.parametrize(
+    ("path", "parallel", "most"),
+    [
+        ("in turn", "none", 1e-6),
+        pytest.param("places together", "none", 1e-5, marks=pytest.mark.slow),
+        pytest.param("in turn on each device", "mesh", 1e-5, marks=pytest.mark.slow),
+    ],
+)
+def test_a_model_that_moves_is_what_a_run_gives_and_all_are_one_program(
+    path, parallel, most, launched, tmp_path, monkeypatch, caplog
+):
+    """Up to rounding: XLA fuses a step otherwise whose values are arguments, and a mapped convolution is another one."""
+    config = moving(parallel=parallel)
+    grid = sweep.grid_of(config)
+    if path == "places together":
+        monkeypatch.setattr(heads, "together", lambda places, points, **_: (places, 1))
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        found = heads.trained(run_of(config, tmp_path), "joint", grid)
+    assert sum("Compiling jit(advance)" in r.getMessage() for r in caplog.records) == 1
+    h, said = launched
+    for probability, expected in zip(found, said, strict=True):
+        np.testing.assert_allclose(probability[h], expected, atol=most, rtol=0)
+    assert all(np.abs(of_place[0] - of_place[-1]).max() > 1e-3 for of_place in found)
+
+
+@pytest.mark.slow
+def test_heads_on_images_that_vary_after_a_source_stage_that_moved(weights, tmp_path):
+    """From what the source stage learned, once for all folds; by parts of a batch, of which each has statistics of its own."""
+    fields = {
+        "arms": ("transfer",),
+        "augment__flip": True,
+        "stages__source__freeze": "none",
+        "stages__source__batch_norm": "batch",
+        "stages__target__batch_norm": "batch",
+        "stages__target__batch_size": 15,
+        "stages__target__accumulate": 2,
+        "evaluation__folds": 2,
+        "data__target__split": (0.6, 0.2, 0.2),
+        "sweep__lambda_": (0.5, 2.0),
+        "sweep__weight_decay": (0.3,),
+        "checkpoint__select": "last",
+    }
+    config = frozen(weights, **fields)
+    grid = sweep.grid_of(config)
+    places = run_of(config, tmp_path / "sweep")
+    assert not heads.frozen(places[0][1], "transfer")
+    found = heads.trained(places, "transfer", grid)
+    own = with_values(config, grid, 1)
+    for (seed, at), probability in zip(places, found, strict=True):
+        ran = dataclasses.replace(at, config=own, trial="trial_1").outcome(seed, "transfer")
+        [said] = [p for p in ran.said if p.split == "val"]
+        np.testing.assert_allclose(probability[1], said.probability, atol=1e-6)
+
+
+def test_what_trains_at_once():
+    """All heads; the places of a point on a GPU, of a small backbone; else one model after the other."""
+    assert heads.together(5, 9, parameters=0, backend="cpu") == (5, 9)
+    assert heads.together(5, 9, parameters=270_000, backend="cpu") == (1, 1)
+    assert heads.together(5, 9, parameters=270_000, backend="gpu") == (5, 1)
+    assert heads.together(5, 9, parameters=23_500_000, backend="gpu") == (1, 1)
+
+
+def test_images_that_are_streamed_are_refused_before_anything_is_written(tmp_path, monkeypatch):
+    config = moving()
+
+    class Stream:
+        def __len__(self):
+            return 90
+
+        def __getitem__(self, row):
+            raise AssertionError("not to be read")
+
+    def streamed(config):
+        examples = experiment.load_data(config)
+        return examples | {"target": dataclasses.replace(examples["target"], image=Stream())}
+
+    monkeypatch.setattr(sweep, "load_data", streamed)
+    with pytest.raises(UserError, match="keeps the images of target on the device .* use 'memory' or 'disk'"):
+        sweep.sweep(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_devices_and_padding_change_nothing(weights, tmp_path):

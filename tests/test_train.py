@@ -1,6 +1,7 @@
 """The training step: the joint gradient, the same numbers on one device and on eight, what moves and what rests."""
 
 import dataclasses
+import time
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from medtl.losses import cross_entropy
 from medtl.models.model import Head, Model
 from medtl.objective import Objective, Term
 from medtl.parallel import Parallel
-from medtl.train import Resident, Step, make_loop, prepare
+from medtl.train import Resident, Step, Streamed, make_loop, prepare
 
 SIZE = 8
 NORM = NORMALIZATIONS["centered"].for_channels(1)
@@ -150,6 +151,43 @@ def test_steps_of_one_dispatch_are_the_steps_one_by_one(mode, devices):
     assert logs[0] == logs[1]
     for a, b in zip(jax.tree.leaves(states[0]), jax.tree.leaves(states[1]), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("mode", ["pmap", "mesh", "none"])
+def test_a_batch_put_on_the_devices_ahead_is_the_batch(mode):
+    parallel = Parallel.create(mode, tuple(jax.devices()))
+    cut = parallel.shard({"target": make_batch(3)["target"]})
+    add = parallel.evaluate(lambda _, batch: batch["target"]["label"] + 1)
+    put = parallel.put(cut)
+    for name, value in cut["target"].items():
+        np.testing.assert_array_equal(put["target"][name], value)
+        assert len(put["target"][name].sharding.device_set) == len(parallel.devices)
+    np.testing.assert_array_equal(add(None, make_batch(3)), make_batch(3)["target"]["label"] + 1)
+
+
+class Result:
+    """A metric on its way."""
+
+    def __init__(self, ready):
+        self._ready = ready
+
+    def is_ready(self):
+        return self._ready
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_only_time_in_which_the_devices_had_nothing_to_do_counts_as_waiting(busy):
+    def slowly():
+        while True:
+            time.sleep(0.02)
+            yield {}, 4
+
+    waited = []
+    feed = Streamed(lambda state, batch: (state, {"loss": Result(not busy)}), slowly(), waited.append)
+    for _ in range(4):
+        assert feed(None, 9)[2:] == (1, 4)
+    assert len(waited) == (1 if busy else 4)
+    assert min(waited) >= 0.02
 
 
 def test_accumulated_gradient_is_the_whole_batch_gradient():
