@@ -13,8 +13,6 @@ Writes benchmarks/results/peers_MODEL_DTYPE_BACKEND.json.
 from __future__ import annotations
 
 import functools
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,9 +33,6 @@ COMPILE = flags.DEFINE_bool("torch_compile", False, "torch.compile too; on a CPU
 ALL_KEPT = flags.DEFINE_bool("all_kept", True, "the peers a second time with their memory kept, as medtl keeps its own")
 SERVE = flags.DEFINE_string("serve", "", "internal: be one contender, e.g. medtl/train")
 PAUSE = flags.DEFINE_float("pause", 0.5, "seconds between contenders, in which their threads stop spinning")
-
-KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_ARENA_MAX": "1"}
-"""What medtl.memory.keep tells glibc, as a program from outside is told."""
 
 
 class PlainBlock(nn.Module):
@@ -121,33 +116,6 @@ def plain(name: str, *, batch: int, size: int, dtype: str, train: bool, classes:
     return run
 
 
-class Process:
-    """A contender in a process of its own, driven line by line: "N" runs N steps, the answer is the seconds."""
-
-    def __init__(self, arguments: Sequence[str], *, keep: bool):
-        environment = os.environ | (KEPT if keep else {})
-        self._process = subprocess.Popen(
-            list(arguments), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
-        self.words = self._read()
-        if not self.words.startswith("ready"):
-            raise RuntimeError("it did not start; its error stands above")
-
-    def __call__(self, steps: int) -> float:
-        assert self._process.stdin is not None
-        print(steps, file=self._process.stdin, flush=True)
-        return float(self._read())
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-
-    def _read(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline().strip()
-
-
 def serve(what: str) -> None:
     """This script as such a process: `medtl/train`, `plain/infer`, `joint/train`, ..."""
     who, mode = what.split("/")
@@ -161,9 +129,7 @@ def serve(what: str) -> None:
     else:
         run = (step.trainer if mode == "train" else step.predictor)(name, **options)[0]
     run(1)
-    print(f"ready jax {jax.__version__} {jax.devices()[0].device_kind}", flush=True)
-    for line in sys.stdin:
-        print(run(int(line)), flush=True)
+    timing.serve(lambda line: run(int(line)))
 
 
 def command(who: str, mode: str) -> list[str]:
@@ -198,11 +164,11 @@ def plan(mode: str) -> dict[str, tuple[list[str], bool]]:
 
 def compare(mode: str) -> dict[str, Any]:
     """Times all contenders of one mode; prints and returns their rates and ratios."""
-    contenders: dict[str, Process] = {}
+    contenders: dict[str, timing.Process] = {}
     try:
         for label, (arguments, keep) in plan(mode).items():
             try:
-                contenders[label] = Process(arguments, keep=keep)
+                contenders[label] = timing.Process(arguments, environment=timing.KEPT if keep else {})
             except (OSError, RuntimeError) as e:
                 print(f"{label}: left out: {e}", file=sys.stderr)
         seconds = timing.interleave(contenders, rounds=step.ROUNDS.value, steps=step.STEPS.value, pause=PAUSE.value)

@@ -138,9 +138,9 @@ def trainer(p: linear.Problem, *, places: int, points: int) -> tuple[timing.Cont
     from medtl.augment import Augmentation
     from medtl.base import NORMALIZATIONS
     from medtl.config import stage
-    from medtl.heads import Program
     from medtl.models.model import Head, Model
     from medtl.objective import Objective, Term
+    from medtl.sweep_program import Program
     from medtl.train import Step
 
     model = Model(models.backbone("cifar_resnet20"), {"shared": Head(2)}, {"source": "shared", "target": "shared"})
@@ -160,18 +160,20 @@ def trainer(p: linear.Problem, *, places: int, points: int) -> tuple[timing.Cont
     grid = {"lambda_": np.asarray(LAMBDAS[:points])}
     program = Program.create(
         template, stage(learning_rate=3e-3, weight_decay=0.3).to_dict(), STEPS.value, grid, data,
-        places=places, devices=tuple(jax.local_devices()),
+        sizes=dict.fromkeys(data, [1] * places), together=(places, points), loop=True, devices=tuple(jax.local_devices()),
     )  # fmt: skip
     rng = np.random.default_rng(0)
     shape = places, STEPS.value, 32
     order = {d: rng.integers(0, len(values["label"]), shape).astype(np.int32) for d, values in data.items()}
     head = {"logits": {"kernel": np.zeros((p.features.shape[1], 2), np.float32), "bias": np.zeros(2, np.float32)}}
     keys = [jax.random.key(i) for i in range(places)]
-    state, sizes = program.start([{"shared": head}] * places, keys, dict.fromkeys(data, [1] * places))
-    holder = [state]
+    [block] = program.blocks
+    variables = {"params": {"heads": {"shared": head}}, "batch_stats": {}}
+    placed = program.order(order)
+    holder = [program.start(block, [variables] * places, keys)]
 
     def run() -> Any:
-        holder[0] = program.advance(holder[0], order, sizes, 0, STEPS.value)
+        holder[0] = program.advance(holder[0], block, placed, (0, STEPS.value))
         return holder[0].params
 
     start = time.perf_counter()
@@ -186,7 +188,7 @@ def report(name: str, seconds: dict[str, list[float]], ours: str, heads: int) ->
     for who, values in seconds.items():
         found = timing.summary(values)
         line = (
-            f"{name:6s} {who:22s} {found['median']:9.2f} s [{found['low']:.2f}, {found['high']:.2f}] for {heads} heads"
+            f"{name:6s} {who:22s} {found['median']:9.3g} s [{found['low']:.3g}, {found['high']:.3g}] for {heads} heads"
         )
         if who != ours:
             line += "   ratio {median:.1f} [{low:.1f}, {high:.1f}]".format(**ratios[who])

@@ -5,14 +5,17 @@ Needs JAX and NumPy alone, so that it runs on a bare GPU machine.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,9 @@ import jax.numpy as jnp
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
+
+KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_ARENA_MAX": "1"}
+"""What medtl.memory.keep tells glibc, as a program from outside is told."""
 
 Contender = Callable[[int], float]
 """Runs so many steps, waits until the last has finished, and returns the seconds they took."""
@@ -37,6 +43,59 @@ def contender(step: Callable[[], Any]) -> Contender:
         return time.perf_counter() - start
 
     return run
+
+
+class Process:
+    """A contender in a process of its own, driven line by line: "N" runs N steps, the answer is the seconds."""
+
+    def __init__(self, arguments: Sequence[str], *, environment: Mapping[str, str] | None = None):
+        # Several contenders share a GPU, of which JAX takes three quarters at its start otherwise.
+        shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        self._process = subprocess.Popen(
+            list(arguments),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**shared, **os.environ, **(environment or {})},
+        )
+        self.words = self._read()
+        if not self.words.startswith("ready"):
+            self.close()
+            raise RuntimeError("it did not start; its error stands above")
+
+    def __call__(self, steps: int) -> float:
+        return float(self.ask(str(steps)))
+
+    def ask(self, question: str) -> str:
+        """One line to the process, and one from it."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            print(question, file=self._process.stdin, flush=True)
+        answer = self._read()
+        if not answer:
+            raise RuntimeError(
+                f"{self.words}: it ended with {self._process.wait()}; its error stands above "
+                "(-9 and no error: killed, as where memory is short; --noall_kept and fewer contenders take less)"
+            )
+        return answer
+
+    def close(self) -> None:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+    def _read(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+
+def serve(answer: Callable[[str], object]) -> None:
+    """The other end of a `Process`, once everything is compiled and warm: answers each line by a line."""
+    print(f"ready jax {jax.__version__} {jax.devices()[0].device_kind}", flush=True)
+    for line in sys.stdin:
+        print(answer(line.strip()), flush=True)
 
 
 def interleave(

@@ -29,7 +29,7 @@ against training from scratch. Without a flag it runs the embedded experiment on
   --config.FIELD=VALUE   override one field, e.g. --config.stages.target.epochs=2; all of them: medtl/config.py
   --workdir=FOLDER       where the run is kept (default: runs/<config.name>); the same command resumes it
   --mode=MODE            train (default): train and evaluate every arm; evaluate: its checkpoints; report: rebuild it;
-                         predict: score the images of a manifest; sweep: try all of config.sweep on a frozen backbone
+                         predict: score the images of a manifest; sweep: try all of config.sweep, by one program
   --profile              trace some training steps: a trace in WORKDIR/profile, the ten costliest operations here
   --help, --version
 

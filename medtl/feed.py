@@ -1,6 +1,6 @@
 """Where the steps of a stage get their batches: from data that lies on the devices, or streamed from the host.
 
-Both give the same rows in the same order, so the numbers do not depend on the choice.
+Both give the same rows in the same order, so the numbers depend on the choice only in their rounding.
 """
 
 from __future__ import annotations
