@@ -132,9 +132,7 @@ class InTurn:
 
 def trainer(p: linear.Problem, *, places: int, points: int) -> tuple[timing.Contender, float]:
     """`STEPS` of Adam on batches of 32 + 32 for places x points heads, and the seconds of compilation."""
-    import optax
-
-    from medtl import losses, models
+    from medtl import finetune, losses, models
     from medtl.augment import Augmentation
     from medtl.base import NORMALIZATIONS
     from medtl.config import stage
@@ -144,10 +142,11 @@ def trainer(p: linear.Problem, *, places: int, points: int) -> tuple[timing.Cont
     from medtl.train import Step
 
     model = Model(models.backbone("cifar_resnet20"), {"shared": Head(2)}, {"source": "shared", "target": "shared"})
-    template = Step(
+    optimizer, _ = finetune.optimizer(stage(learning_rate=3e-3, weight_decay=0.3), steps=STEPS.value, key="")
+    step = Step(
         model=model,
         objective=Objective((Term("main", losses.cross_entropy),)),
-        optimizer=optax.identity(),
+        optimizer=optimizer,
         moving=frozenset({("heads", "shared", "logits", "kernel"), ("heads", "shared", "logits", "bias")}),
         augmentation=Augmentation(),
         normalization=NORMALIZATIONS["centered"],
@@ -159,7 +158,7 @@ def trainer(p: linear.Problem, *, places: int, points: int) -> tuple[timing.Cont
     }
     grid = {"lambda_": np.asarray(LAMBDAS[:points])}
     program = Program.create(
-        template, stage(learning_rate=3e-3, weight_decay=0.3).to_dict(), STEPS.value, grid, data,
+        step, grid, data,
         sizes=dict.fromkeys(data, [1] * places), together=(places, points), loop=True, devices=tuple(jax.local_devices()),
     )  # fmt: skip
     rng = np.random.default_rng(0)
@@ -173,7 +172,7 @@ def trainer(p: linear.Problem, *, places: int, points: int) -> tuple[timing.Cont
     holder = [program.start(block, [variables] * places, keys)]
 
     def run() -> Any:
-        holder[0] = program.advance(holder[0], block, placed, (0, STEPS.value))
+        holder[0] = program.advance(holder[0], placed, (0, STEPS.value))
         return holder[0].params
 
     start = time.perf_counter()

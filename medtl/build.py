@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -190,7 +191,12 @@ def step(
       parallel: the devices.
     """
     c = config.stages[stage]
-    optimizer, rate = finetune.optimizer(c, steps=steps, key=f"config.stages.{stage}")
+
+    def remake(fields: Mapping[str, Any]) -> Any:
+        own = types.SimpleNamespace(**{**c.to_dict(), **fields})
+        return finetune.optimizer(own, steps=steps, key=f"config.stages.{stage}")
+
+    optimizer, rate = remake({})
     return Step(
         model=base,
         objective=objective(config, sizes),
@@ -205,6 +211,7 @@ def step(
         normalization=norm,
         batch_norm="batch" if fresh else c.batch_norm,
         rate=rate,
+        remake=remake,
         accumulate=c.accumulate,
         ema=c.ema,
         axis_name=parallel.axis_name,

@@ -49,11 +49,16 @@ class Store:
                 cleanup_tmp_directories=True,
             ),
         )
+        self._best = max((r["score"] for r in self._ranked()), default=-math.inf)
 
     @property
     def last_step(self) -> int | None:
         """The step of the newest checkpoint, None where there is none."""
         return self._manager.latest_step()
+
+    def improves(self, score: float | None) -> bool:
+        """Whether a checkpoint of this score would be handed on: it is better than all before it."""
+        return score is not None and _finite(score) > self._best
 
     def steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
@@ -72,7 +77,8 @@ class Store:
         spec = {name: [list(a.shape), str(a.dtype)] for name, a in arrays.items()}
         ranked = None
         if score is not None:
-            ranked = {"score": score if math.isfinite(score) else -sys.float_info.max, "step": step}
+            ranked = {"score": _finite(score), "step": step}
+            self._best = max(_finite(score), self._best)
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -122,13 +128,15 @@ class Store:
 
     def chosen_step(self) -> int:
         """The step of the checkpoint that the stage hands on: the best, the earliest of equals; the last if none is scored."""
-        ranked = [r["ranked"] for s in self.steps() if (r := self._readable(s)) and r["ranked"] is not None]
-        if ranked:
+        if ranked := self._ranked():
             return max(ranked, key=_rank)["step"]
         last = self.last_step
         if last is None:
             raise UserError(f"no checkpoint in {self.folder}; train first")
         return last
+
+    def _ranked(self) -> list[dict[str, Any]]:
+        return [r["ranked"] for s in self.steps() if (r := self._readable(s)) and r["ranked"] is not None]
 
     def _readable(self, step: int) -> dict[str, Any] | None:
         """The record, or None of a checkpoint that was being deleted when the run was killed."""
@@ -168,6 +176,10 @@ def _name(path: tuple[Any, ...]) -> str:
         value = getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", None)))
         parts.extend(value if isinstance(value, tuple) else [str(value)])
     return "/".join(parts)
+
+
+def _finite(score: float) -> float:
+    return score if math.isfinite(score) else -sys.float_info.max
 
 
 def _rank(metrics: Mapping[str, Any]) -> tuple[float, int]:

@@ -171,13 +171,13 @@ def default() -> ConfigDict:
         dict(
             select="best",  # best on val by `metric` | last; the checkpoint that a stage hands on
             metric="auroc",
-            every_steps=0,  # besides each evaluation, save after so many steps
+            every_steps=0,  # save after so many steps, too; 0: only the best on val, the last, and an evaluation every 30 s
         )
     )
     c.evaluation = ConfigDict(
         dict(
             batch_size=64,
-            times=10,  # each stage is evaluated on val, and saved, so many times at equal distances
+            times=10,  # each stage is evaluated on val so many times at equal distances
             folds=0,  # cross-validation over all labelled examples of the target, stratified, by patient; 0: the data's own split
             repeats=1,  # of the cross-validation, each with folds of its own
             # Nested selection: every arm tries each combination on the target stage and takes the best on val by checkpoint.metric.

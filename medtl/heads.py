@@ -91,11 +91,12 @@ def trained(places: Sequence[Place], arm: str, grid: Grid) -> list[np.ndarray]:
             order = program.order(next(orders))
             for at in range(begin, end, CHUNK):
                 until = min(at + CHUNK, end)
-                state = jax.block_until_ready(program.advance(state, block, order, (at - begin, until - begin)))
+                state = jax.block_until_ready(program.advance(state, order, (at - begin, until - begin)))
                 progress.count(n * steps + until, (until - at) * images * len(block.places) * len(block.points))
                 progress.show(n * steps + until, {})
             if end == steps or config.checkpoint.select == "best":
-                best.take(block, program.logits(state, val, batch_size))
+                with progress.apart():
+                    best.take(block, program.logits(state, val, batch_size))
         if steps == 0:
             best.take(block, program.logits(state, val, batch_size))
     return best.probability
@@ -113,7 +114,7 @@ def _program(places: Sequence[Place], arm: str, grid: Grid) -> tuple[Program, li
     started, fresh = _started(places, arm)
     params = started[0]["params"]
     alone = Parallel("none", run.parallel.devices[:1])
-    template = build.step(
+    step = build.step(
         config,
         "target",
         # Every model stays on one device, where BatchNorm has no axis to sum over.
@@ -128,7 +129,7 @@ def _program(places: Sequence[Place], arm: str, grid: Grid) -> tuple[Program, li
     )
     if heads_alone:
         # Parts of a batch add up to the same gradient; here there is no memory to be saved.
-        template = dataclasses.replace(template, accumulate=1)
+        step = dataclasses.replace(step, accumulate=1)
         started = [{"params": {"heads": found["params"]["heads"]}, "batch_stats": {}} for found in started]
     inputs = {
         d: {"features": run.frozen_features(d)} if heads_alone else {"image": run.examples[d].image} for d in domains
@@ -136,9 +137,7 @@ def _program(places: Sequence[Place], arm: str, grid: Grid) -> tuple[Program, li
     parameters = 0 if heads_alone else sum(x.size for x in jax.tree.leaves(params["backbone"]))
     points, backend = len(next(iter(grid.values()))), alone.devices[0].platform
     program = Program.create(
-        template,
-        config.stages.target.to_dict(),
-        steps,
+        step,
         grid,
         {d: {**inputs[d], "label": run.examples[d].label, "weight": run.examples[d].weight} for d in domains},
         sizes={d: [len(at.examples[d].indices("train")) for _, at in places] for d in domains},

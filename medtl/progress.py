@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TextIO
 
 
 class Progress:
-    """Shows step, loss parts, images per second, the share of time that went by without data, and the time left.
+    """Shows step, loss parts, and of the time that training took images per second and the share without data; the time left.
 
     Args:
       label: names the stage, e.g. "seed 0 transfer source".
@@ -39,6 +40,7 @@ class Progress:
         self._shown = time.monotonic()
         self._images = 0
         self._waited = 0.0
+        self._apart = 0.0
         self._width = 0
         if steps > start and (self._live or not brief):
             self._write(f"{self._head(start)}  compiling", keep=not self._live)
@@ -47,10 +49,17 @@ class Progress:
         """Time in which the devices waited for data."""
         self._waited += seconds
 
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """What is done here, evaluation and saving, is no part of the rate of training, but of the time left."""
+        began = time.monotonic()
+        yield
+        self._apart += time.monotonic() - began
+
     def count(self, step: int, images: int) -> None:
         """Images of one step; the first, which compiles, is left out of the rate."""
         if self._began is None:
-            self._began, self._start, self._waited = time.monotonic(), step, 0.0
+            self._began, self._start, self._waited, self._apart = time.monotonic(), step, 0.0, 0.0
         else:
             self._images += images
 
@@ -78,12 +87,12 @@ class Progress:
         return "  ".join(f"{n} {values[n]:.4g}" for n in sorted(names, key=lambda n: (n != "loss", n)))
 
     def _speed(self, step: int, now: float) -> str:
-        if self._began is None or step <= self._start or now <= self._began:
+        if self._began is None or step <= self._start or now - self._began <= self._apart:
             return ""
-        seconds = now - self._began
-        left = (self._steps - step) * seconds / (step - self._start)
-        share = min(self._waited / seconds, 1.0)
-        return f"  {self._images / seconds:.0f} images/s, {share:.0%} waiting for data  {_duration(left)} left"
+        left = (self._steps - step) * (now - self._began) / (step - self._start)
+        training = now - self._began - self._apart
+        share = min(self._waited / training, 1.0)
+        return f"  {self._images / training:.0f} images/s, {share:.0%} waiting for data  {_duration(left)} left"
 
     def _write(self, text: str, *, keep: bool) -> None:
         if self._live:

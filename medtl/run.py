@@ -89,6 +89,7 @@ class Run:
       cell: of the target.
       whole: the experiment outside of cells, where its source stages are trained once for all of them.
       trial: the folder of a trial of nested selection; empty outside of one.
+      tuned: what that trial sets, by name.
       profile: traces the first stage that trains; None: none is traced.
     """
 
@@ -104,6 +105,7 @@ class Run:
     cell: Cell
     whole: Run | None = None
     trial: str = ""
+    tuned: Mapping[str, float] = dataclasses.field(default_factory=dict)
     profile: Profile | None = None
     _shared: _Shared = dataclasses.field(default_factory=_Shared)
 
@@ -295,7 +297,7 @@ class Run:
             config = self.config.copy_and_resolve_references()
             for name, value in tuned.items():
                 (config.objective if name == "lambda_" else config.stages.target)[name] = value
-            yield dataclasses.replace(self, config=config, trial=f"trial_{i}"), tuned
+            yield dataclasses.replace(self, config=config, trial=f"trial_{i}", tuned=tuned), tuned
 
     def _initial(self, seed: int, loaded: weights.Pretrained | None) -> Any:
         """Variables before the first stage; the last seed's are kept, since drawing them takes seconds."""
@@ -328,7 +330,7 @@ class Run:
         intact = intact and c.freeze == "backbone" and c.batch_norm == "frozen"
         cached = intact and step.augmentation.is_identity
         key = jax.random.fold_in(jax.random.key(seed), 1 + STAGES.index(stage))
-        state = step.init(key, variables)
+        state = step.init(key, variables, self._given(stage))
         with Store(self.arm_folder(seed, arm) / self.trial / stage) as store:
             start = store.last_step
             if not self.training and start != steps:
@@ -363,11 +365,8 @@ class Run:
         return "  ".join([f"seed {seed}", *where, arm, f"{stage} stage"])
 
     def _compiled(self, stage: str, domains: tuple[str, ...], fresh: bool, steps: int, params: Any) -> tuple[Step, Any]:
-        """The step, compiled once for all seeds, arms and cells that share it."""
-        sizes = dict(self.sizes)
-        if self.config.objective.reduction == "sum":
-            sizes = {d: len(e.indices("train")) for d, e in self.examples.items()}
-        key = (stage, domains, fresh, steps, self.trial, tuple(sizes.items()))
+        """The step, compiled once for all seeds, arms, cells and trials that share it."""
+        key = (stage, domains, fresh, steps)
         if key not in self._shared.steps:
             step = build.step(
                 self.config,
@@ -377,12 +376,21 @@ class Run:
                 domains=domains,
                 fresh=fresh,
                 steps=steps,
-                sizes=sizes,
+                sizes=self.sizes,
                 norm=self.normalization,
                 parallel=self.parallel,
             )
             self._shared.steps[key] = step, (self.parallel.train(step), self.parallel.loop(make_loop(step)))
         return self._shared.steps[key]
+
+    def _given(self, stage: str) -> dict[str, Any]:
+        """What differs between cells and trials, whose step is compiled once."""
+        given: dict[str, Any] = {}
+        if stage == "target":
+            given |= {name: np.float32(value) for name, value in self.tuned.items()}
+        if self.config.objective.reduction == "sum":
+            given["sizes"] = {d: np.float32(len(e.indices("train"))) for d, e in self.examples.items()}
+        return given
 
     def _feed(
         self,

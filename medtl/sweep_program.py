@@ -18,32 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from medtl import finetune
 from medtl.parallel import compiler_options
 from medtl.train import Step, TrainState, make_eval_step
 
 Grid = Mapping[str, np.ndarray]  # field of config.sweep -> f64[H], its value at each point
-
-
-def at_point(
-    template: Step, stage: Mapping[str, Any], *, steps: int, values: Mapping[str, Any], sizes: Mapping[str, Any]
-) -> Step:
-    """A step with a point's values in the place of the config's; values and sizes may be traced.
-
-    Args:
-      template: the step of the config.
-      stage: the fields of `config.stages.target`.
-      steps: the length of the stage, for schedules.
-      values: f32[] by name: `lambda_`, the others fields of the stage.
-      sizes: domain -> f32[], the number of its train examples.
-    """
-    fields = {name: value for name, value in values.items() if name != "lambda_"}
-    stage_ = types.SimpleNamespace(**{**stage, **fields})
-    optimizer, rate = finetune.optimizer(stage_, steps=steps, key="config.stages.target")
-    objective = dataclasses.replace(template.objective, sizes=sizes)
-    if "lambda_" in values:
-        objective = dataclasses.replace(objective, lambda_=lambda _: values["lambda_"])
-    return dataclasses.replace(template, optimizer=optimizer, rate=rate, objective=objective)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,9 +46,7 @@ class Program:
     """The compiled loop over steps, for a block of R places x H points; a smaller block is filled up with places and points again.
 
     Attributes:
-      template: the trainer's step; a point's values take the place of its own.
-      stage: the fields of `config.stages.target`.
-      steps: the length of the stage, for schedules.
+      step: the trainer's; a point's values take the place of its own.
       data: domain -> `image` uint8[N, H, W, C] or `features` f32[N, D], `label`, `weight` of all its examples, on each device.
       shape: (R, H).
       local: the same on one device.
@@ -79,9 +55,7 @@ class Program:
       blocks: those of the sweep.
     """
 
-    template: Step
-    stage: Mapping[str, Any]
-    steps: int
+    step: Step
     data: Any
     shape: tuple[int, int]
     local: tuple[int, int]
@@ -92,9 +66,7 @@ class Program:
     @classmethod
     def create(
         cls,
-        template: Step,
-        stage: Mapping[str, Any],
-        steps: int,
+        step: Step,
         grid: Grid,
         data: Any,
         *,
@@ -106,9 +78,7 @@ class Program:
         """Puts the data on the devices; nothing is compiled yet.
 
         Args:
-          template: as `Program.template`; so the next two.
-          stage: see above.
-          steps: see above.
+          step: as `Program.step`.
           grid: the points.
           data: as `Program.data`, on the host.
           sizes: domain -> of each place, the number of train examples.
@@ -128,9 +98,7 @@ class Program:
         cut |= {"points": ("grid",)} if axis else {"places": ("grid",), "both": ("grid",)}
         sharding = {name: NamedSharding(mesh, PartitionSpec(*axes)) for name, axes in cut.items()}
         made = cls(
-            template,
-            stage,
-            steps,
+            step,
             jax.device_put(data, sharding["whole"]),
             (shape[0], shape[1]),
             (local[0], local[1]),
@@ -168,16 +136,16 @@ class Program:
         placed = {}
         for domain, of_places in rows.items():
             # As `Parallel.shard` pads: the first row again. Its complement says that it does not count.
-            missing = -of_places.shape[-1] % self.template.accumulate
+            missing = -of_places.shape[-1] % self.step.accumulate
             filler = np.repeat(~of_places[..., :1], missing, axis=-1)
             of_places = np.concatenate([of_places, filler], axis=-1)
             placed[domain] = of_places[self._filled(np.arange(len(of_places)), 0)].astype(np.int32)
         return jax.device_put(placed, self.sharding["places"])
 
-    def advance(self, state: TrainState, block: Block, order: Any, span: tuple[int, int]) -> TrainState:
+    def advance(self, state: TrainState, order: Any, span: tuple[int, int]) -> TrainState:
         """Takes the steps `span[0]` to `span[1]` of `order`; donates the state."""
         for part in [span] if self.loop else [(t, t + 1) for t in range(*span)]:
-            state = self._compiled.advance(state, order, block.sizes, block.values, self.data, part)
+            state = self._compiled.advance(state, order, self.data, part)
         return state
 
     def logits(self, state: TrainState, rows: Sequence[np.ndarray], batch_size: int) -> list[np.ndarray]:
@@ -194,29 +162,24 @@ class Program:
 
     @functools.cached_property
     def _compiled(self) -> Any:
-        def step_at(sizes: Any, values: Any) -> Step:
-            return at_point(self.template, self.stage, steps=self.steps, values=values, sizes=sizes)
-
         def start(variables: Any, key: Any, sizes: Any, values: Any) -> TrainState:
-            return step_at(sizes, values).init(key, variables)
+            return self.step.init(key, variables, {**values, "sizes": sizes})
 
-        def advance(state: Any, order: Any, sizes: Any, values: Any, data: Any, span: Any) -> TrainState:
-            step = step_at(sizes, values)
-
+        def advance(state: Any, order: Any, data: Any, span: Any) -> TrainState:
             def body(t: Any, state: Any) -> Any:
-                return step(state, {d: _batch(data[d], rows[t]) for d, rows in order.items()})[0]
+                return self.step(state, {d: _batch(data[d], rows[t]) for d, rows in order.items()})[0]
 
             return jax.lax.fori_loop(span[0], span[1], body, state) if self.loop else body(span[0], state)
 
-        said = make_eval_step(self.template.model, "target", self.template.normalization)
+        said = make_eval_step(self.step.model, "target", self.step.normalization)
 
         def logits(state: Any, rows: Any, data: Any) -> jax.Array:
-            return said(self.template.variables(state), _batch(data, rows))
+            return said(self.step.variables(state), _batch(data, rows))
 
         # The order and what it gathers are mapped over places alone: the points of a place share them.
         return types.SimpleNamespace(
             start=self._mapped(start, "places", "places", "places", "points"),
-            advance=self._mapped(advance, "both", "places", "places", "points", "whole", "whole", donate=(0,)),
+            advance=self._mapped(advance, "both", "places", "whole", "whole", donate=(0,)),
             logits=self._mapped(logits, "both", "places", "whole"),
         )
 

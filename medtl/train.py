@@ -36,6 +36,7 @@ Feed = Callable[["TrainState", int], tuple["TrainState", Any, int, int]]
 
 AHEAD = 2  # dispatches the host may be ahead of the device
 CHUNK = 64  # steps in one dispatch, at most, where the data lies on the device
+SAVE_SECONDS = 30.0  # an evaluation that is not the best is saved, to resume from, if nothing was for so long
 
 
 @flax.struct.dataclass
@@ -49,6 +50,7 @@ class TrainState:
       batch_stats: `{"backbone": ...}`.
       opt_state: of the moving parameters only.
       ema: the moving average of the moving parameters, flat; empty where it is off.
+      given: what the step takes from here instead of having it compiled in, see `Step.at`; empty: nothing.
     """
 
     step: jax.Array
@@ -57,6 +59,7 @@ class TrainState:
     batch_stats: Any
     opt_state: Any
     ema: Any
+    given: Any = flax.struct.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,6 +75,7 @@ class Step:
       normalization: of all images.
       batch_norm: "batch" or "frozen".
       rate: the learning rate over steps, for the log.
+      remake: fields of `config.stages.NAME` by name -> optimizer and rate with these in the place of the config's.
       accumulate: the batch is worked through in so many parts; its size on each device must be a multiple.
       ema: decay of the moving average; 0: none.
       axis_name: the pmap axis to sum over, None under jit.
@@ -85,20 +89,44 @@ class Step:
     normalization: Normalization
     batch_norm: str = "batch"
     rate: Callable[[Any], Any] = lambda step: 0.0
+    remake: Callable[[Mapping[str, Any]], tuple[optax.GradientTransformation, Callable[[Any], Any]]] | None = None
     accumulate: int = 1
     ema: float = 0.0
     axis_name: str | None = None
 
-    def init(self, key: jax.Array, variables: Mapping[str, Any]) -> TrainState:
-        """The state before the first step, from variables that hold their pretrained values already."""
+    @property
+    def __name__(self) -> str:
+        """What traces and logs call the compiled program."""
+        return "train_step"
+
+    def at(self, given: Mapping[str, Any]) -> Step:
+        """The step with other numbers, which may be traced, so that one compiled program serves all of them.
+
+        Args:
+          given: `lambda_` f32[]; `sizes`, domain -> f32[], of the training sets; any other name is a field of the stage, f32[].
+        """
+        fields = {name: value for name, value in given.items() if name not in ("lambda_", "sizes")}
+        objective = dataclasses.replace(self.objective, sizes=given.get("sizes", self.objective.sizes))
+        if "lambda_" in given:
+            objective = dataclasses.replace(objective, lambda_=lambda _: given["lambda_"])
+        if not fields:
+            return dataclasses.replace(self, objective=objective)
+        assert self.remake is not None
+        optimizer, rate = self.remake(fields)
+        return dataclasses.replace(self, objective=objective, optimizer=optimizer, rate=rate)
+
+    def init(self, key: jax.Array, variables: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> TrainState:
+        """The state before the first step, from variables that hold their pretrained values already; `given` as in `at`."""
         moving, _ = finetune.split(variables["params"], self.moving)
+        given = dict(given or {})
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             key=jax.random.key_data(key),
             params=variables["params"],
             batch_stats=variables["batch_stats"],
-            opt_state=self.optimizer.init(moving),
+            opt_state=self.at(given).optimizer.init(moving),
             ema=moving if self.ema > 0 else {},
+            given=given,
         )
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -112,6 +140,9 @@ class Step:
           The new state, and f32[] metrics by name: the objective's parts, `lambda`, `learning_rate`, `gradient_norm`,
           `update_norm`.
         """
+        if state.given:
+            new, metrics = self.at(state.given)(dataclasses.replace(state, given={}), batch)
+            return dataclasses.replace(new, given=state.given), metrics
         moving, resting = finetune.split(state.params, self.moving)
         counts = self._sum(self.objective.counts(batch))
         key = jax.random.wrap_key_data(state.key)
@@ -330,8 +361,9 @@ def fit(
       state: on the devices; its buffers are donated.
       feed: takes one step or several.
       steps: the last step.
-      every: evaluate and save after each so many steps, and after the last.
-      save_every: save, too, after each so many steps (0: not).
+      every: evaluate after each so many steps, and after the last; what is best, or last, is saved, and what else is
+        evaluated at most every `SAVE_SECONDS`.
+      save_every: save after each so many steps, too (0: not).
       evaluate: state -> metrics for the log, and the score that ranks checkpoints (None: not ranked).
       record: goes into each checkpoint.
       store: the stage's checkpoints.
@@ -343,7 +375,7 @@ def fit(
     at = int(state.step)
     with _Log(store.folder / "log.jsonl", at) as log:
         pending: list[tuple[int, int, Any]] = []
-        flushed = time.monotonic()
+        flushed = saved = time.monotonic()
         while at < steps:
             due = min(steps - at, every - at % every, save_every - at % save_every if save_every else steps)
             state, metrics, taken, examples = feed(state, due)
@@ -353,20 +385,26 @@ def fit(
                 # Dispatch returns at once: without this the host would queue hundreds of batches on the device.
                 jax.block_until_ready(pending[-1 - AHEAD][2])
             evaluating = at == steps or at % every == 0
-            saving = evaluating or (save_every > 0 and at % save_every == 0)
+            asked = save_every > 0 and at % save_every == 0
             progress.count(at, examples)
-            if saving or time.monotonic() - flushed > 0.5:
+            if evaluating or asked or time.monotonic() - flushed > 0.5:
                 values = _flush(pending, log, store)
                 flushed = time.monotonic()
                 if not evaluating:
                     progress.show(at, values)
-            if saving:
-                found, score = evaluate(state) if evaluating else ({}, None)
+            score = None
+            if evaluating:
+                with progress.apart():
+                    found, score = evaluate(state)
                 if found:
                     log.write({"step": at, "val": found})
                     log.flush()
                     progress.line(at, found)
-                store.save(at, state, record, score=score)
+            late = evaluating and time.monotonic() - saved > SAVE_SECONDS
+            if asked or late or at == steps or store.improves(score):
+                with progress.apart():
+                    store.save(at, state, record, score=score)
+                saved = time.monotonic()
     if steps == 0 and store.last_step is None:
         store.save(0, state, record, score=evaluate(state)[1])
     store.wait()

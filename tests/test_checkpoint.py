@@ -30,6 +30,18 @@ def test_the_last_and_the_best_stay_also_when_the_run_was_interrupted(tmp_path, 
     store.close()
 
 
+def test_what_is_better_than_all_before_also_when_the_run_was_interrupted(tmp_path):
+    with Store(tmp_path) as store:
+        assert store.improves(float("nan")) and not store.improves(None)
+        store.save(1, STATE, {}, score=0.5)
+        assert store.improves(0.6) and not store.improves(0.5)
+        store.save(2, STATE, {}, score=0.6)
+        store.save(3, STATE, {}, score=0.4)
+    with Store(tmp_path) as store:
+        store.save(4, STATE, {})
+        assert store.improves(0.7) and not store.improves(0.6) and not store.improves(float("nan"))
+
+
 def test_without_scores_the_last_is_handed_on(tmp_path):
     with Store(tmp_path) as store:
         for step in (1, 2, 3):

@@ -3,7 +3,9 @@
 import csv
 import dataclasses
 import json
+import logging
 
+import jax
 import numpy as np
 import pytest
 from tiny_run import tiny
@@ -160,6 +162,38 @@ def test_nested_selection_takes_the_trial_that_is_best_on_val(tmp_path):
             log = (tmp_path / f"seed_0/transfer/{cell}/trial_{i}/target/log.jsonl").read_text().splitlines()
             scores[value] = json.loads(log[-1])["val"]["auroc"]
         assert scores[lambda_] == max(scores.values())
+
+
+def test_trials_and_folds_of_other_sizes_are_one_program_and_each_is_what_a_run_with_its_values_gives(tmp_path, caplog):
+    fields = dict(
+        arms=("transfer",), evaluation__repeats=1, objective__reduction="sum", data__target__split=(0.6, 0.21, 0.19)
+    )
+    grid = dict(lambda_=(0.5, 4.0), learning_rate=(1e-3, 1e-2), weight_decay=(0.0, 0.1))
+    config = crossed(**fields, **{f"evaluation__tune__{name}": values for name, values in grid.items()})
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        experiment.train(config, tmp_path / "tuned")
+    compiled = [r.getMessage() for r in caplog.records if "Finished XLA compilation" in r.getMessage()]
+    assert sum("train_step" in message for message in compiled) == 2  # of the source stage, and of the target stage
+    target = experiment.load_data(config)["target"]
+    every = cells.cells(config, target, 0)
+    sizes = {int(np.sum(cell.split == "train")) for cell in every}
+    assert len(sizes) == 2
+
+    own = crossed(
+        **fields, objective__lambda_=4.0, stages__target__learning_rate=1e-2, stages__target__weight_decay=0.1
+    )
+    experiment.train(own, tmp_path / "own")
+    for cell in every:
+        logs = [
+            tmp_path / "tuned/seed_0/transfer" / cell.path / "trial_7",
+            tmp_path / "own/seed_0/transfer" / cell.path,
+        ]
+        tuned, alone = ([json.loads(line) for line in (f / "target/log.jsonl").read_text().splitlines()] for f in logs)
+        assert len(tuned) == len(alone) > 2
+        for a, b in zip(tuned, alone, strict=True):
+            assert a.keys() == b.keys()
+            for name in a.keys() & {"loss", "learning_rate", "lambda"}:
+                assert a[name] == pytest.approx(b[name], rel=1e-4), (name, a["step"])
 
 
 def test_a_learning_curve_has_every_size_and_trains_each_as_long(tmp_path):

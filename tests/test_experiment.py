@@ -19,6 +19,7 @@ from medtl.base import UserError
 from medtl.checkpoint import Store
 from medtl.config import dataset
 from medtl.data import loading
+from medtl.run import Run
 
 ROOT = Path(__file__).parents[1]
 
@@ -230,6 +231,25 @@ def test_several_diagnoses_an_example_with_moving_average_and_accumulation(tmp_p
     np.testing.assert_array_equal(
         averaged.variables["params"]["backbone"]["conv1"]["kernel"], arrays["ema/backbone/conv1/kernel"]
     )
+
+
+@pytest.mark.parametrize("seconds", [0.0, 30.0])
+def test_an_evaluation_that_is_not_the_best_is_not_saved_unless_it_is_time(seconds, tmp_path, monkeypatch):
+    saved, scores = [], iter([0.5, 0.4, 0.6, 0.6, 0.1])
+    save = Store.save
+    monkeypatch.setattr(
+        Store, "save", lambda self, step, *rest, **kw: (saved.append(step), save(self, step, *rest, **kw))
+    )
+    monkeypatch.setattr("medtl.train.SAVE_SECONDS", seconds)
+    monkeypatch.setattr(Run, "_evaluate", lambda *_, **__: ({}, next(scores)))
+    config = tiny(arms=("scratch",), evaluation__times=5)
+    config.stages.target.epochs = 5
+    experiment.train(config, tmp_path / "run")
+    every = saved[0]
+    expected = [1, 2, 3, 4, 5] if seconds == 0 else [1, 3, 5]
+    assert saved == [k * every for k in expected]
+    with Store(tmp_path / "run/seed_0/scratch/target") as store:
+        assert store.steps() == [3 * every, 5 * every] and store.chosen_step() == 3 * every
 
 
 def test_nan_stops_the_run_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):

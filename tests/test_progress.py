@@ -55,3 +55,17 @@ def test_the_share_of_time_without_data_leaves_out_the_first_batch(monkeypatch):
     progress.count(2, 32)
     progress.show(2, {"loss": 1.0})
     assert "25% waiting for data" in stream.getvalue()
+
+
+def test_evaluation_is_no_part_of_the_rate_but_of_the_time_left(monkeypatch):
+    times = iter([0.0, 10.0, 11.0, 19.0, 20.0])
+    monkeypatch.setattr("medtl.progress.time.monotonic", lambda: next(times))
+    stream = io.StringIO()
+    progress = Progress("s", 12, stream=stream, every=1)
+    progress.count(1, 32)
+    progress.waited(0.5)
+    with progress.apart():
+        pass
+    progress.count(2, 32)
+    progress.show(2, {"loss": 1.0})
+    assert "16 images/s, 25% waiting for data  1m40s left" in stream.getvalue()

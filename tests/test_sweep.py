@@ -117,7 +117,8 @@ def test_a_point_gives_what_a_run_with_its_values_gives(case, weights, tmp_path)
     for h in (1, len(grid["lambda_"]) - 2)[: 2 if config.arms[0] == "pooled" else 1]:
         own = with_values(config, grid, h)
         for (seed, at), probability in zip(places, found, strict=True):
-            launched = dataclasses.replace(at, config=own, folder=tmp_path / f"{h}", trial=f"trial_{h}")
+            tuned = {field: float(values[h]) for field, values in grid.items()}
+            launched = dataclasses.replace(at, config=own, folder=tmp_path / f"{h}", tuned=tuned)
             [said] = [p for p in launched.outcome(seed, name).said if p.split == "val"]
             np.testing.assert_allclose(probability[h], said.probability, atol=1e-5)
     assert max(np.abs(of_place[0] - of_place[-1]).max() for of_place in found) > 1e-2
@@ -182,8 +183,9 @@ def test_heads_on_images_that_vary_after_a_source_stage_that_moved(weights, tmp_
     assert not heads.frozen(places[0][1], "transfer")
     found = heads.trained(places, "transfer", grid)
     own = with_values(config, grid, 1)
+    tuned = {field: float(values[1]) for field, values in grid.items()}
     for (seed, at), probability in zip(places, found, strict=True):
-        ran = dataclasses.replace(at, config=own, trial="trial_1").outcome(seed, "transfer")
+        ran = dataclasses.replace(at, config=own, trial="trial_1", tuned=tuned).outcome(seed, "transfer")
         [said] = [p for p in ran.said if p.split == "val"]
         np.testing.assert_allclose(probability[1], said.probability, atol=1e-6)
 
