@@ -17,11 +17,11 @@ from ml_collections import ConfigDict
 from medtl import config as configs
 from medtl import data, spec, weights
 from medtl.base import NORMALIZATIONS, UserError, nearest
+from medtl.evaluation import metrics
 from medtl.models import names
 
 _LOSS = {"loss": "cross_entropy", "weight": 1.0}
 _FOLDER = re.compile(r"[A-Za-z0-9][\w.+-]*")
-_METRICS = ("accuracy", "balanced_accuracy", "f1_macro", "auroc", "auprc", "loss")
 _SCHEDULES = ("constant", "cosine", "linear")
 
 
@@ -189,7 +189,7 @@ def _check_stage(config: ConfigDict, name: str) -> None:
 def _check_run(config: ConfigDict) -> None:
     _choose(config.parallel, ("pmap", "mesh", "none"), "config.parallel")
     _choose(config.checkpoint.select, ("best", "last"), "config.checkpoint.select")
-    _choose(config.checkpoint.metric, _METRICS, "config.checkpoint.metric")
+    _choose(config.checkpoint.metric, metrics.NAMES, "config.checkpoint.metric")
     _at_least(config, "checkpoint.every_steps", 0)
     _at_least(config, "evaluation.batch_size", 1)
     _at_least(config, "evaluation.times", 1)

@@ -206,8 +206,8 @@ class _Best:
 
     def _rank(self, r: int, probability: np.ndarray) -> float:
         e = self._targets[r]
-        value = getattr(metrics.compute(e.label[self._val[r]], probability, classes=e.classes), self._metric)
-        value = -value if self._metric in metrics.LOWER_IS_BETTER else value
+        found = metrics.compute(e.label[self._val[r]], probability, classes=e.classes)
+        value = metrics.rank(self._metric, getattr(found, self._metric))
         return value if math.isfinite(value) else -np.finfo(np.float64).max
 
 

@@ -57,40 +57,32 @@ class Parallel:
 
     def train(self, step: Callable) -> Callable:
         """`(state, batch) -> (state, metrics)`, compiled, the state donated."""
-        if self.mode == "pmap":
-            mapped = jax.pmap(
-                step,
-                self.axis_name,
-                in_axes=(None, 0),
-                out_axes=(None, None),
-                donate_argnums=(0,),
-                devices=self.devices,
-            )
-            return _Mapped(mapped, compiler_options())
-        donated: Any = {"donate_argnums": (0,), "compiler_options": compiler_options()}
-        if self.mode == "none":
-            return jax.jit(step, **donated)
-        whole, sharded = self._shardings
-        return jax.jit(step, in_shardings=(whole, sharded), out_shardings=(whole, whole), **donated)
+        return self._donating(step, ("whole", "cut"))
 
     def loop(self, loop: Callable) -> Callable:
         """`(state, data, rows, n) -> (state, metrics)`, compiled, the state donated; `rows` as `stack` gives them."""
+        return self._donating(loop, ("whole", "whole", "stacked", "whole"))
+
+    def _donating(self, function: Callable, kinds: Sequence[str]) -> Callable:
+        """`function`, compiled: its first argument is donated, what it gives is whole on every device.
+
+        Args:
+          function: gives a pair.
+          kinds: of each argument: "whole" on every device, "cut" for the devices, or "stacked", several of these.
+        """
+        options = compiler_options()
         if self.mode == "pmap":
+            axes = tuple(None if kind == "whole" else 0 for kind in kinds)
             mapped = jax.pmap(
-                loop,
-                self.axis_name,
-                in_axes=(None, None, 0, None),
-                out_axes=(None, None),
-                donate_argnums=(0,),
-                devices=self.devices,
+                function, self.axis_name, in_axes=axes, out_axes=(None, None), donate_argnums=(0,), devices=self.devices
             )
-            return _Mapped(mapped, compiler_options())
-        donated: Any = {"donate_argnums": (0,), "compiler_options": compiler_options()}
-        if self.mode == "none":
-            return jax.jit(loop, **donated)
-        whole, sharded = self._shardings
-        rows = NamedSharding(sharded.mesh, PartitionSpec(None, "batch"))
-        return jax.jit(loop, in_shardings=(whole, whole, rows, whole), out_shardings=(whole, whole), **donated)
+            return _Mapped(mapped, options)
+        placed: dict[str, Any] = {}
+        if self.mode == "mesh":
+            whole, cut = self._shardings
+            of = {"whole": whole, "cut": cut, "stacked": NamedSharding(cut.mesh, PartitionSpec(None, "batch"))}
+            placed = {"in_shardings": tuple(of[kind] for kind in kinds), "out_shardings": (whole, whole)}
+        return jax.jit(function, donate_argnums=(0,), compiler_options=options, **placed)
 
     def stack(self, batches: Sequence[Any]) -> Any:
         """Batches that `shard` cut, one for each step, as arrays with a further axis for the steps."""

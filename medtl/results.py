@@ -16,7 +16,6 @@ from medtl.evaluation import analysis, details, metrics, predictions, report, su
 from medtl.evaluation.predictions import Predictions
 
 ERRORS = "errors.json"  # an arm's most confident mistakes, beside what it did in a cell
-_SHOWN_ERRORS = 12
 
 
 def write(
@@ -126,7 +125,7 @@ def _without_images(errors: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
 def _errors(folder: Path) -> list[dict[str, Any]]:
     """The most confident mistakes that a run folder keeps, the most confident first."""
     every = [entry for path in sorted(folder.glob(f"seed_*/**/{ERRORS}")) for entry in json.loads(path.read_text())]
-    return sorted(every, key=lambda entry: -entry["probability"])[:_SHOWN_ERRORS]
+    return sorted(every, key=lambda entry: -entry["probability"])[: details.MISTAKES]
 
 
 def training(folder: Path, config: Any) -> list[dict[str, Any]]:

@@ -500,8 +500,7 @@ class Run:
 
     def _score(self, values: Mapping[str, float]) -> float:
         """By which checkpoints and trials are ranked: the higher the better."""
-        metric = self.config.checkpoint.metric
-        return -values[metric] if metric in metrics.LOWER_IS_BETTER else values[metric]
+        return metrics.rank(self.config.checkpoint.metric, values[self.config.checkpoint.metric])
 
     def _record(self, seed: int, arm: str, stage: str) -> dict[str, Any]:
         of = {"seed": seed, "arm": arm, "stage": stage}

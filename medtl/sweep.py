@@ -172,11 +172,10 @@ def _resampled(config: Any, places: Sequence[Place], found: Sequence[np.ndarray]
 
 def _best(points: Sequence[Mapping[str, Any]], metric: str) -> int:
     """The point of the best score; of equals the first, which has the smaller λ."""
-    sign = -1 if metric in metrics.LOWER_IS_BETTER else 1
     told = [i for i, point in enumerate(points) if not math.isnan(point["value"])]
     if not told:
         raise UserError(f"no point of the sweep has a score: {metric} is undefined, {points[0].get('undefined')}")
-    return max(told, key=lambda i: (sign * points[i]["value"], -i))
+    return max(told, key=lambda i: (metrics.rank(metric, points[i]["value"]), -i))
 
 
 def _curve(points: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, Any]]:

@@ -64,11 +64,6 @@ class Table:
         """Such as "line 17"."""
         return f"{self.place_word} {self.place[row]}"
 
-    def some(self, rows: Sequence[int] | np.ndarray, limit: int = 5) -> str:
-        """Such as "'a.png' (line 2), 'b.png' (line 9) and 4 more"."""
-        named = ", ".join(f"{str(self.id[i])!r} ({self.where(i)})" for i in rows[:limit])
-        return named + (f" and {len(rows) - limit} more" if len(rows) > limit else "")
-
     def take(self, rows: np.ndarray) -> Table:
         """The given rows, in the given order."""
         images = self.images[rows] if isinstance(self.images, np.ndarray) else self.images.take(rows)

@@ -15,9 +15,13 @@ import numpy as np
 from medtl.base import UserError
 
 NAMES = ("accuracy", "balanced_accuracy", "f1_macro", "auroc", "auprc", "loss")
-LOWER_IS_BETTER = frozenset({"loss"})
 
 _EPS = float(np.finfo(np.float32).eps)
+
+
+def rank(name: str, value: float) -> float:
+    """The value of a metric, turned so that the higher is the better."""
+    return -value if name == "loss" else value
 
 
 @dataclasses.dataclass(frozen=True)
