@@ -17,7 +17,7 @@ checkpoint every epoch, which is on disk when the round ends. The first epoch of
 
 How: the trainer's `fit` gets its feed and its evaluation wrapped in a clock; it evaluates when the last step of an epoch has finished. At the
 end of a round the clock stops and the wrapped feed waits for the next round, so that contenders take turns within one long run of each.
-Needs medtl's own dependencies. Writes benchmarks/results/end_to_end_MODEL_DTYPE_BACKEND.json.
+Needs medtl's own dependencies. With --write the result is kept in benchmarks/results/end_to_end_MODEL_DTYPE_BACKEND.json.
 """
 
 from __future__ import annotations
@@ -144,6 +144,7 @@ def clocked(ask: Callable[[float, float], int]) -> Iterator[None]:
 
 def trainer(args: argparse.Namespace, case: str, resident: str, ask: Callable[[float, float], int]) -> None:
     """Trains until `ask` raises; what the trainer prints goes nowhere."""
+    timing.end_on_sigterm()
     with (
         tempfile.TemporaryDirectory(prefix="medtl-benchmark-") as folder,
         open(os.devnull, "w") as nowhere,
@@ -263,15 +264,17 @@ def compare(args: argparse.Namespace, case: str, arguments: Sequence[str]) -> di
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=timing.Help)
     parser.add_argument("--model", default="cifar_resnet20", help="backbone, one of medtl.models.NAMES")
-    parser.add_argument("--batch", type=int, default=128, help="images in a step, of all domains")
-    parser.add_argument("--size", type=int, default=28, help="pixels of a side")
+    parser.add_argument("--batch", type=timing.positive, default=128, help="images in a step, of all domains")
+    parser.add_argument("--size", type=timing.positive, default=28, help="pixels of a side")
     parser.add_argument("--dtype", default="float32", choices=models.DTYPES, help="compute dtype")
-    parser.add_argument("--train", type=int, default=546, help="train images of a domain; the default is BreastMNIST's")
-    parser.add_argument("--val", type=int, default=78, help="val images of a domain")
-    parser.add_argument("--epochs", type=int, default=2, help="epochs in a round")
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds; the median is reported")
+    parser.add_argument(
+        "--train", type=timing.positive, default=546, help="train images of a domain; the default is BreastMNIST's"
+    )
+    parser.add_argument("--val", type=timing.positive, default=78, help="val images of a domain")
+    parser.add_argument("--epochs", type=timing.positive, default=2, help="epochs in a round")
+    parser.add_argument("--rounds", type=timing.positive, default=5, help="timed rounds; the median is reported")
     parser.add_argument("--case", nargs="+", default=CASES, choices=CASES, help="what to train")
     parser.add_argument("--feed", nargs="+", default=["streamed"], choices=("streamed", "resident"), help="see above")
     parser.add_argument("--torch_python", default="", help="interpreter that has PyTorch; empty: it is left out")
@@ -279,7 +282,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--pause", type=float, default=0.5, help="seconds between contenders, in which threads stop spinning"
     )
-    parser.add_argument("--nowrite", action="store_true", help="do not write the result")
+    parser.add_argument("--write", action="store_true", help="keep the result in benchmarks/results")
     parser.add_argument("--serve", default="", help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.batch < 2 or args.batch % 2:
@@ -291,7 +294,7 @@ def main(arguments: Sequence[str]) -> None:
     result: dict[str, Any] = {name: getattr(args, name) for name in names}
     for case in args.case:
         result[case] = compare(args, case, arguments)
-    if not args.nowrite:
+    if args.write:
         print(timing.write(f"end_to_end_{args.model}_{args.dtype}_{jax.default_backend()}", result).name)
 
 

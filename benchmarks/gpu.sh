@@ -6,7 +6,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 TORCH_PYTHON="${1:-python3}"
-python3 -c 'import jax; print(jax.__version__, jax.devices())' || exit 1
+python3 -c 'import jax; print(jax.__version__, jax.devices()); assert jax.default_backend() != "cpu", "no accelerator"' || exit 1
 
 # Compiled once for all scripts: step.py, which comes first, still says how long it took.
 JAX_COMPILATION_CACHE_DIR="$(mktemp -d)"
@@ -22,11 +22,11 @@ run() { # run SECONDS SCRIPT ARGUMENTS...; no longer than what is left of the 10
     return
   fi
   echo "== [$SECONDS s] $2 ${*:3}"
-  timeout "$(($1 < left ? $1 : left))" python3 "benchmarks/$2" "${@:3}" || { echo "failed: $2 ${*:3}" >&2; failed=1; }
+  timeout "$(($1 < left ? $1 : left))" python3 "benchmarks/$2" "${@:3}" --write || { echo "failed: $2 ${*:3}" >&2; failed=1; }
 }
 run_all() { # the same for a script that needs all that medtl does
   local missing
-  if missing=$(PYTHONPATH=. python3 -c 'import grain, medtl.experiment' 2>&1); then
+  if missing=$(PYTHONPATH=. python3 -c 'import grain, sklearn, medtl.experiment' 2>&1); then
     run "$@"
   else
     echo "passed over: $2 (${missing##*$'\n'})"
@@ -35,13 +35,11 @@ run_all() { # the same for a script that needs all that medtl does
 
 resnet50=(--model=resnet50 --batch=256 --dtype=bfloat16)
 run 150 step.py "${resnet50[@]}" --rounds=7 --steps=10
-run 180 peers.py "${resnet50[@]}" --rounds=7 --steps=10 --mode=train --mode=joint \
-  --torch_python="$TORCH_PYTHON" --torch_compile --noall_kept
-run 120 peers.py "${resnet50[@]}" --rounds=7 --steps=10 --mode=infer --torch_python="$TORCH_PYTHON" --noall_kept
+run 300 peers.py "${resnet50[@]}" --rounds=7 --steps=10 --torch_python="$TORCH_PYTHON" --torch_compile --noall_kept
 run_all 120 end_to_end.py "${resnet50[@]}" --size=224 --train=1280 --val=128 --case joint \
   --feed streamed resident
 run_all 100 end_to_end.py --case single --epochs=20 --feed streamed resident --torch_python="$TORCH_PYTHON"
-run 60 sweep.py
+run_all 60 sweep.py
 run_all 60 scaling.py "${resnet50[@]}" --size=224 --device_batch=256 --steps=10
 run_all 60 input.py --batch=256
 exit "$failed"

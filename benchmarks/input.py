@@ -8,7 +8,7 @@ memory only "batches", "copy" and, inside the step, "augment"; with config.data.
 
 Each round of a stage follows its last without a pause, and the first is not counted, so that nothing is compiled and that no worker has
 batches ready that it made in idle time. Files and cache are in the operating system's page cache: disks are not measured. On a CPU
-the copy is one from memory to memory. Needs medtl's own dependencies. Writes benchmarks/results/input_BACKEND.json.
+the copy is one from memory to memory. Needs medtl's own dependencies. With --write the result is kept in benchmarks/results/input_BACKEND.json.
 """
 
 from __future__ import annotations
@@ -192,23 +192,24 @@ def drawn(batches: Iterator[Any], steps: int) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=256, help="files of each kind")
-    parser.add_argument("--side", type=int, default=512, help="pixels of a file's side")
-    parser.add_argument("--size", type=int, default=224, help="pixels of a side at the working size")
-    parser.add_argument("--batch", type=int, default=32, help="images in a batch")
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds; the median is reported")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=timing.Help)
+    parser.add_argument("--images", type=timing.positive, default=256, help="files of each kind")
+    parser.add_argument("--side", type=timing.positive, default=512, help="pixels of a file's side")
+    parser.add_argument("--size", type=timing.positive, default=224, help="pixels of a side at the working size")
+    parser.add_argument("--batch", type=timing.positive, default=32, help="images in a batch")
+    parser.add_argument("--rounds", type=timing.positive, default=5, help="timed rounds; the median is reported")
     parser.add_argument("--against", type=float, default=0.0, help="the step's images/s, to compare with")
-    parser.add_argument("--nowrite", action="store_true", help="do not write the result")
+    parser.add_argument("--write", action="store_true", help="keep the result in benchmarks/results")
     args = parser.parse_args(arguments)
-    result: dict[str, Any] = {name: value for name, value in vars(args).items() if name != "nowrite"}
+    result: dict[str, Any] = {name: value for name, value in vars(args).items() if name != "write"}
+    timing.end_on_sigterm()
     with tempfile.TemporaryDirectory(prefix="medtl-benchmark-") as folder:
         bench = Bench(args, Path(folder))
         bench.decode()
         bench.cache()
         bench.batches()
         bench.device()
-    if not args.nowrite:
+    if args.write:
         print(timing.write(f"input_{jax.default_backend()}", result | {"stages": bench.found}).name)
 
 

@@ -7,7 +7,7 @@ rounds, each in a process of its own, so that noise of the machine hits all; a r
 interpreter of --torch_python, and is left out, with a line, where that has none. Compilation and warm-up are not timed.
 medtl runs as its trainer does, with memory kept from step to step (medtl/memory.py); the peers as they come, and once more
 ("kept") with the same setting, which a user could give them.
-Writes benchmarks/results/peers_MODEL_DTYPE_BACKEND.json.
+With --write the result is kept in benchmarks/results/peers_MODEL_DTYPE_BACKEND.json.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ MODES = flags.DEFINE_multi_enum("mode", ["train", "infer", "joint"], ["train", "
 COMPILE = flags.DEFINE_bool("torch_compile", False, "torch.compile too; on a CPU it needs a C++ compiler")
 ALL_KEPT = flags.DEFINE_bool("all_kept", True, "the peers a second time with their memory kept, as medtl keeps its own")
 SERVE = flags.DEFINE_string("serve", "", "internal: be one contender, e.g. medtl/train")
+flags.adopt_module_key_flags(step)
 PAUSE = flags.DEFINE_float("pause", 0.5, "seconds between contenders, in which their threads stop spinning")
 
 
@@ -203,10 +204,12 @@ def main(_: Sequence[str]) -> None:
         "steps_in_a_round": step.STEPS.value,
         "torch_threads": THREADS.value,
     }
+    if "joint" in MODES.value and step.BATCH.value % 2:
+        raise app.UsageError(f"--batch={step.BATCH.value}: a joint step has two equal halves; use an even one")
     for mode in MODES.value:
         result[mode] = compare(mode)
-    if step.WRITE.value:
-        timing.write(f"peers_{step.MODEL.value}_{step.DTYPE.value}_{jax.default_backend()}", result)
+        if step.WRITE.value:  # after each, so that one that does not end takes nothing with it
+            timing.write(f"peers_{step.MODEL.value}_{step.DTYPE.value}_{jax.default_backend()}", result)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ It is medtl.train.Step as `medtl.build` makes it and `Parallel` spreads it, with
 device count is divided by its own run on one device, round by round. Compilation is not timed. On GPUs and TPUs the counts go as far as
 there are devices. On a CPU each count is a process of its own with so many simulated devices, which share the cores, and "efficiency" is
 the plain ratio to one device's rate. It is no speedup: below 1 is what dividing a batch and adding up over devices costs, and above 1 says that
-one device leaves cores idle. Needs medtl's own dependencies. Writes benchmarks/results/scaling_MODEL_DTYPE_BACKEND.json.
+one device leaves cores idle. Needs medtl's own dependencies. With --write the result is kept in benchmarks/results/scaling_MODEL_DTYPE_BACKEND.json.
 """
 
 from __future__ import annotations
@@ -213,17 +213,21 @@ def measure(args: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=timing.Help)
     parser.add_argument("--model", default="cifar_resnet20", help="backbone, one of medtl.models.NAMES")
-    parser.add_argument("--size", type=int, default=28, help="pixels of a side")
+    parser.add_argument("--size", type=timing.positive, default=28, help="pixels of a side")
     parser.add_argument("--dtype", default="float32", choices=models.DTYPES, help="compute dtype")
-    parser.add_argument("--batch", type=int, default=128, help="strong: images in a step, on however many devices")
-    parser.add_argument("--device_batch", type=int, default=16, help="weak: images in a step for each device")
+    parser.add_argument(
+        "--batch", type=timing.positive, default=128, help="strong: images in a step, on however many devices"
+    )
+    parser.add_argument(
+        "--device_batch", type=timing.positive, default=16, help="weak: images in a step for each device"
+    )
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 2, 4, 8], help="of devices; the first must be 1")
     parser.add_argument("--mode", nargs="+", default=MODES, choices=MODES, help="of medtl.parallel")
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds; the median is reported")
-    parser.add_argument("--steps", type=int, default=5, help="steps in a round")
-    parser.add_argument("--nowrite", action="store_true", help="do not write the result")
+    parser.add_argument("--rounds", type=timing.positive, default=5, help="timed rounds; the median is reported")
+    parser.add_argument("--steps", type=timing.positive, default=5, help="steps in a round")
+    parser.add_argument("--write", action="store_true", help="keep the result in benchmarks/results")
     parser.add_argument("--serve", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.counts[0] != 1:
@@ -238,7 +242,7 @@ def main(arguments: Sequence[str]) -> None:
         name: getattr(args, name) for name in ("model", "size", "dtype", "batch", "device_batch", "rounds", "steps")
     }
     result |= measure(args, arguments)
-    if not args.nowrite:
+    if args.write:
         print(timing.write(f"scaling_{args.model}_{args.dtype}_{jax.default_backend()}", result).name)
 
 

@@ -4,7 +4,7 @@
 
 The step is medtl's model and objective with SGD and momentum, without augmentation, data and checkpoints (whose libraries a bare
 GPU machine does not have; `end_to_end.py` times the trainer). Compilation is timed apart. FLOP/s come from XLA's count of the
-program as written, so a rewritten convolution counts what it computes. Writes benchmarks/results/step_MODEL_DTYPE_BACKEND.json.
+program as written, so a rewritten convolution counts what it computes. With --write the result is kept in benchmarks/results/step_MODEL_DTYPE_BACKEND.json.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from medtl import losses, memory, models, parallel
 from medtl.models.model import Head, Model
 from medtl.objective import Objective, Term
 
-MODEL = flags.DEFINE_string("model", "resnet50", "backbone, one of medtl.models.NAMES")
-BATCH = flags.DEFINE_integer("batch", 16, "images in a step")
-SIZE = flags.DEFINE_integer("size", 224, "pixels of a side")
+MODEL = flags.DEFINE_enum("model", "resnet50", models.NAMES, "backbone")
+BATCH = flags.DEFINE_integer("batch", 16, "images in a step", lower_bound=1)
+SIZE = flags.DEFINE_integer("size", 224, "pixels of a side", lower_bound=8)
 DTYPE = flags.DEFINE_enum("dtype", "float32", models.DTYPES, "compute dtype")
-ROUNDS = flags.DEFINE_integer("rounds", 5, "timed rounds; the median is reported")
-STEPS = flags.DEFINE_integer("steps", 2, "steps in a round")
-WRITE = flags.DEFINE_bool("write", True, "write the result")
+ROUNDS = flags.DEFINE_integer("rounds", 5, "timed rounds; the median is reported", lower_bound=1)
+STEPS = flags.DEFINE_integer("steps", 2, "steps in a round", lower_bound=1)
+WRITE = flags.DEFINE_bool("write", False, "keep the result in benchmarks/results")
 
 Batch = dict[str, dict[str, jax.Array]]
 

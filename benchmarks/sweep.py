@@ -11,12 +11,13 @@ that all problems differ. On synthetic features like those of pooled ReLUs, of w
 - train: the trainer's minibatch steps for all heads (medtl.heads), against the same program of one head, times the number of heads.
   Left out where the libraries of checkpoints, which the trainer imports, are not there.
 
-Interleaved; compilation is timed apart. Writes benchmarks/results/sweep_BACKEND.json.
+Interleaved; compilation is timed apart. With --write the result is kept in benchmarks/results/sweep_BACKEND.json.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import re
 import sys
 import time
 import warnings
@@ -34,16 +35,17 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from medtl import linear
 
 FEATURES = flags.DEFINE_string("features", "3000x1024", "rows x width")
+flags.register_validator("features", re.compile(r"\d+x\d+").fullmatch, message="it must be as 3000x1024")
 FOLDS = flags.DEFINE_integer("folds", 5, "of the target")
 SEEDS = flags.DEFINE_integer("seeds", 5, "draws of the folds")
 WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 1e-2, "of a head whose weights sum to 1: weight_decay / 2 |W|²")
 STANDARDIZE = flags.DEFINE_bool(
     "standardize", False, "features of mean 0 and variance 1, on which scikit-learn needs fewer iterations"
 )
-ROUNDS = flags.DEFINE_integer("rounds", 5, "timed rounds; the median is reported")
+ROUNDS = flags.DEFINE_integer("rounds", 5, "timed rounds; the median is reported", lower_bound=1)
 FITS = flags.DEFINE_integer("fits", 9, "heads that scikit-learn fits in a round")
 STEPS = flags.DEFINE_integer("steps", 200, "of the trainer, of 32 + 32 rows; 0: the trainer is left out")
-WRITE = flags.DEFINE_bool("write", True, "write the result")
+WRITE = flags.DEFINE_bool("write", False, "keep the result in benchmarks/results")
 
 LAMBDAS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
 TOLERATED = 1e-4

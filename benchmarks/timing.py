@@ -5,12 +5,14 @@ Needs JAX and NumPy alone, so that it runs on a bare GPU machine.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import datetime
 import importlib.metadata
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -43,6 +45,22 @@ def contender(step: Callable[[], Any]) -> Contender:
         return time.perf_counter() - start
 
     return run
+
+
+class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """The docstring as it stands, and each option's default."""
+
+
+def end_on_sigterm() -> None:
+    """So that temporary folders are removed where `timeout` ends a benchmark."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1, of a command line."""
+    if (number := int(text)) < 1:
+        raise ValueError(text)
+    return number
 
 
 class Process:

@@ -258,12 +258,17 @@ def check_sweep(config: ConfigDict) -> None:
         _require(config, f"sweep.{name}", _is_grid, "different numbers of at least 0")
     if not any(c[name] for name in names):
         raise UserError(
-            f"--mode=sweep has nothing to try: give {', '.join(f'config.sweep.{name}' for name in names)} or some"
+            f"--mode=sweep has nothing to try: give {', '.join(f'config.sweep.{name}' for name in names[:-1])} or "
+            f"config.sweep.{names[-1]}"
         )
     arm = swept_arm(config)
     if c.lambda_ and not config.arm[arm].joint:
         raise UserError(
             f"config.sweep.lambda_ weighs the target of a joint arm, but {arm} is not joint; config.sweep.arm names another"
+        )
+    if tuned := [name for name in config.evaluation.tune if config.evaluation.tune[name]]:
+        raise UserError(
+            f"--mode=sweep tries the values of config.sweep; config.evaluation.tune.{tuned[0]} would try others afterwards; leave it out"
         )
     if c.lambda_ and config.objective.lambda_schedule:
         raise UserError("config.sweep.lambda_ sets what config.objective.lambda_schedule sets; give one of them")

@@ -76,8 +76,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"medtl: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("medtl: stopped; the same command resumes", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print(f"medtl: stopped; {str(stopped) or 'the same command resumes'}", file=sys.stderr)
         return 130
     return 0
 
@@ -93,6 +93,8 @@ def _run(argv: list[str]) -> None:
     values = _parse(rest, load_config_file(path) if path else configs.default())
     _check_mode(values)
     folder = Path(values.workdir or Path("runs") / values.config.name)
+    if values.mode != "sweep" and not values.checkpoint:
+        workdir.check_no_sweep(folder)
     if values.mode == "report":
         _report(values, folder, rest, given=bool(path))
         return
@@ -119,7 +121,12 @@ def _start(values: flags.FlagValues, folder: Path, command: str) -> None:
     if values.mode == "sweep":
         from medtl import sweep
 
-        sweep.sweep(values.config, folder, command=command)
+        try:
+            sweep.sweep(values.config, folder, command=command)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                "the same command begins the sweep again; features and source stages that were done are kept"
+            ) from None
     elif values.mode == "train":
         experiment.train(values.config, folder, command=command, profile=values.profile)
     elif values.mode == "evaluate":

@@ -9,6 +9,7 @@ import csv
 import dataclasses
 import io
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -55,21 +56,8 @@ def _run(config: Any, folder: Path, *, training: bool, command: str, profile: bo
     began = time.monotonic()
     check.check(config)
     workdir.check(folder, config)
-    parallel.keep_compiled(cache.place(config.data.cache_dir) / "compiled")
-    _check_devices()
-    build.check(config)
-    examples = load_data(config)
-    every = {seed: cells.cells(config, examples["target"], seed) for seed in config.seeds}
-    for domain in examples.values():
-        print(_data_line(domain))
-    largest = max(cells.largest(found) for found in every.values())
-    run = Run.create(config, folder, examples, training=training, train_size=largest)
-    print(f"arms {', '.join(config.arms)}; seeds {', '.join(map(str, config.seeds))}; {versions()['device']}; {folder}")
-    if config.evaluation.folds:
-        sizes = ", ".join(f"{np.sum(every[config.seeds[0]][0].split == s)} {s}" for s in ("train", "val", "test"))
-        print(f"{config.evaluation.folds} folds x {config.evaluation.repeats} repeats; in the first {sizes} examples")
-    if run.loaded is not None:
-        print(run.loaded.report.summary())
+    run, every = open_run(config, folder, training=training, arms=config.arms)
+    examples = run.examples
     workdir.prepare(folder, config)
     with workdir.locked(folder):
         if config.evaluation.folds:
@@ -79,6 +67,44 @@ def _run(config: Any, folder: Path, *, training: bool, command: str, profile: bo
         if profile:
             run = dataclasses.replace(run, profile=Profile(folder / "profile"))
         return _run_arms(run, every, began, command or f"medtl.experiment.train(config, {str(folder)!r})")
+
+
+def open_run(
+    config: Any, folder: Path, *, training: bool, arms: Sequence[str], sized: bool = True
+) -> tuple[Run, dict[int, list[cells.Cell]]]:
+    """Reads data and weights and says what there is; writes nothing into the folder.
+
+    Args:
+      config: one that was checked.
+      folder: the work folder.
+      training: False where nothing may be trained.
+      arms: which of the config's will be run.
+      sized: with the cells of a learning curve, which train on fewer labels.
+
+    Returns:
+      The run, and each seed's cells.
+    """
+    parallel.keep_compiled(cache.place(config.data.cache_dir) / "compiled")
+    _check_devices()
+    build.check(config)
+    examples = load_data(config)
+    every = {seed: cells.cells(config, examples["target"], seed) for seed in config.seeds}
+    if not sized:
+        every = {seed: [cell for cell in found if cell.size is None] for seed, found in every.items()}
+    for domain in examples.values():
+        print(_data_line(domain))
+    largest = max(cells.largest(found) for found in every.values())
+    run = Run.create(config, folder, examples, training=training, train_size=largest)
+    named = [
+        f"{word}{'s' * (len(of) > 1)} {', '.join(map(str, of))}" for word, of in (("arm", arms), ("seed", config.seeds))
+    ]
+    print("; ".join([*named, versions()["device"], str(folder)]))
+    if config.evaluation.folds:
+        sizes = ", ".join(f"{np.sum(every[config.seeds[0]][0].split == s)} {s}" for s in ("train", "val", "test"))
+        print(f"{config.evaluation.folds} folds x {config.evaluation.repeats} repeats; in the first {sizes} examples")
+    if run.loaded is not None:
+        print(run.loaded.report.summary())
+    return run, every
 
 
 def _run_arms(run: Run, every: Mapping[int, Sequence[cells.Cell]], began: float, command: str) -> dict[str, Any]:
@@ -182,8 +208,11 @@ _LABEL_KINDS = ("cross_entropy", "sigmoid_binary_cross_entropy")
 def _check_devices() -> None:
     try:
         jax.devices()
-    except RuntimeError as error:
-        raise UserError(f"JAX finds no device: {' '.join(str(error).split())}") from None
+    except (RuntimeError, AssertionError) as error:  # an assertion where JAX_PLATFORMS names what jaxlib lacks
+        said = (
+            " ".join(str(error).split()) or f"JAX_PLATFORMS is {os.environ.get('JAX_PLATFORMS')!r}; is that installed?"
+        )
+        raise UserError(f"JAX finds no device: {said}") from None
 
 
 def _data_line(e: Examples) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -30,20 +29,23 @@ def path(config: Any, examples: Examples, loaded: Pretrained, normalization: Nor
     return cache.place(config.data.cache_dir) / "features" / f"{key.hexdigest()}.npy"
 
 
-def read(path: Path, n: int) -> np.ndarray | None:
-    """f32[n, D], or None where they are not there or damaged."""
+def read(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
+    """f32[N, D] of this shape, or None where they are not there or damaged."""
     try:
         found = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
-    return found if found.ndim == 2 and len(found) == n and found.dtype == np.float32 else None
+    return found if found.shape == shape and found.dtype == np.float32 and np.isfinite(found).all() else None
 
 
-def keep(path: Path, features: np.ndarray) -> None:
-    """Writes them whole or not at all; without a place to write they are computed again next time."""
-    with contextlib.suppress(OSError):
+def keep(path: Path, features: np.ndarray) -> bool:
+    """Writes them whole or not at all; False without a place to write: they are computed again next time."""
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.{os.getpid()}")
         with part.open("wb") as file:
             np.save(file, features)
         os.replace(part, path)
+    except OSError:
+        return False
+    return True

@@ -63,6 +63,15 @@ def together(places: int, points: int, *, parameters: int, backend: str) -> tupl
     return (places, 1) if backend != "cpu" and parameters < _SMALL else (1, 1)
 
 
+def prepare(places: Sequence[Place], arm: str) -> None:
+    """Trains the source stages and computes the features that are not there yet."""
+    if not frozen(places[0][1], arm):
+        _started(places, arm)
+        return
+    for domain in _domains(places[0][1].config, arm):
+        places[0][1].frozen_features(domain)
+
+
 def trained(places: Sequence[Place], arm: str, grid: Grid) -> list[np.ndarray]:
     """Trains a head, or a model where the backbone moves, for each place and point, as `Run.outcome` would with the point's values.
 

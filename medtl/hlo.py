@@ -35,6 +35,7 @@ _MAIN = (
 )
 _PRODUCT = re.compile(r"convolution|dot|.*([cC]onv|gemm|matmul)")  # opcodes, and targets of custom calls
 _OPERAND = re.compile(r"%([\w.-]+)")
+_DEEPEST = 4  # layers in a path
 _CONTROL = ("while", "body", "cond", "branch", "scan", "checkpoint", "closed_call", "eval_jaxpr", "shard_map", "")
 
 
@@ -135,6 +136,8 @@ class _Program:
         if direction == "backward" and main.is_product and _is_of(layer, self._kernels):
             direction += " by weights" if _is_of(layer, self._like(main.shape)) else " by input"
         where = layer or tuple(name for name in names if name not in _CONTROL)[-2:]
+        if len(where) > _DEEPEST:  # an all-reduce of many layers' gradients
+            where = (where[0], "...", where[-1])
         return Operation(kind, "/".join(where), direction)
 
     def _main(self, instruction: _Instruction) -> _Instruction:

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import platform
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,13 @@ def keep_compiled(folder: Path) -> None:
     except (OSError, StopIteration):
         cpu = platform.processor()
     kind = hashlib.sha256(f"{platform.machine()} {cpu}".encode()).hexdigest()[:16]
+    try:
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder / kind):
+            pass
+    except OSError as error:
+        print(f"compiled programs are not kept: {folder} cannot be written ({error.strerror})")
+        return
     jax.config.update("jax_compilation_cache_dir", str(folder / kind))
     # The many small programs that draw a model's initial variables are what a start waits for.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -67,7 +67,10 @@ class Profile:
     def close(self) -> None:
         """Says so if nothing was traced."""
         if not self._taken:
-            print("profile: nothing was traced: no stage had two steps left to train, and the first one compiles")
+            print(
+                "profile: nothing was traced: no stage had two steps left to train (the first one compiles); "
+                "a run that is done needs another --workdir"
+            )
 
 
 class _Traced:
@@ -309,14 +312,16 @@ def table(
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     top, all_ = sum(ns for _, ns in costliest), sum(times.values())
 
+    unit, scale = ("ms", 1e6) if costliest and costliest[0][1] > 1e5 * steps else ("µs", 1e3)
+
     def line(ns: float, words: str) -> str:
-        return f"{ns / 1e6 / steps:10.2f} {ns / 1e7 / seconds:5.1f} %  {words}".rstrip()
+        return f"{ns / scale / steps:10.2f} {ns / 1e7 / seconds:5.1f} %  {words}".rstrip()
 
     return "\n".join(
         [
             f"profile: {steps} step{'s' * (steps > 1)} of {' '.join(title.split())}, {seconds / steps * 1e3:.1f} ms each; "
             f"the {len(rows)} costliest operations take {top / 1e7 / seconds:.0f} %",
-            "   ms/step   share  operation",
+            f"   {unit}/step   share  operation",
             *(
                 line(ns, "  ".join(word.ljust(n) for word, n in zip(words, widths, strict=True)))
                 for (_, ns), words in zip(costliest, rows, strict=True)

@@ -20,6 +20,7 @@ class Progress:
       stream: where to write; a terminal gets one line that renews itself.
       every: seconds between plain lines.
       brief: of the evaluations only the last one's line stays, and compiling is not announced.
+      unit: what is counted; where it is not steps, nothing is said of waiting.
     """
 
     def __init__(
@@ -31,8 +32,9 @@ class Progress:
         stream: TextIO | None = None,
         every: float = 15.0,
         brief: bool = False,
+        unit: str = "step",
     ):
-        self._label, self._steps, self._start, self._brief = label, steps, start, brief
+        self._label, self._steps, self._start, self._brief, self._unit = label, steps, start, brief, unit
         self._stream = sys.stdout if stream is None else stream
         self._live = self._stream.isatty()
         self._every = 0.5 if self._live else every
@@ -79,8 +81,12 @@ class Progress:
         if keep or self._live:
             self._write(f"{self._head(step)}{self._speed(step, time.monotonic())}  val: {found}", keep=keep)
 
+    def end(self, text: str) -> None:
+        """A last line that stays."""
+        self._write(text, keep=True)
+
     def _head(self, step: int) -> str:
-        return f"{self._label}  step {step}/{self._steps}"
+        return f"{self._label}  {self._unit} {step}/{self._steps}"
 
     def _losses(self, values: Mapping[str, float]) -> str:
         names = [n for n in values if n == "loss" or "/" in n or n in ("lambda",)]
@@ -91,8 +97,8 @@ class Progress:
             return ""
         left = (self._steps - step) * (now - self._began) / (step - self._start)
         training = now - self._began - self._apart
-        share = min(self._waited / training, 1.0)
-        return f"  {self._images / training:.0f} images/s, {share:.0%} waiting for data  {_duration(left)} left"
+        waiting = f", {min(self._waited / training, 1.0):.0%} waiting for data" if self._unit == "step" else ""
+        return f"  {self._images / training:.0f} images/s{waiting}  {_duration(left)} left"
 
     def _write(self, text: str, *, keep: bool) -> None:
         if self._live:

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from medtl import augment, build, features, feed, provenance, saliency, weights, workdir
+from medtl import augment, build, features, feed, models, provenance, saliency, weights, workdir
 from medtl.base import Examples, Normalization, UserError
 from medtl.cells import Cell
 from medtl.checkpoint import Store
@@ -341,6 +341,8 @@ class Run:
                 state = store.restore(start, state)
             if start != steps:
                 self._shared.trained = True
+                for domain in domains if cached else ():
+                    self.frozen_features(domain)
                 title = self._title(seed, arm, stage)
                 progress = Progress(title, steps, start=start or 0, brief=bool(self.cell.path))
                 batches = self._feed(seed, stage, domains, start or 0, compiled, cached=cached, waited=progress.waited)
@@ -427,15 +429,20 @@ class Run:
             examples = self.examples[domain]
             assert self.loaded is not None
             path = features.path(self.config, examples, self.loaded, self.normalization)
-            found = features.read(path, len(examples))
+            c = self.config.model
+            width = models.features(c.name, c.stages, classifier=c.classifier)
+            found = features.read(path, (len(examples), width))
             if found is None:
                 began = time.monotonic()
                 variables = self.parallel.replicate(build.variables(self.model, self.config, 0, self.loaded))
                 every = np.arange(len(examples))
-                found = self._forward(("features", domain), self._features_of, variables, examples, every)
-                features.keep(path, found)
+                progress = Progress(f"features of {examples.name}", len(examples), unit="image")
+                found = self._forward(
+                    ("features", domain), self._features_of, variables, examples, every, progress=progress
+                )
+                kept = f"; kept in {path}" if features.keep(path, found) else ""
                 seconds = time.monotonic() - began
-                print(f"features of {examples.name}: {len(examples)} images in {seconds:.0f} s, once; kept in {path}")
+                progress.end(f"features of {examples.name}: {len(examples)} images in {seconds:.0f} s, once{kept}")
             self._shared.features[domain] = found
         return self._shared.features[domain]
 
@@ -476,6 +483,7 @@ class Run:
         chosen: np.ndarray,
         *,
         features: np.ndarray | None = None,
+        progress: Progress | None = None,
     ) -> np.ndarray:
         if key not in self._shared.functions:
             self._shared.functions[key] = self.parallel.evaluate(function)
@@ -483,7 +491,7 @@ class Run:
         batches = loading.eval_batches(
             examples, chosen, c.evaluation.batch_size, workers=c.data.workers, features=features
         )
-        return run_batches(self._shared.functions[key], variables, batches)
+        return run_batches(self._shared.functions[key], variables, batches, progress)
 
     def _evaluate(self, variables: Any, domain: str, *, cached: bool) -> tuple[dict[str, float], float | None]:
         if "val" not in self.examples[domain].splits:

@@ -22,13 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from medtl import build, cells, check, workdir
+from medtl import check, workdir
 from medtl.base import UserError
 from medtl.evaluation import analysis, bootstrap, metrics, plots, to_json
-from medtl.experiment import load_data
-from medtl.heads import Place, check_images, frozen, minimised, trained
+from medtl.experiment import open_run
+from medtl.heads import Place, check_images, frozen, minimised, prepare, trained
 from medtl.provenance import versions
-from medtl.run import Run
 from medtl.sweep_program import Grid
 
 PATHS = {
@@ -57,12 +56,8 @@ def sweep(config: Any, folder: str | Path, *, command: str = "") -> dict[str, An
     check.check(config)
     check.check_sweep(config)
     workdir.check(folder, config)
-    build.check(config)
     arm, grid = check.swept_arm(config), grid_of(config)
-    examples = load_data(config)
-    every = {s: [c for c in cells.cells(config, examples["target"], s) if c.size is None] for s in config.seeds}
-    largest = max(cells.largest(found) for found in every.values())
-    run = Run.create(config, folder, examples, training=True, train_size=largest)
+    run, every = open_run(config, folder, training=True, arms=(arm,), sized=False)
     alone = frozen(run, arm)
     if config.sweep.solver == "lbfgs" and not alone:  # the config was checked: what is left is in the weight file
         raise UserError(
@@ -78,6 +73,7 @@ def sweep(config: Any, folder: str | Path, *, command: str = "") -> dict[str, An
             raise UserError(f"--mode=sweep compares on val, and {at.cell.path or 'config.data.target'} has no val part")
     workdir.prepare(folder, config)
     with workdir.locked(folder):
+        prepare(places, arm)
         training = time.monotonic()
         found = trained(places, arm, grid) if config.sweep.solver == "train" else minimised(places, arm, grid)
         training = time.monotonic() - training
@@ -86,10 +82,10 @@ def sweep(config: Any, folder: str | Path, *, command: str = "") -> dict[str, An
             "trained": "heads" if alone else "models",
         }
         if command:
-            result["command"] = launch_command(command, result["chosen"])
+            result["command"] = launch_command(command, result["chosen"], folder)
         result |= {"seconds": {"training": round(training, 1), "all": round(time.monotonic() - began, 1)}}
         result |= {"config": config.to_dict(), "versions": versions()}
-        workdir.write_text(folder / "sweep.json", to_json(result))
+        workdir.write_text(folder / workdir.SWEEP, to_json(result))
         if result["curve"]:
             workdir.write_text(folder / "sweep.html", _page(result))
     print(f"\n{table(result)}")
@@ -136,7 +132,7 @@ def _compared(
         "design": {
             "cells": len(places) // len(seeds),
             "seeds": seeds,
-            "interval": f"{resampled.level:.0%}, patient bootstrap, {resampled.resamples} resamples of {resampled.patients} patients",
+            "interval": f"{100 * resampled.level:g} % interval, patient bootstrap, {resampled.resamples} resamples of {resampled.patients} patients",
             "resamples": resampled.resamples,
             "patients": resampled.patients if target.patient is not None else None,
         },
@@ -162,7 +158,7 @@ def _resampled(config: Any, places: Sequence[Place], found: Sequence[np.ndarray]
                 for rows, of_place in zip(val, found, strict=True)
             ]
     if not arms:
-        raise UserError("every point of the sweep diverged; try a lower config.sweep.learning_rate")
+        raise UserError("every point of the sweep diverged; try a lower learning_rate")
     options = bootstrap.Options(
         positive=analysis.positive_class(config.evaluation.positive, target.classes),
         resamples=config.evaluation.resamples,
@@ -190,6 +186,8 @@ def _curve(points: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, A
 
 def _notes(config: Any, grid: Grid, points: Sequence[Mapping[str, Any]], best: int) -> list[str]:
     notes = [f"The best of {len(points)} points on val: its own score flatters. On test it was not looked at."]
+    if len(points) == 1:
+        notes = ["On test it was not looked at."]
     for name, values in grid.items():
         chosen = points[best][name]
         if len(set(values)) > 1 and chosen in (values.min(), values.max()) and chosen > 0:
@@ -202,8 +200,8 @@ def _notes(config: Any, grid: Grid, points: Sequence[Mapping[str, Any]], best: i
     return notes
 
 
-def launch_command(command: str, chosen: Mapping[str, float]) -> str:
-    """The command line of a sweep, turned into that of a run with the chosen values; its folder is the default one."""
+def launch_command(command: str, chosen: Mapping[str, float], folder: Path) -> str:
+    """The command line of a sweep, turned into that of a run with the chosen values, beside the sweep's folder."""
     kept, skip = [], False
     for word in shlex.split(command):
         name, equals, _ = word.partition("=")
@@ -216,7 +214,8 @@ def launch_command(command: str, chosen: Mapping[str, float]) -> str:
         skip = dropped and not equals
         if not dropped:
             kept.append(word)
-    return shlex.join(kept + [f"--config.{path}={value!r}" for path, value in chosen.items()])
+    values = [f"--config.{path}={value!r}" for path, value in chosen.items()]
+    return shlex.join([*kept, f"--workdir={folder}_chosen", *values])
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -232,13 +231,18 @@ def table(result: Mapping[str, Any]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     design = result["design"]
-    where = f"{result['arm']} on val: mean over {design['cells']} cells and {len(design['seeds'])} seeds; {design['interval']}"
+    over = " and ".join(_count(n, word) for n, word in ((design["cells"], "cell"), (len(design["seeds"]), "seed")))
+    where = f"{result['arm']} on val: mean over {over}; {design['interval']}"
     number = len(result["points"]) * design["cells"] * len(design["seeds"])
     where += f"; {number} {result['trained']} in {result['seconds']['training']:.0f} s"
     said = [where, "", *lines, "", *result["notes"]]
     if result["command"]:
         said += ["", result["command"]]
     return "\n".join(said)
+
+
+def _count(n: int, word: str) -> str:
+    return f"{n} {word}{'s' * (n != 1)}"
 
 
 def _page(result: Mapping[str, Any]) -> str:

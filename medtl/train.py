@@ -162,7 +162,8 @@ class Step:
         else:
 
             def add(carry, part):
-                batch_stats, total = carry
+                # A part begins when the one before it has ended: unrolled, its memory is free only then.
+                (batch_stats, total), part = jax.lax.optimization_barrier((carry, part))
                 gradients, (parts, batch_stats) = gradient(moving, batch_stats, part)
                 return (batch_stats, jax.tree.map(jnp.add, total, (gradients, parts))), None
 
@@ -258,10 +259,21 @@ def make_eval_step(
 
 
 def run_batches(
-    step: Callable[[Any, Any], np.ndarray], variables: Any, batches: Iterable[Mapping[str, np.ndarray]]
+    step: Callable[[Any, Any], np.ndarray],
+    variables: Any,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    progress: Progress | None = None,
 ) -> np.ndarray:
     """[N, ...], what the compiled `step(variables, batch)` gives for the real rows of all batches, in order."""
-    return np.concatenate([step(variables, batch)[: int(batch["mask"].sum())] for batch in batches])
+    found, done = [], 0
+    for batch in batches:
+        rows = int(batch["mask"].sum())
+        found.append(step(variables, batch)[:rows])
+        done += rows
+        if progress is not None:
+            progress.count(done, rows)
+            progress.show(done, {})
+    return np.concatenate(found)
 
 
 def make_loop(step: Callable[[TrainState, Batch], tuple[TrainState, Any]]) -> Callable[..., tuple[TrainState, Any]]:

@@ -23,6 +23,7 @@ except ImportError:  # Windows has none; there nothing is locked
     fcntl = None  # type: ignore[assignment]
 
 CONFIG = "config.json"
+SWEEP = "sweep.json"
 _ABSENT = object()
 
 
@@ -67,6 +68,22 @@ def check(workdir: str | os.PathLike, config: ConfigDict) -> None:
         raise UserError(
             f"--workdir={workdir} holds a run of another config: {shown}\n  give another --workdir, or delete that one"
         )
+
+
+def check_no_sweep(workdir: str | os.PathLike) -> None:
+    """Refuses the folder of a sweep, which keeps no models.
+
+    Raises:
+      UserError: names the command that trains the chosen values.
+    """
+    path = Path(workdir) / SWEEP
+    if path.exists():
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            if command := json.loads(path.read_text(encoding="utf-8")).get("command"):
+                raise UserError(
+                    f"--workdir={workdir} holds a sweep, which keeps no models; train the chosen values:\n  {command}"
+                )
+        raise UserError(f"--workdir={workdir} holds a sweep, which keeps no models; give another folder")
 
 
 def prepare(workdir: str | os.PathLike, config: ConfigDict) -> None:

@@ -194,6 +194,10 @@ def test_what_can_be_swept_is_accepted(fields):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        (
+            {"evaluation__tune__weight_decay": (1.0, 2.0)},
+            "--mode=sweep tries the values of config.sweep; config.evaluation.tune.weight_decay would try others",
+        ),
         ({"sweep__lambda_": ()}, "--mode=sweep has nothing to try: give config.sweep.lambda_, "),
         ({"sweep__lambda_": (-1.0,)}, "config.sweep.lambda_ is (-1.0,); it must be different numbers of at least 0"),
         ({"sweep__learning_rate": (1, 1.0)}, "config.sweep.learning_rate is (1, 1.0); it must be different"),

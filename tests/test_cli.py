@@ -333,6 +333,27 @@ def test_an_answer_comes_at_once_and_without_jax(tmp_path, arguments, code, seco
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("mode", ["train", "evaluate", "predict", "report"])
+def test_the_folder_of_a_sweep_has_no_models(capsys, tmp_path, mode):
+    (tmp_path / "w").mkdir()
+    for command, said in (
+        ("python launch.py --x", "train the chosen values:\n  python launch.py --x"),
+        (None, "another folder"),
+    ):
+        (tmp_path / "w/sweep.json").write_text(json.dumps({"command": command}))
+        asked = [f"--mode={mode}", f"--workdir={tmp_path / 'w'}", *(["--manifest=m.csv"] if mode == "predict" else [])]
+        assert error_of(capsys, *asked).endswith(said)
+
+
+def test_a_sweep_that_is_stopped_begins_again(monkeypatch, calls, capsys):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["medtl.sweep"], "sweep", stopped)
+    assert cli.run(["--mode=sweep", "--config.sweep.learning_rate=1,2", "--workdir=w"]) == 130
+    assert "the same command begins the sweep again" in capsys.readouterr().err
+
+
 def test_a_sweep_is_asked_for_by_its_mode(calls, capsys, tmp_path):
     np.savez("w.npz", kernel=np.zeros(1))
     stages = "\n".join(

@@ -69,3 +69,16 @@ def test_evaluation_is_no_part_of_the_rate_but_of_the_time_left(monkeypatch):
     progress.count(2, 32)
     progress.show(2, {"loss": 1.0})
     assert "16 images/s, 25% waiting for data  1m40s left" in stream.getvalue()
+
+
+def test_of_what_is_no_training_waiting_is_not_told(monkeypatch):
+    times = iter([0.0, 1.0, 3.0])
+    monkeypatch.setattr("medtl.progress.time.monotonic", lambda: next(times))
+    stream = io.StringIO()
+    progress = Progress("features of x", 96, stream=stream, every=1, unit="image")
+    progress.count(32, 32)
+    progress.count(64, 32)
+    progress.show(64, {})
+    progress.end("done")
+    assert "features of x  image 64/96  16 images/s  2s left" in stream.getvalue()
+    assert stream.getvalue().endswith("done\n")

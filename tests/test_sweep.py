@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import shlex
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -208,11 +209,13 @@ def test_images_that_are_streamed_are_refused_before_anything_is_written(tmp_pat
         def __getitem__(self, row):
             raise AssertionError("not to be read")
 
+    load_data = experiment.load_data
+
     def streamed(config):
-        examples = experiment.load_data(config)
+        examples = load_data(config)
         return examples | {"target": dataclasses.replace(examples["target"], image=Stream())}
 
-    monkeypatch.setattr(sweep, "load_data", streamed)
+    monkeypatch.setattr(experiment, "load_data", streamed)
     with pytest.raises(UserError, match="keeps the images of target on the device .* use 'memory' or 'disk'"):
         sweep.sweep(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -253,7 +256,8 @@ def test_a_sweep_compares_on_val_alone_and_says_what_to_launch(solver, weights, 
     scores = [p["value"] for p in result["points"]]
     assert all(p["low"] < p["value"] < p["high"] and len(p["by_cell"]) == 2 for p in result["points"])
     assert result["best"] == int(np.argmin(scores))  # the metric is the loss
-    launched = f"python launch.py --config=c.py --config.seeds=0 --config.objective.lambda_={3.0 * result['best']}"
+    launched = f"python launch.py --config=c.py --config.seeds=0 --workdir={tmp_path}/first_chosen "
+    launched += f"--config.objective.lambda_={3.0 * result['best']}"
     assert written["command"] == launched and said.rstrip().endswith(launched)
     assert "<svg" in (tmp_path / "first/sweep.html").read_text()
 
@@ -262,12 +266,14 @@ def test_labels_of_test_change_nothing(weights, tmp_path, monkeypatch):
     config = frozen(weights, sweep__lambda_=(0.0, 3.0))
     first = sweep.sweep(config, tmp_path / "first")
 
+    load_data = experiment.load_data
+
     def spoiled(config):
-        examples = experiment.load_data(config)
+        examples = load_data(config)
         e = examples["target"]
         return examples | {"target": dataclasses.replace(e, label=np.where(e.split == "test", 0, e.label))}
 
-    monkeypatch.setattr(sweep, "load_data", spoiled)
+    monkeypatch.setattr(experiment, "load_data", spoiled)
     again = sweep.sweep(config, tmp_path / "second")
     assert again["points"] == first["points"] and again["command"] is None
 
@@ -298,9 +304,11 @@ def test_the_command_to_launch_keeps_what_the_sweep_did_not_set():
         "python launch.py --mode sweep --config c.py -config.seeds 0,1 --config.sweep.solver=lbfgs --workdir=runs/x "
         "--config.objective.lambda_ 7 --config.name='a b' --noconfig.augment.flip"
     )
-    found = sweep.launch_command(command, {"objective.lambda_": 0.1, "stages.target.weight_decay": 1e-5})
+    chosen = {"objective.lambda_": 0.1, "stages.target.weight_decay": 1e-5}
+    found = sweep.launch_command(command, chosen, Path("runs/x"))
     assert shlex.split(found)[2:] == [
         *("--config", "c.py", "-config.seeds", "0,1", "--config.name=a b", "--noconfig.augment.flip"),
+        "--workdir=runs/x_chosen",
         *("--config.objective.lambda_=0.1", "--config.stages.target.weight_decay=1e-05"),
     ]
 

@@ -297,3 +297,17 @@ def test_a_batch_smaller_than_the_devices_is_refused():
 def test_a_negative_lambda_is_refused(lambda_):
     with pytest.raises(UserError, match="at least 0"):
         Objective((), lambda_)
+
+
+def test_parts_of_a_batch_need_the_memory_of_one():
+    """Also where they are unrolled, as on CPUs: a part begins when the one before it has ended."""
+    parallel = Parallel.create("none")
+    model = make_model(None, 0.0)
+    variables = jax.device_get(model.init(jax.random.key(0), (SIZE, SIZE, 1)))
+    batch = parallel.shard(make_batch(0, 0, 256), multiple=4)
+    needed = {}
+    for parts in (1, 4):
+        step = make_step(model, variables["params"], accumulate=parts)
+        compiled = parallel.train(step).lower(step.init(jax.random.key(1), variables), batch).compile()
+        needed[parts] = compiled.memory_analysis().temp_size_in_bytes
+    assert needed[4] < 0.5 * needed[1], needed

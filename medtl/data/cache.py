@@ -185,7 +185,7 @@ def _mapped(path: pathlib.Path, shape: tuple[int, ...], chunks: Callable[[], Ite
         os.replace(temporary, path)
     except OSError as error:
         raise base.UserError(
-            f"config.data.cache_dir: cannot write {path} ({_reason(error)}); name another folder, or use cache='stream'"
+            f"config.data.cache_dir: cannot write {path} ({_reason(error)}); name another folder"
         ) from None
     finally:
         if temporary:
