@@ -11,8 +11,8 @@ Official split. What came out on COVID-CT's val (118 images of 56 patients, 60 c
 JAX 0.12.0 (benchmarks/results/covid_ct_target_only.json, covid_ct.json):
 
     command   arm           auroc          accuracy       time
-    first     target_only   0.822 ± 0.003  0.719 ± 0.045   44 s, all seeds, features included
-    second    target_only   0.824 ± 0.001  0.717 ± 0.033  132 s, all arms and seeds, features kept from before
+    first     target_only   0.822 ± 0.003  0.719 ± 0.045   32 s, all seeds, features included
+    second    target_only   0.824 ± 0.001  0.717 ± 0.033  30 s, all arms and seeds, features kept from before
               transfer      0.726 ± 0.002  0.641 ± 0.010
               pooled        0.727 ± 0.001  0.651 ± 0.022
               sequential    0.824 ± 0.002  0.719 ± 0.042
@@ -21,7 +21,7 @@ The source hurts: pooling with São Paulo at λ = 1 costs 0.096 AUROC against CO
 negative transfer, and the report says so. Learning from São Paulo first and from COVID-CT alone then (sequential) neither helps nor hurts.
 
 Cross-validation over all 543 images (289 patients), 5 folds x 3 repeats x 4 arms, differences in AUROC against target_only (0.871)
-(benchmarks/results/covid_ct_cv.json: 418 s on a busy machine, features included; covid_ct_cv_sum.json):
+(benchmarks/results/covid_ct_cv.json: 51 s, and 79 s for the features where they are not kept from before; covid_ct_cv_sum.json: 65 s):
 
     objective                          pooled - target_only, corrected resampled t   patient bootstrap, models as trained
     mean_source + mean_target (third)  -0.022 (-0.100 to +0.055)                     -0.022 (-0.062 to +0.013)

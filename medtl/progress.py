@@ -70,7 +70,9 @@ class Progress:
         now = time.monotonic()
         if now - self._shown >= self._every:
             self._shown = now
-            self._write(f"{self._head(step)}{self._speed(step, now)}  {self._losses(values)}", keep=not self._live)
+            self._write(
+                f"{self._head(step)}{self._speed(step, now)}  {self._losses(values)}".rstrip(), keep=not self._live
+            )
 
     def line(self, step: int, values: Mapping[str, float]) -> None:
         """A line that stays: what an evaluation found."""

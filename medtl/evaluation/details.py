@@ -135,8 +135,9 @@ class Evaluated:
             by = "by Youden's index" if rule == "youden" else f"for {rule.replace('=', ' ')}"
             words = f"{by}, chosen on val"
         else:
-            words = "0.5 where there is no val with both classes to choose it on"
-        if len(values) > 1 and fixed is None:
+            joined = " where" if any(_chooses(v) for v in self.val) else ":"
+            words = f"0.5{joined} there is no val with both classes to choose it on"
+        if values.min() < values.max():
             words += f"; from {values.min():.3f} to {values.max():.3f} over {len(values)} models"
         return {"rule": rule, "value": float(values.mean()), "chosen_on": "val" if chosen else None, "words": words}
 
