@@ -109,6 +109,7 @@ def test_without_val_the_threshold_is_one_half_and_calibration_says_why_it_is_no
     frames = [p for p in split_of(seeds=(0,)) if p.split == "test"]
     found = analysis.analyse(frames, CLASSES, SETTINGS)["arms"]["good"]
     assert (found["threshold"]["value"], found["threshold"]["chosen_on"]) == (0.5, None)
+    assert found["threshold"]["words"] == "0.5: there is no val with both classes to choose it on"
     assert "no predictions of val" in found["calibration"]["temperature"]["undefined"]
     assert "no predictions of val" in found["conformal"]["undefined"]
     one_class = [dataclasses.replace(p, label=np.zeros_like(p.label)) if p.split == "val" else p for p in split_of()]
