@@ -35,7 +35,7 @@ def mistakes(run: Run, seed: int, arm: str, outcome: Outcome) -> None:
         padded = np.concatenate([images, np.repeat(images[:1], PER_CELL - len(images), axis=0)])
         asked = np.zeros(PER_CELL, np.int64)
         asked[: len(found)] = [target.classes.index(entry["predicted"]) for entry in found]
-        heat = np.asarray(run.explain(outcome.variables, padded, asked))
+        heat = np.asarray(run.forward.grad_cam(outcome.variables, padded, asked))
         for entry, image, glow in zip(found, images, heat, strict=False):
             entry["image"] = saliency.png_data_uri(image, max_side=SIDE)
             entry["saliency"] = saliency.png_data_uri(saliency.overlay(image, glow), max_side=SIDE)

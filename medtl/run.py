@@ -9,7 +9,6 @@ import dataclasses
 import itertools
 import json
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from medtl import augment, build, features, feed, models, provenance, saliency, weights, workdir
+from medtl import build, feed, provenance, weights, workdir
 from medtl.base import Examples, Normalization, UserError
 from medtl.cells import Cell
 from medtl.checkpoint import Store
@@ -25,11 +24,12 @@ from medtl.data import loading
 from medtl.evaluation import metrics, predictions, to_json
 from medtl.evaluation.predictions import Predictions
 from medtl.feed import STAGES
+from medtl.forward import Forward
 from medtl.models.model import Model
 from medtl.parallel import Parallel
 from medtl.profiling import Profile
 from medtl.progress import Progress
-from medtl.train import DOMAINS, Feed, Step, fit, make_eval_step, make_loop, prepare, run_batches
+from medtl.train import DOMAINS, Feed, Step, fit, make_loop
 
 _DONE = "done.json"
 
@@ -49,9 +49,7 @@ class _Shared:
     """What the cells, arms and seeds of an experiment share."""
 
     trained: bool = False
-    features: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     steps: dict[Any, Any] = dataclasses.field(default_factory=dict)
-    functions: dict[Any, Any] = dataclasses.field(default_factory=dict)
     initial: dict[Any, Any] = dataclasses.field(default_factory=dict)
     source: dict[tuple[int, str], tuple[Any, bool]] = dataclasses.field(default_factory=dict)
     resident: dict[Any, Any] = dataclasses.field(default_factory=dict)
@@ -84,6 +82,7 @@ class Run:
       model: the model.
       normalization: of the input.
       loaded: the pretrained backbone.
+      forward: what the model says, and the features of a frozen backbone.
       training: False where nothing may be trained.
       sizes: domain -> the number of train examples by which epochs become steps: the same in every cell.
       cell: of the target.
@@ -100,6 +99,7 @@ class Run:
     model: Model
     normalization: Normalization
     loaded: weights.Pretrained | None
+    forward: Forward
     training: bool
     sizes: Mapping[str, int]
     cell: Cell
@@ -117,14 +117,16 @@ class Run:
         loaded = build.pretrained(config)
         parallel = Parallel.create(config.parallel)
         sizes = {domain: len(e.indices("train")) for domain, e in examples.items()} | {"target": train_size}
+        model, normalization = _model(config, examples, parallel, loaded), build.normalization(config, loaded)
         run = cls(
             config,
             folder,
             examples,
             parallel,
-            _model(config, examples, parallel, loaded),
-            build.normalization(config, loaded),
+            model,
+            normalization,
             loaded,
+            Forward(config, parallel, model, normalization, loaded),
             training,
             sizes,
             Cell(examples["target"].split),
@@ -424,74 +426,16 @@ class Run:
         return self._shared.resident[key]
 
     def frozen_features(self, domain: str) -> np.ndarray:
-        """f32[N, D], the features of a domain's examples under the loaded backbone: computed once, and kept by content."""
-        if domain not in self._shared.features:
-            examples = self.examples[domain]
-            assert self.loaded is not None
-            path = features.path(self.config, examples, self.loaded, self.normalization)
-            c = self.config.model
-            width = models.features(c.name, c.stages, classifier=c.classifier)
-            found = features.read(path, (len(examples), width))
-            if found is None:
-                began = time.monotonic()
-                variables = self.parallel.replicate(build.variables(self.model, self.config, 0, self.loaded))
-                every = np.arange(len(examples))
-                progress = Progress(f"features of {examples.name}", len(examples), unit="image")
-                found = self._forward(
-                    ("features", domain), self._features_of, variables, examples, every, progress=progress
-                )
-                kept = f"; kept in {path}" if features.keep(path, found) else ""
-                seconds = time.monotonic() - began
-                progress.end(f"features of {examples.name}: {len(examples)} images in {seconds:.0f} s, once{kept}")
-            self._shared.features[domain] = found
-        return self._shared.features[domain]
-
-    def _features_of(self, variables: Any, batch: Mapping[str, Any]) -> jax.Array:
-        return self.model.features(variables, prepare({"": batch}, normalization=self.normalization)[""]["image"])[0]
+        """f32[N, D], the features of a domain's examples under the loaded backbone."""
+        return self.forward.features(domain, self.examples[domain])
 
     def probabilities(self, variables: Any, domain: str, split: str, *, cached: bool) -> tuple[np.ndarray, np.ndarray]:
         """The rows of a split, int[n], and their class probabilities, float64[n, K]; the variables lie on the devices."""
         examples = self.examples[domain]
         chosen = examples.indices(split)
-        logits = self._forward(
-            ("logits", domain),
-            make_eval_step(self.model, domain, self.normalization),
-            variables,
-            examples,
-            chosen,
-            features=self.frozen_features(domain) if cached else None,
-        )
+        features = self.frozen_features(domain) if cached else None
+        logits = self.forward.logits(variables, domain, examples, chosen, features=features)
         return chosen, predictions.probabilities(logits, multi_label=examples.multi_label)
-
-    def explain(self, variables: Any, image: np.ndarray, asked: np.ndarray) -> np.ndarray:
-        """Where the model looked: Grad-CAM f32[B, H, W] of the classes int[B] on images uint8[B, H, W, C]."""
-        if "explain" not in self._shared.functions:
-
-            def grad_cam(variables: Any, image: Any, asked: Any) -> jax.Array:
-                x = augment.normalize(image, self.normalization)
-                return saliency.grad_cam(self.model, variables, x, domain="target", target=asked)
-
-            self._shared.functions["explain"] = jax.jit(grad_cam)
-        return np.asarray(self._shared.functions["explain"](variables, image, asked))
-
-    def _forward(
-        self,
-        key: Any,
-        function: Any,
-        variables: Any,
-        examples: Examples,
-        chosen: np.ndarray,
-        *,
-        features: np.ndarray | None = None,
-        progress: Progress | None = None,
-    ) -> np.ndarray:
-        if key not in self._shared.functions:
-            self._shared.functions[key] = self.parallel.evaluate(function)
-        c = self.config
-        batches = loading.eval_batches(
-            examples, chosen, c.evaluation.batch_size, workers=c.data.workers, features=features
-        )
-        return run_batches(self._shared.functions[key], variables, batches, progress)
 
     def _evaluate(self, variables: Any, domain: str, *, cached: bool) -> tuple[dict[str, float], float | None]:
         if "val" not in self.examples[domain].splits:

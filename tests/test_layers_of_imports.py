@@ -18,7 +18,7 @@ LAYERS = [
     LEAVES,
     {"cells", "finetune", "linear", "objective", "parallel", "checkpoint", "features", "provenance"},
     {"train", "evaluation", "build", "saliency"},
-    {"check", "feed", "profiling", "results", "sweep_program"},
+    {"check", "feed", "forward", "profiling", "results", "sweep_program"},
     {"run"},
     {"explain", "heads"},
     {"experiment", "inference"},
