@@ -57,8 +57,8 @@ def stage(**fields) -> ConfigDict:
     clip_norm: global gradient norm at most this (0: not clipped).
     ema: decay of the exponential moving average of the parameters that evaluation then uses, with the BatchNorm statistics of
       the last step (0: none).
-    accumulate: the batch is worked through in so many parts and their gradients are added, in the memory of one part. BatchNorm
-      in batch mode then has the statistics of each part. On CPUs each part takes its time to compile.
+    accumulate: the batch is worked through in so many parts and their gradients are added, in the memory of one part (on CPUs
+      with JAX 0.12). BatchNorm in batch mode then has the statistics of each part. On CPUs each part takes its time to compile.
     """
     config = ConfigDict(
         dict(

@@ -162,7 +162,7 @@ class Step:
         else:
 
             def add(carry, part):
-                # A part begins when the one before it has ended: unrolled, its memory is free only then.
+                # A part begins when the one before it has ended; unrolled, all parts would hold their memory at once.
                 (batch_stats, total), part = jax.lax.optimization_barrier((carry, part))
                 gradients, (parts, batch_stats) = gradient(moving, batch_stats, part)
                 return (batch_stats, jax.tree.map(jnp.add, total, (gradients, parts))), None

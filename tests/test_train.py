@@ -301,6 +301,8 @@ def test_a_negative_lambda_is_refused(lambda_):
 
 def test_parts_of_a_batch_need_the_memory_of_one():
     """Also where they are unrolled, as on CPUs: a part begins when the one before it has ended."""
+    if jax.__version_info__ < (0, 11):
+        pytest.skip("the XLA of JAX 0.10 drops the barrier before it plans memory")
     parallel = Parallel.create("none")
     model = make_model(None, 0.0)
     variables = jax.device_get(model.init(jax.random.key(0), (SIZE, SIZE, 1)))
