@@ -83,6 +83,9 @@ def config_of(args: argparse.Namespace, case: str, resident: str, folder: Path) 
     c.stages.target.batch_size = sizes_of(args, case)["target"]
     c.stages.target.epochs = EPOCHS
     c.evaluation.times = EPOCHS
+    c.checkpoint.every_steps = epoch_steps(
+        args, case
+    )  # as the PyTorch loop; by itself the trainer saves the best alone
     return c
 
 

@@ -13,7 +13,6 @@ Needs PyTorch alone.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -136,18 +135,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--channels_last", action="store_true")
     args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    torch.backends.cudnn.benchmark = True
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = peers_torch.start(args.threads)
     with tempfile.TemporaryDirectory(prefix="medtl-benchmark-") as folder:
         loop = Loop(args, device, Path(folder))
         loop.run(1)
-        name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-        print(f"ready torch {torch.__version__} {name}", flush=True)
-        for line in sys.stdin:
-            print(*loop.run(int(line)), flush=True)
+        peers_torch.serve(device, lambda epochs: "{} {}".format(*loop.run(epochs)))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -56,6 +57,24 @@ def resnet(name: str, classes: int) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))
 
 
+def start(threads: int) -> torch.device:
+    """The device, after PyTorch is told what both benchmarks tell it; of 0 threads it has its own choice."""
+    if threads:
+        torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("highest")  # float32 means float32 on both sides
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def serve(device: torch.device, answer: Callable[[int], object]) -> None:
+    """Says that it is ready, then answers each line's number by a line."""
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    print(f"ready torch {torch.__version__} {name}", flush=True)
+    for line in sys.stdin:
+        print(answer(int(line)), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="resnet50", choices=sorted(DEPTHS))
@@ -68,12 +87,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    torch.backends.cudnn.benchmark = True
-    torch.set_float32_matmul_precision("highest")  # float32 means float32 on both sides
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = start(args.threads)
     net = resnet(args.model, args.classes).to(device, memory_format=torch.channels_last)
     image = torch.randn(args.batch, 3, args.size, args.size, device=device).to(memory_format=torch.channels_last)
     label = torch.randint(args.classes, (args.batch,), device=device)
@@ -104,10 +118,7 @@ def main() -> None:
         return time.perf_counter() - start
 
     run(args.warmup)
-    name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-    print(f"ready torch {torch.__version__} {name}", flush=True)
-    for line in sys.stdin:
-        print(run(int(line)), flush=True)
+    serve(device, run)
 
 
 if __name__ == "__main__":
