@@ -17,7 +17,6 @@ import argparse
 import contextlib
 import csv
 import itertools
-import os
 import sys
 import tempfile
 import time
@@ -115,7 +114,7 @@ class Bench:
 
     def decode(self) -> None:
         """Bytes to pixels by medtl's decoder, in one thread and in as many as there are cores."""
-        for kind, threads in itertools.product(KINDS, sorted({1, cores()})):
+        for kind, threads in itertools.product(KINDS, sorted({1, timing.cores()})):
             encoded = [path.read_bytes() for path in sorted(self.folder.glob(f"*.{kind}"))]
 
             def one(content: bytes) -> np.ndarray:
@@ -166,11 +165,6 @@ class Bench:
             run = timing.contender(lambda: compiled(placed, keys))  # noqa: B023
             run(1)
             self.time(f"augment: {name}", lambda _: run(5), 5 * len(images))  # noqa: B023
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def stopwatch(work: Callable[[], Any]) -> timing.Contender:

@@ -175,6 +175,11 @@ def bandwidth(*, mebibytes: int = 256, repeats: int = 7) -> float:
     return 2.0 * x.nbytes / best
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def machine() -> dict[str, Any]:
     """Processor, device, versions and date; no paths and no host name."""
     versions = {}
@@ -186,7 +191,7 @@ def machine() -> dict[str, Any]:
     device = jax.devices()[0]
     return {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "device": device.device_kind,
         "devices": jax.device_count(),
         "backend": jax.default_backend(),

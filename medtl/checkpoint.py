@@ -8,6 +8,7 @@ refuses a checkpoint of another model by name. What is stored does not depend on
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import math
 import sys
@@ -49,12 +50,16 @@ class Store:
                 cleanup_tmp_directories=True,
             ),
         )
-        self._best = max((r["score"] for r in self._ranked()), default=-math.inf)
 
     @property
     def last_step(self) -> int | None:
         """The step of the newest checkpoint, None where there is none."""
         return self._manager.latest_step()
+
+    @functools.cached_property
+    def _best(self) -> float:
+        """The best score so far; read when a run first asks, then kept by `save`."""
+        return max((r["score"] for r in self._ranked()), default=-math.inf)
 
     def improves(self, score: float | None) -> bool:
         """Whether a checkpoint of this score would be handed on: it is better than all before it."""

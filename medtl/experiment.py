@@ -57,12 +57,11 @@ def _run(config: Any, folder: Path, *, training: bool, command: str, profile: bo
     check.check(config)
     workdir.check(folder, config)
     run, every = open_run(config, folder, training=training, arms=config.arms)
-    examples = run.examples
     workdir.prepare(folder, config)
     with workdir.locked(folder):
         if config.evaluation.folds:
             text = io.StringIO()
-            csv.writer(text, lineterminator="\n").writerows(cells.table(examples["target"], every[config.seeds[0]]))
+            csv.writer(text, lineterminator="\n").writerows(cells.table(run.examples["target"], every[config.seeds[0]]))
             workdir.write_text(folder / "folds.csv", text.getvalue())
         if profile:
             run = dataclasses.replace(run, profile=Profile(folder / "profile"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -63,27 +64,20 @@ def together(places: int, points: int, *, parameters: int, backend: str) -> tupl
     return (places, 1) if backend != "cpu" and parameters < _SMALL else (1, 1)
 
 
-def prepare(places: Sequence[Place], arm: str) -> None:
-    """Trains the source stages and computes the features that are not there yet."""
-    if not frozen(places[0][1], arm):
-        _started(places, arm)
-        return
-    for domain in _domains(places[0][1].config, arm):
-        places[0][1].frozen_features(domain)
-
-
-def trained(places: Sequence[Place], arm: str, grid: Grid) -> list[np.ndarray]:
+def trained(places: Sequence[Place], arm: str, grid: Grid) -> tuple[list[np.ndarray], float]:
     """Trains a head, or a model where the backbone moves, for each place and point, as `Run.outcome` would with the point's values.
 
     One program is compiled for all of them. Several devices share the places or the points; one model is never spread.
 
     Returns:
-      For each place float64[H, n, K], the probabilities of its val rows, by the checkpoint that the run would choose.
+      For each place float64[H, n, K], the probabilities of its val rows, by the checkpoint that the run would choose; and the
+      seconds that this took, without source stages and features.
     """
     run = places[0][1]
     config = run.config
     steps, batch_size = run.steps(arm, "target"), config.evaluation.batch_size
     program, variables = _program(places, arm, grid)
+    began = time.monotonic()
     keys = [jax.random.fold_in(jax.random.key(seed), 1 + STAGES.index("target")) for seed, _ in places]
     every = max(1, -(-steps // config.evaluation.times))
     best = _Best(config, places, len(next(iter(grid.values()))))
@@ -108,7 +102,7 @@ def trained(places: Sequence[Place], arm: str, grid: Grid) -> list[np.ndarray]:
                     best.take(block, program.logits(state, val, batch_size))
         if steps == 0:
             best.take(block, program.logits(state, val, batch_size))
-    return best.probability
+    return best.probability, time.monotonic() - began
 
 
 def _domains(config: Any, arm: str) -> tuple[str, ...]:
@@ -220,10 +214,11 @@ class _Best:
         return value if math.isfinite(value) else -np.finfo(np.float64).max
 
 
-def minimised(places: Sequence[Place], arm: str, grid: Grid) -> list[np.ndarray]:
+def minimised(places: Sequence[Place], arm: str, grid: Grid) -> tuple[list[np.ndarray], float]:
     """The linear heads that minimise the objective + weight_decay / 2 |W|², for each place and point; returns as `trained`."""
     run = places[0][1]
     problem = _problem(places, arm, grid)
+    began = time.monotonic()
     found = linear.solve(problem, devices=run.parallel.devices)
     late = int(np.sum(found.gradient > 1e-3))
     if late:
@@ -234,7 +229,7 @@ def minimised(places: Sequence[Place], arm: str, grid: Grid) -> list[np.ndarray]
         x = features[e.indices("val")]
         logits = [x @ kernel + bias for kernel, bias in zip(found.kernel[:, r], found.bias[:, r], strict=True)]
         said.append(np.stack([predictions.probabilities(z, multi_label=e.multi_label) for z in logits]))
-    return said
+    return said, time.monotonic() - began
 
 
 def _problem(places: Sequence[Place], arm: str, grid: Grid) -> linear.Problem:

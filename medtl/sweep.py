@@ -26,7 +26,7 @@ from medtl import check, workdir
 from medtl.base import UserError
 from medtl.evaluation import analysis, bootstrap, metrics, plots, to_json
 from medtl.experiment import open_run
-from medtl.heads import Place, check_images, frozen, minimised, prepare, trained
+from medtl.heads import Place, check_images, frozen, minimised, trained
 from medtl.provenance import versions
 from medtl.sweep_program import Grid
 
@@ -73,10 +73,7 @@ def sweep(config: Any, folder: str | Path, *, command: str = "") -> dict[str, An
             raise UserError(f"--mode=sweep compares on val, and {at.cell.path or 'config.data.target'} has no val part")
     workdir.prepare(folder, config)
     with workdir.locked(folder):
-        prepare(places, arm)
-        training = time.monotonic()
-        found = trained(places, arm, grid) if config.sweep.solver == "train" else minimised(places, arm, grid)
-        training = time.monotonic() - training
+        found, training = (trained if config.sweep.solver == "train" else minimised)(places, arm, grid)
         result = _compared(config, arm, grid, places, found) | {
             "command": None,
             "trained": "heads" if alone else "models",

@@ -109,10 +109,10 @@ class Step:
         objective = dataclasses.replace(self.objective, sizes=given.get("sizes", self.objective.sizes))
         if "lambda_" in given:
             objective = dataclasses.replace(objective, lambda_=lambda _: given["lambda_"])
-        if not fields:
-            return dataclasses.replace(self, objective=objective)
-        assert self.remake is not None
-        optimizer, rate = self.remake(fields)
+        optimizer, rate = self.optimizer, self.rate
+        if fields:
+            assert self.remake is not None
+            optimizer, rate = self.remake(fields)
         return dataclasses.replace(self, objective=objective, optimizer=optimizer, rate=rate)
 
     def init(self, key: jax.Array, variables: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> TrainState:

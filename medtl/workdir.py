@@ -76,14 +76,13 @@ def check_no_sweep(workdir: str | os.PathLike) -> None:
     Raises:
       UserError: names the command that trains the chosen values.
     """
-    path = Path(workdir) / SWEEP
-    if path.exists():
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            if command := json.loads(path.read_text(encoding="utf-8")).get("command"):
-                raise UserError(
-                    f"--workdir={workdir} holds a sweep, which keeps no models; train the chosen values:\n  {command}"
-                )
-        raise UserError(f"--workdir={workdir} holds a sweep, which keeps no models; give another folder")
+    path, command = Path(workdir) / SWEEP, None
+    if not path.exists():
+        return
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        command = json.loads(path.read_text(encoding="utf-8")).get("command")
+    advice = f"train the chosen values:\n  {command}" if command else "give another folder"
+    raise UserError(f"--workdir={workdir} holds a sweep, which keeps no models; {advice}")
 
 
 def prepare(workdir: str | os.PathLike, config: ConfigDict) -> None:

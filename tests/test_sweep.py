@@ -114,7 +114,7 @@ def test_a_point_gives_what_a_run_with_its_values_gives(case, weights, tmp_path)
     grid = sweep.grid_of(config)
     name = config.arms[0]
     places = run_of(config, tmp_path / "sweep")
-    found = heads.trained(places, name, grid)
+    found, _ = heads.trained(places, name, grid)
     for h in (1, len(grid["lambda_"]) - 2)[: 2 if config.arms[0] == "pooled" else 1]:
         own = with_values(config, grid, h)
         for (seed, at), probability in zip(places, found, strict=True):
@@ -153,7 +153,7 @@ def test_a_model_that_moves_is_what_a_run_gives_and_all_are_one_program(
     if path == "places together":
         monkeypatch.setattr(heads, "together", lambda places, points, **_: (places, 1))
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        found = heads.trained(run_of(config, tmp_path), "joint", grid)
+        found, _ = heads.trained(run_of(config, tmp_path), "joint", grid)
     assert sum("Compiling jit(advance)" in r.getMessage() for r in caplog.records) == 1
     h, said = launched
     for probability, expected in zip(found, said, strict=True):
@@ -182,7 +182,7 @@ def test_heads_on_images_that_vary_after_a_source_stage_that_moved(weights, tmp_
     grid = sweep.grid_of(config)
     places = run_of(config, tmp_path / "sweep")
     assert not heads.frozen(places[0][1], "transfer")
-    found = heads.trained(places, "transfer", grid)
+    found, _ = heads.trained(places, "transfer", grid)
     own = with_values(config, grid, 1)
     tuned = {field: float(values[1]) for field, values in grid.items()}
     for (seed, at), probability in zip(places, found, strict=True):
@@ -228,7 +228,7 @@ def test_devices_and_padding_change_nothing(weights, tmp_path):
         for parallel in ("none", "mesh"):
             config = frozen(weights, seeds=seeds, parallel=parallel, sweep__lambda_=lambdas, evaluation__times=3)
             grid = sweep.grid_of(config)
-            found[parallel] = heads.trained(run_of(config, tmp_path / parallel), "pooled", grid)
+            found[parallel], _ = heads.trained(run_of(config, tmp_path / parallel), "pooled", grid)
         np.testing.assert_allclose(found["none"], found["mesh"], atol=1e-6)
     assert len(jax.devices()) == 8
 
@@ -410,7 +410,7 @@ def test_a_sweep_by_lbfgs_minimises_the_objective_of_the_trainer(weights, tmp_pa
     """λ weighs the mean over the target's train part, the source's weighs 1; against scikit-learn on the same features."""
     config = frozen(weights, sweep__lambda_=(0.0, 2.0), sweep__weight_decay=(0.05,), sweep__solver="lbfgs")
     [(_, run)] = places = run_of(config, tmp_path)
-    [found] = heads.minimised(places, "pooled", sweep.grid_of(config))
+    [found], _ = heads.minimised(places, "pooled", sweep.grid_of(config))
     x, y, weight = [], [], []
     for domain, strength in (("source", 1.0), ("target", 2.0)):
         train = run.examples[domain].indices("train")
