@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from medtl import cells
 from medtl.evaluation import bootstrap, compare
+from medtl.experiment import splits
 
 RESULT = Path(__file__).parent / "results" / "cross_validation_tests.json"
 
@@ -40,7 +40,7 @@ def one(seed, patients, width, shift, resamples):
     names = np.array([f"p{i}" for i in patient])
     arms = {"a": [], "b": []}
     for repeat in range(3):
-        fold = cells.folds(y.astype(np.int32), n_folds=5, repeat=repeat, seed=seed, patient=names)
+        fold = splits.folds(y.astype(np.int32), n_folds=5, repeat=repeat, seed=seed, patient=names)
         for k in range(5):
             train, test = fold != k, fold == k
             for arm, own in (("a", slice(0, width)), ("b", slice(width, None))):
@@ -73,13 +73,19 @@ def main():
     args = parser.parse_args()
     results = []
     for design in DESIGNS:
-        rows = np.array([one(s, **design, resamples=args.resamples) for s in range(args.replicates)], float)
+        rows = np.array(
+            [one(s, **design, resamples=args.resamples) for s in range(args.replicates)], float
+        )
         called = {name: round(float(rows[:, 1 + i].mean()), 4) for i, name in enumerate(TESTS)}
-        results.append({**design, "mean_difference": round(float(rows[:, 0].mean()), 4), "called": called})
+        results.append(
+            {**design, "mean_difference": round(float(rows[:, 0].mean()), 4), "called": called}
+        )
         print(f"{design}: mean difference {results[-1]['mean_difference']:+.4f} AUROC")
         for name, share in called.items():
             error = (share * (1 - share) / args.replicates) ** 0.5
-            print(f"  {name:22s} calls a difference in {100 * share:5.1f} % of {args.replicates} (± {100 * error:.1f})")
+            print(
+                f"  {name:22s} calls a difference in {100 * share:5.1f} % of {args.replicates} (± {100 * error:.1f})"
+            )
     written = {
         "designs": results,
         "replicates": args.replicates,

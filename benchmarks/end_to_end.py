@@ -41,9 +41,12 @@ import timing
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from medtl import experiment, memory, models, run, train
+from medtl import models
 from medtl.config import arm, dataset
-from medtl.parallel import Parallel
+from medtl.experiment import arm as arms
+from medtl.experiment import experiment
+from medtl.training import memory, step
+from medtl.training.parallel import Parallel
 
 CASES = ("single", "joint")
 EPOCHS = 10_000  # of the run, which ends when no further round is asked for
@@ -53,7 +56,9 @@ BARE = "bare step"
 
 def sizes_of(args: argparse.Namespace, case: str) -> dict[str, int]:
     """domain -> images in a step."""
-    return {"target": args.batch} if case == "single" else dict.fromkeys(train.DOMAINS, args.batch // 2)
+    return (
+        {"target": args.batch} if case == "single" else dict.fromkeys(step.DOMAINS, args.batch // 2)
+    )
 
 
 def epoch_steps(args: argparse.Namespace, case: str) -> int:
@@ -66,7 +71,9 @@ def write_images(path: Path, args: argparse.Namespace, *, seed: int) -> None:
     rng = np.random.default_rng(seed)
     arrays = {}
     for split, n in (("train", args.train), ("val", args.val)):
-        arrays[f"{split}_images"] = rng.integers(0, 256, (n, args.size, args.size, 3), dtype=np.uint8)
+        arrays[f"{split}_images"] = rng.integers(
+            0, 256, (n, args.size, args.size, 3), dtype=np.uint8
+        )
         arrays[f"{split}_labels"] = np.arange(n)[:, None] % 2
     np.savez(path, **arrays)
 
@@ -139,13 +146,15 @@ def clocked(ask: Callable[[float, float], int]) -> Iterator[None]:
 
     def fit(state: Any, feed: Any, *, evaluate: Any, store: Any, **options: Any) -> Any:
         clock = Clock(feed, evaluate, store, ask)
-        return train.fit(state, clock.feed, evaluate=clock.evaluate, store=store, **options)
+        return step.fit(state, clock.feed, evaluate=clock.evaluate, store=store, **options)
 
-    with mock.patch.object(run, "fit", fit):
+    with mock.patch.object(arms, "fit", fit):
         yield
 
 
-def trainer(args: argparse.Namespace, case: str, resident: str, ask: Callable[[float, float], int]) -> None:
+def trainer(
+    args: argparse.Namespace, case: str, resident: str, ask: Callable[[float, float], int]
+) -> None:
     """Trains until `ask` raises; what the trainer prints goes nowhere."""
     timing.end_on_sigterm()
     with (
@@ -169,7 +178,11 @@ def serve(args: argparse.Namespace) -> None:
     out = sys.stdout
 
     def ask(training: float, whole: float) -> int:
-        said = f"{training} {whole}" if whole else f"ready jax {jax.__version__} {jax.devices()[0].device_kind}"
+        said = (
+            f"{training} {whole}"
+            if whole
+            else f"ready jax {jax.__version__} {jax.devices()[0].device_kind}"
+        )
         print(said, file=out, flush=True)
         line = sys.stdin.readline()
         if not line:
@@ -196,20 +209,34 @@ class Contender:
         return training
 
 
-def plan(args: argparse.Namespace, case: str, arguments: Sequence[str]) -> dict[str, tuple[list[str], bool]]:
+def plan(
+    args: argparse.Namespace, case: str, arguments: Sequence[str]
+) -> dict[str, tuple[list[str], bool]]:
     """Contender -> its command, and whether it is told from outside to keep its memory."""
     ours = [name for name in OURS if name.split()[1] in args.feed]
-    found = {name: ([sys.executable, __file__, *arguments, f"--serve={name}/{case}"], False) for name in (*ours, BARE)}
-    if case == "single" and (args.model, args.dtype) == ("cifar_resnet20", "float32") and args.torch_python:
+    found = {
+        name: ([sys.executable, __file__, *arguments, f"--serve={name}/{case}"], False)
+        for name in (*ours, BARE)
+    }
+    if (
+        case == "single"
+        and (args.model, args.dtype) == ("cifar_resnet20", "float32")
+        and args.torch_python
+    ):
         script = str(Path(__file__).with_name("end_to_end_torch.py"))
-        shapes = [f"--{name}={getattr(args, name)}" for name in ("batch", "size", "train", "val", "threads")]
+        shapes = [
+            f"--{name}={getattr(args, name)}"
+            for name in ("batch", "size", "train", "val", "threads")
+        ]
         for name, extra in (("PyTorch", []), ("PyTorch channels_last", ["--channels_last"])):
             command = [args.torch_python, script, *shapes, *extra]
             found |= {name: (command, False), f"{name}, kept": (command, True)}
     return found
 
 
-def report(case: str, images: int, training: dict[str, list[float]], whole: dict[str, list[float]]) -> dict[str, Any]:
+def report(
+    case: str, images: int, training: dict[str, list[float]], whole: dict[str, list[float]]
+) -> dict[str, Any]:
     """Prints and returns the rates, and what ours are of the bare step and of the fastest PyTorch.
 
     Args:
@@ -227,7 +254,9 @@ def report(case: str, images: int, training: dict[str, list[float]], whole: dict
                 continue
             rate = timing.summary([images / s for s in seconds[name]])
             result[name][kind] = {"images_per_second": rate}
-            line += f"  {kind} {rate['median']:8.1f} images/s [{rate['low']:.1f}, {rate['high']:.1f}]"
+            line += (
+                f"  {kind} {rate['median']:8.1f} images/s [{rate['low']:.1f}, {rate['high']:.1f}]"
+            )
         print(line, flush=True)
     for kind, seconds in (("training", training), ("whole", whole)):
         peers = {name: seconds[name] for name in seconds if name.startswith("PyTorch")}
@@ -237,7 +266,9 @@ def report(case: str, images: int, training: dict[str, list[float]], whole: dict
                 if ours not in seconds or other not in seconds:
                     continue
                 ratio = timing.ratios({ours: seconds[ours], other: seconds[other]}, ours)[other]
-                result[ours][kind][f"of {called}"] = ratio | ({"fastest": other} if other != called else {})
+                result[ours][kind][f"of {called}"] = ratio | (
+                    {"fastest": other} if other != called else {}
+                )
                 note = f" ({other})" if other != called else ""
                 print(
                     f"{case:6s} {kind:8s} {ours} / {called}{note} = {ratio['median']:.3f} "
@@ -256,36 +287,64 @@ def compare(args: argparse.Namespace, case: str, arguments: Sequence[str]) -> di
                 contenders[name] = Contender(command, keep=keep)
             except (OSError, RuntimeError) as error:
                 print(f"{name}: left out: {error}", file=sys.stderr)
-        training = timing.interleave(contenders, rounds=args.rounds, steps=args.epochs, pause=args.pause)
+        training = timing.interleave(
+            contenders, rounds=args.rounds, steps=args.epochs, pause=args.pause
+        )
     finally:
         for contender in contenders.values():
             contender.process.close()
     whole = {name: contender.whole for name, contender in contenders.items() if contender.whole}
     images = epoch_steps(args, case) * sum(sizes_of(args, case).values())
     found = report(case, images, training, whole)
-    return {name: {"runs": contenders[name].process.words, **of_one} for name, of_one in found.items()}
+    return {
+        name: {"runs": contenders[name].process.words, **of_one} for name, of_one in found.items()
+    }
 
 
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=timing.Help)
-    parser.add_argument("--model", default="cifar_resnet20", help="backbone, one of medtl.models.NAMES")
-    parser.add_argument("--batch", type=timing.positive, default=128, help="images in a step, of all domains")
+    parser.add_argument(
+        "--model", default="cifar_resnet20", help="backbone, one of medtl.models.NAMES"
+    )
+    parser.add_argument(
+        "--batch", type=timing.positive, default=128, help="images in a step, of all domains"
+    )
     parser.add_argument("--size", type=timing.positive, default=28, help="pixels of a side")
     parser.add_argument("--dtype", default="float32", choices=models.DTYPES, help="compute dtype")
     parser.add_argument(
-        "--train", type=timing.positive, default=546, help="train images of a domain; the default is BreastMNIST's"
+        "--train",
+        type=timing.positive,
+        default=546,
+        help="train images of a domain; the default is BreastMNIST's",
     )
     parser.add_argument("--val", type=timing.positive, default=78, help="val images of a domain")
     parser.add_argument("--epochs", type=timing.positive, default=2, help="epochs in a round")
-    parser.add_argument("--rounds", type=timing.positive, default=5, help="timed rounds; the median is reported")
-    parser.add_argument("--case", nargs="+", default=CASES, choices=CASES, help="what to train")
-    parser.add_argument("--feed", nargs="+", default=["streamed"], choices=("streamed", "resident"), help="see above")
-    parser.add_argument("--torch_python", default="", help="interpreter that has PyTorch; empty: it is left out")
-    parser.add_argument("--threads", type=int, default=0, help="PyTorch's threads; 0: its own choice")
     parser.add_argument(
-        "--pause", type=float, default=0.5, help="seconds between contenders, in which threads stop spinning"
+        "--rounds", type=timing.positive, default=5, help="timed rounds; the median is reported"
     )
-    parser.add_argument("--write", action="store_true", help="keep the result in benchmarks/results")
+    parser.add_argument("--case", nargs="+", default=CASES, choices=CASES, help="what to train")
+    parser.add_argument(
+        "--feed",
+        nargs="+",
+        default=["streamed"],
+        choices=("streamed", "resident"),
+        help="see above",
+    )
+    parser.add_argument(
+        "--torch_python", default="", help="interpreter that has PyTorch; empty: it is left out"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=0, help="PyTorch's threads; 0: its own choice"
+    )
+    parser.add_argument(
+        "--pause",
+        type=float,
+        default=0.5,
+        help="seconds between contenders, in which threads stop spinning",
+    )
+    parser.add_argument(
+        "--write", action="store_true", help="keep the result in benchmarks/results"
+    )
     parser.add_argument("--serve", default="", help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.batch < 2 or args.batch % 2:
@@ -298,7 +357,11 @@ def main(arguments: Sequence[str]) -> None:
     for case in args.case:
         result[case] = compare(args, case, arguments)
     if args.write:
-        print(timing.write(f"end_to_end_{args.model}_{args.dtype}_{jax.default_backend()}", result).name)
+        print(
+            timing.write(
+                f"end_to_end_{args.model}_{args.dtype}_{jax.default_backend()}", result
+            ).name
+        )
 
 
 if __name__ == "__main__":

@@ -40,7 +40,11 @@ class Pad(nn.Module):
 
 def resnet20(classes: int) -> nn.Module:
     """He et al. 2015, section 4.2: a 3x3 stem, three stages of three basic blocks."""
-    layers: list[nn.Module] = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True)]
+    layers: list[nn.Module] = [
+        nn.Conv2d(3, 16, 3, 1, 1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(inplace=True),
+    ]
     inputs = 16
     for stage in range(3):
         width = 16 * 2**stage
@@ -75,11 +79,15 @@ class Loop:
         self.rows = endless(args.train, args.batch, device)
         self.steps = -(-args.train // args.batch)
         self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=1e-3, weight_decay=1e-2)
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, 10_000 * self.steps)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+            self.optimizer, 10_000 * self.steps
+        )
 
     def draw(self, n: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
         image = torch.randint(256, (n, 3, size, size), dtype=torch.uint8)
-        return image.to(self.device, memory_format=self.format), torch.arange(n, device=self.device) % 2
+        return image.to(self.device, memory_format=self.format), torch.arange(
+            n, device=self.device
+        ) % 2
 
     def normalized(self, image: torch.Tensor) -> torch.Tensor:
         return image.to(torch.float32, memory_format=self.format).sub_(127.5).div_(63.75)

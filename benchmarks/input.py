@@ -33,17 +33,19 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from PIL import Image
 
-from medtl import augment, data
-from medtl.base import NORMALIZATIONS, Examples
+from medtl import data
 from medtl.config import dataset
+from medtl.data import augment, loading
 from medtl.data import images as decoder
-from medtl.data import loading
+from medtl.examples import NORMALIZATIONS, Examples
 
 KINDS = {"png": {}, "jpeg": {"quality": 90}}
 WORKERS = (0, 2)
 AUGMENTATIONS = {
     "flip": augment.Augmentation(flip=True),
-    "all": augment.Augmentation(crop=0.8, flip=True, rotation=10, brightness=0.1, contrast=0.1, noise=0.02),
+    "all": augment.Augmentation(
+        crop=0.8, flip=True, rotation=10, brightness=0.1, contrast=0.1, noise=0.02
+    ),
 }
 
 Found = dict[str, dict[str, Any]]
@@ -82,7 +84,9 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace, folder: Path):
         self.args, self.folder = args, folder
-        self.manifests = {kind: write_manifest(folder, kind, args.images, args.side) for kind in KINDS}
+        self.manifests = {
+            kind: write_manifest(folder, kind, args.images, args.side) for kind in KINDS
+        }
         self.found: Found = {}
 
     def time(self, name: str, run: timing.Contender, images: int, **more: Any) -> None:
@@ -123,15 +127,32 @@ class Bench:
             with ThreadPoolExecutor(threads) as pool:
                 run = stopwatch(lambda: list(pool.map(one, encoded)))  # noqa: B023
                 kib = sum(map(len, encoded)) / len(encoded) / 1024
-                self.time(f"decode {kind}, {threads} thread{'s' * (threads > 1)}", run, len(encoded), kib_per_file=kib)
+                self.time(
+                    f"decode {kind}, {threads} thread{'s' * (threads > 1)}",
+                    run,
+                    len(encoded),
+                    kib_per_file=kib,
+                )
 
     def cache(self) -> None:
         """Reading a set at the start of a run: every file is hashed; then decoded, or found decoded."""
         fresh = (self.folder / f"cache_{i}" for i in itertools.count())
-        self.time("load into memory", stopwatch(lambda: self.load("png", "memory", self.folder)), self.args.images)
-        self.time("load, write disk cache", stopwatch(lambda: self.load("png", "disk", next(fresh))), self.args.images)
+        self.time(
+            "load into memory",
+            stopwatch(lambda: self.load("png", "memory", self.folder)),
+            self.args.images,
+        )
+        self.time(
+            "load, write disk cache",
+            stopwatch(lambda: self.load("png", "disk", next(fresh))),
+            self.args.images,
+        )
         known = self.folder / "cache_0"
-        self.time("load, disk cache found", stopwatch(lambda: self.load("png", "disk", known)), self.args.images)
+        self.time(
+            "load, disk cache found",
+            stopwatch(lambda: self.load("png", "disk", known)),
+            self.args.images,
+        )
 
     def batches(self) -> None:
         """Batches as training takes them: from memory, from the mapped cache, and decoded by threads or worker processes."""
@@ -141,7 +162,9 @@ class Bench:
             called = f"stream, {workers} workers" if cache == "stream" else f"batches from {cache}"
             # What is decoded is drawn through once; what is only copied more often, or it would be over before the clock ticks.
             steps = -(-self.args.images // self.args.batch) * (1 if cache == "stream" else 20)
-            made = loading.train_batches(examples, "train", self.args.batch, seed=0, workers=workers)
+            made = loading.train_batches(
+                examples, "train", self.args.batch, seed=0, workers=workers
+            )
             with contextlib.closing(made):
                 self.time(called, stopwatch(lambda: drawn(made, steps)), steps * self.args.batch)  # noqa: B023
 
@@ -159,7 +182,9 @@ class Bench:
         for name, options in AUGMENTATIONS.items():
 
             def prepare(images: Any, keys: Any) -> Any:
-                return augment.normalize(augment.augment(images, keys, options), NORMALIZATIONS["torchvision"])  # noqa: B023
+                return augment.normalize(
+                    augment.augment(images, keys, options), NORMALIZATIONS["torchvision"]
+                )
 
             compiled = jax.jit(prepare)
             run = timing.contender(lambda: compiled(placed, keys))  # noqa: B023
@@ -189,11 +214,19 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=timing.Help)
     parser.add_argument("--images", type=timing.positive, default=256, help="files of each kind")
     parser.add_argument("--side", type=timing.positive, default=512, help="pixels of a file's side")
-    parser.add_argument("--size", type=timing.positive, default=224, help="pixels of a side at the working size")
+    parser.add_argument(
+        "--size", type=timing.positive, default=224, help="pixels of a side at the working size"
+    )
     parser.add_argument("--batch", type=timing.positive, default=32, help="images in a batch")
-    parser.add_argument("--rounds", type=timing.positive, default=5, help="timed rounds; the median is reported")
-    parser.add_argument("--against", type=float, default=0.0, help="the step's images/s, to compare with")
-    parser.add_argument("--write", action="store_true", help="keep the result in benchmarks/results")
+    parser.add_argument(
+        "--rounds", type=timing.positive, default=5, help="timed rounds; the median is reported"
+    )
+    parser.add_argument(
+        "--against", type=float, default=0.0, help="the step's images/s, to compare with"
+    )
+    parser.add_argument(
+        "--write", action="store_true", help="keep the result in benchmarks/results"
+    )
     args = parser.parse_args(arguments)
     result: dict[str, Any] = {name: value for name, value in vars(args).items() if name != "write"}
     timing.end_on_sigterm()

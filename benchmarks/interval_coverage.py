@@ -37,9 +37,9 @@ def draw(rng, patients, per):
     shared, own = WITHIN[per]
 
     def noise():
-        return np.sqrt(shared) * np.repeat(rng.normal(size=patients), per) + np.sqrt(own) * rng.normal(
-            size=patients * per
-        )
+        return np.sqrt(shared) * np.repeat(rng.normal(size=patients), per) + np.sqrt(
+            own
+        ) * rng.normal(size=patients * per)
 
     common = noise()
     scores = [distance * label + np.sqrt(0.5) * (common + noise()) for distance in (1.5, 1.2)]
@@ -59,7 +59,9 @@ def truth(per):
     options = bootstrap.Options(resamples=1)
     cells = arms(label, scores, patient)
     found = {
-        name: bootstrap.Scorer(of_arm[0], classes=("no", "yes"), options=options)(np.ones((1, len(set(patient)))))[0]
+        name: bootstrap.Scorer(of_arm[0], classes=("no", "yes"), options=options)(
+            np.ones((1, len(set(patient))))
+        )[0]
         for name, of_arm in cells.items()
     }
     return found["a"], found["a"] - found["b"]
@@ -71,12 +73,24 @@ def kinds(value, draws, units, scale):
     quantile = t.ppf(1 - tail, units - 1)
     wide = norm.cdf(-np.sqrt(units / (units - 1)) * quantile)
     with np.errstate(all="ignore"):
-        bias = norm.ppf(np.clip(np.mean(draws < value, axis=0) + np.mean(draws == value, axis=0) / 2, 1e-3, 1 - 1e-3))
+        bias = norm.ppf(
+            np.clip(
+                np.mean(draws < value, axis=0) + np.mean(draws == value, axis=0) / 2, 1e-3, 1 - 1e-3
+            )
+        )
         speed = skew(draws, axis=0) / 6
-        moved = [norm.cdf(bias + (bias + z) / (1 - speed * (bias + z))) for z in (norm.ppf(tail), norm.ppf(1 - tail))]
+        moved = [
+            norm.cdf(bias + (bias + z) / (1 - speed * (bias + z)))
+            for z in (norm.ppf(tail), norm.ppf(1 - tail))
+        ]
         m = range(len(value))
-        bca = [np.array([np.quantile(draws[:, i], side[i]) for i in m]) for side in np.nan_to_num(moved, nan=0.5)]
-        to, back = {"odds": (logit, expit), "log": (np.log, np.exp), "": (np.asarray, np.asarray)}[scale]
+        bca = [
+            np.array([np.quantile(draws[:, i], side[i]) for i in m])
+            for side in np.nan_to_num(moved, nan=0.5)
+        ]
+        to, back = {"odds": (logit, expit), "log": (np.log, np.exp), "": (np.asarray, np.asarray)}[
+            scale
+        ]
         half = quantile * np.std(to(draws), axis=0)
         return {
             "percentile": np.quantile(draws, [tail, 1 - tail], axis=0),
@@ -93,7 +107,9 @@ def simulate(patients, per, *, replicates, resamples, seed=1):
     for i in range(replicates):
         label, scores, patient = draw(np.random.default_rng([seed, i]), patients, per)
         options = bootstrap.Options(resamples=resamples, seed=i, level=LEVEL)
-        found = bootstrap.resample(arms(label, scores, patient), classes=("no", "yes"), options=options)
+        found = bootstrap.resample(
+            arms(label, scores, patient), classes=("no", "yes"), options=options
+        )
         value, low, high, draws = found.difference("a", "b")
         one = kinds(found.value["a"], found.draws["a"], found.patients, "odds")
         log = kinds(found.value["a"], found.draws["a"], found.patients, "log")["t"]
@@ -104,7 +120,10 @@ def simulate(patients, per, *, replicates, resamples, seed=1):
                 arms(label, scores, np.arange(len(label))), classes=("no", "yes"), options=options
             )
             intervals["rows"], pairs["rows"] = naive.interval("a"), naive.difference("a", "b")[1:3]
-        for prefix, wanted, found_here in (("", of_a, intervals), ("difference of ", of_difference, pairs)):
+        for prefix, wanted, found_here in (
+            ("", of_a, intervals),
+            ("difference of ", of_difference, pairs),
+        ):
             for kind, (below, above) in found_here.items():
                 for m, name in enumerate(found.names):
                     key = kind, prefix + name
@@ -119,12 +138,19 @@ def simulate(patients, per, *, replicates, resamples, seed=1):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--replicates", type=int, default=1000, help="data sets a design")
     parser.add_argument("--resamples", type=int, default=1000)
     parser.add_argument("--design", choices=DESIGNS, help="only this one, and nothing is written")
     options = parser.parse_args()
-    result = {"replicates": options.replicates, "resamples": options.resamples, "level": LEVEL, "designs": {}}
+    result = {
+        "replicates": options.replicates,
+        "resamples": options.resamples,
+        "level": LEVEL,
+        "designs": {},
+    }
     for design, (patients, per) in DESIGNS.items():
         if options.design not in (None, design):
             continue
@@ -134,7 +160,11 @@ def main():
         for name in table["medtl"]:
             row = (f"{of[name]:11.3f}" if name in of else f"{'':11}" for of in table.values())
             print(f"{name:45}" + "".join(row), flush=True)
-    result["versions"] = {"python": platform.python_version(), "numpy": np.__version__, "scipy": scipy.__version__}
+    result["versions"] = {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+    }
     if options.design is None:
         RESULT.write_text(json.dumps(result, indent=2) + "\n")
 

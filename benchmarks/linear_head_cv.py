@@ -17,11 +17,19 @@ import optax
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 
-from medtl import cli, experiment
+from medtl import cli
+from medtl.experiment import experiment
 
 ROOT = Path(__file__).parents[1]
 EPOCHS = (30, 60, 100, 150, 200, 300)
-SETTINGS = ((3e-4, 0.0), (1e-3, 0.0), (1e-3, 0.1), (1e-3, 1.0), (3e-3, 0.0), (3e-3, 0.3))  # learning rate, weight decay
+SETTINGS = (
+    (3e-4, 0.0),
+    (1e-3, 0.0),
+    (1e-3, 0.1),
+    (1e-3, 1.0),
+    (3e-3, 0.0),
+    (3e-3, 0.3),
+)  # learning rate, weight decay
 BATCH = 32
 
 
@@ -48,7 +56,9 @@ def heads(x, y, *, rate, decay, seed=0):
     head = (jax.nn.initializers.lecun_normal()(jax.random.key(seed), (x.shape[1], 2)), jnp.zeros(2))
 
     def loss(head, rows):
-        return optax.softmax_cross_entropy_with_integer_labels(x[rows] @ head[0] + head[1], y[rows]).mean()
+        return optax.softmax_cross_entropy_with_integer_labels(
+            x[rows] @ head[0] + head[1], y[rows]
+        ).mean()
 
     def step(state, rows):
         head, moments = state
@@ -78,7 +88,9 @@ def main():
         table.append({"learning_rate": rate, "weight_decay": decay, "auroc": means})
         print(f"{rate:<8g} {decay:<6g} " + "".join(f"{v:8.4f}" for v in means.values()), flush=True)
     result = {"table": table, "versions": experiment.versions()}
-    (ROOT / "benchmarks/results/linear_head_cv.json").write_text(json.dumps(result, indent=2) + "\n")
+    (ROOT / "benchmarks/results/linear_head_cv.json").write_text(
+        json.dumps(result, indent=2) + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -28,12 +28,20 @@ from flax import linen as nn
 
 TORCH_PYTHON = flags.DEFINE_string("torch_python", sys.executable, "interpreter that has PyTorch")
 THREADS = flags.DEFINE_integer("threads", 0, "PyTorch's threads; 0: its own choice")
-MODES = flags.DEFINE_multi_enum("mode", ["train", "infer", "joint"], ["train", "infer", "joint"], "what to compare")
-COMPILE = flags.DEFINE_bool("torch_compile", False, "torch.compile too; on a CPU it needs a C++ compiler")
-ALL_KEPT = flags.DEFINE_bool("all_kept", True, "the peers a second time with their memory kept, as medtl keeps its own")
+MODES = flags.DEFINE_multi_enum(
+    "mode", ["train", "infer", "joint"], ["train", "infer", "joint"], "what to compare"
+)
+COMPILE = flags.DEFINE_bool(
+    "torch_compile", False, "torch.compile too; on a CPU it needs a C++ compiler"
+)
+ALL_KEPT = flags.DEFINE_bool(
+    "all_kept", True, "the peers a second time with their memory kept, as medtl keeps its own"
+)
 SERVE = flags.DEFINE_string("serve", "", "internal: be one contender, e.g. medtl/train")
 flags.adopt_module_key_flags(step)
-PAUSE = flags.DEFINE_float("pause", 0.5, "seconds between contenders, in which their threads stop spinning")
+PAUSE = flags.DEFINE_float(
+    "pause", 0.5, "seconds between contenders, in which their threads stop spinning"
+)
 
 
 class PlainBlock(nn.Module):
@@ -53,7 +61,9 @@ class PlainBlock(nn.Module):
             plan = [(outputs, 3, self.stride), (outputs, 3, 1)]
         y = x
         for i, (features, size, stride) in enumerate(plan):
-            y = self.norm()(self.conv(features, (size, size), (stride, stride), padding=size // 2)(y))
+            y = self.norm()(
+                self.conv(features, (size, size), (stride, stride), padding=size // 2)(y)
+            )
             y = nn.relu(y) if i + 1 < len(plan) else y
         if x.shape != y.shape:
             x = self.norm()(self.conv(outputs, (1, 1), (self.stride, self.stride))(x))
@@ -71,21 +81,34 @@ class PlainResNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         conv = functools.partial(nn.Conv, use_bias=False, dtype=self.dtype)
-        norm = functools.partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, dtype=self.dtype)
+        norm = functools.partial(
+            nn.BatchNorm, use_running_average=not train, momentum=0.9, dtype=self.dtype
+        )
         x = nn.relu(norm()(conv(64, (7, 7), (2, 2), padding=3)(x)))
         x = nn.max_pool(x, (3, 3), (2, 2), padding=[(1, 1), (1, 1)])
         for stage, depth in enumerate(self.depths):
             for i in range(depth):
-                x = PlainBlock(64 * 2**stage, 2 if stage > 0 and i == 0 else 1, self.bottleneck, conv, norm)(x)
+                x = PlainBlock(
+                    64 * 2**stage, 2 if stage > 0 and i == 0 else 1, self.bottleneck, conv, norm
+                )(x)
         return nn.Dense(self.classes)(jnp.mean(x.astype(jnp.float32), axis=(1, 2)))
 
 
-def plain(name: str, *, batch: int, size: int, dtype: str, train: bool, classes: int = 1000) -> timing.Contender:
+def plain(
+    name: str, *, batch: int, size: int, dtype: str, train: bool, classes: int = 1000
+) -> timing.Contender:
     """The plain Flax step, compiled and warm."""
-    depths = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
+    depths = {
+        "resnet18": (2, 2, 2, 2),
+        "resnet34": (3, 4, 6, 3),
+        "resnet50": (3, 4, 6, 3),
+        "resnet101": (3, 4, 23, 3),
+    }
     net = PlainResNet(depths[name], name not in ("resnet18", "resnet34"), classes, jnp.dtype(dtype))
     data = step.images(batch, size, classes=classes, domains=("target",))["target"]
-    variables = jax.jit(functools.partial(net.init, train=False))(jax.random.key(0), data["image"][:1])
+    variables = jax.jit(functools.partial(net.init, train=False))(
+        jax.random.key(0), data["image"][:1]
+    )
     optimizer = optax.sgd(1e-3, momentum=0.9)
 
     def update(state: Any, data: Any) -> Any:
@@ -93,9 +116,14 @@ def plain(name: str, *, batch: int, size: int, dtype: str, train: bool, classes:
 
         def loss(params: Any) -> Any:
             logits, changed = net.apply(
-                {"params": params, "batch_stats": stats}, data["image"], train=True, mutable=["batch_stats"]
+                {"params": params, "batch_stats": stats},
+                data["image"],
+                train=True,
+                mutable=["batch_stats"],
             )
-            return optax.softmax_cross_entropy_with_integer_labels(logits, data["label"]).mean(), changed["batch_stats"]
+            return optax.softmax_cross_entropy_with_integer_labels(
+                logits, data["label"]
+            ).mean(), changed["batch_stats"]
 
         gradient, stats = jax.grad(loss, has_aux=True)(params)
         updates, opt_state = optimizer.update(gradient, opt_state, params)
@@ -106,7 +134,9 @@ def plain(name: str, *, batch: int, size: int, dtype: str, train: bool, classes:
         run = timing.contender(lambda: predict(variables, data["image"]))
     else:
         compiled = jax.jit(update, donate_argnums=0)
-        holder = [(variables["params"], variables["batch_stats"], optimizer.init(variables["params"]))]
+        holder = [
+            (variables["params"], variables["batch_stats"], optimizer.init(variables["params"]))
+        ]
 
         def advance() -> Any:
             holder[0] = compiled(holder[0], data)
@@ -120,7 +150,11 @@ def plain(name: str, *, batch: int, size: int, dtype: str, train: bool, classes:
 def serve(what: str) -> None:
     """This script as such a process: `medtl/train`, `plain/infer`, `joint/train`, ..."""
     who, mode = what.split("/")
-    options: dict[str, Any] = {"batch": step.BATCH.value, "size": step.SIZE.value, "dtype": step.DTYPE.value}
+    options: dict[str, Any] = {
+        "batch": step.BATCH.value,
+        "size": step.SIZE.value,
+        "dtype": step.DTYPE.value,
+    }
     name = step.MODEL.value
     if who == "plain":
         run = plain(name, **options, train=mode == "train")
@@ -135,7 +169,11 @@ def serve(what: str) -> None:
 
 def command(who: str, mode: str) -> list[str]:
     """How a contender is started."""
-    shapes = [f"--model={step.MODEL.value}", f"--batch={step.BATCH.value}", f"--size={step.SIZE.value}"]
+    shapes = [
+        f"--model={step.MODEL.value}",
+        f"--batch={step.BATCH.value}",
+        f"--size={step.SIZE.value}",
+    ]
     shapes += [f"--dtype={step.DTYPE.value}"]
     if who == "torch":
         script = str(Path(__file__).with_name("peers_torch.py"))
@@ -169,10 +207,14 @@ def compare(mode: str) -> dict[str, Any]:
     try:
         for label, (arguments, keep) in plan(mode).items():
             try:
-                contenders[label] = timing.Process(arguments, environment=timing.KEPT if keep else {})
+                contenders[label] = timing.Process(
+                    arguments, environment=timing.KEPT if keep else {}
+                )
             except (OSError, RuntimeError) as e:
                 print(f"{label}: left out: {e}", file=sys.stderr)
-        seconds = timing.interleave(contenders, rounds=step.ROUNDS.value, steps=step.STEPS.value, pause=PAUSE.value)
+        seconds = timing.interleave(
+            contenders, rounds=step.ROUNDS.value, steps=step.STEPS.value, pause=PAUSE.value
+        )
     finally:
         for process in contenders.values():
             process.close()
@@ -205,11 +247,15 @@ def main(_: Sequence[str]) -> None:
         "torch_threads": THREADS.value,
     }
     if "joint" in MODES.value and step.BATCH.value % 2:
-        raise app.UsageError(f"--batch={step.BATCH.value}: a joint step has two equal halves; use an even one")
+        raise app.UsageError(
+            f"--batch={step.BATCH.value}: a joint step has two equal halves; use an even one"
+        )
     for mode in MODES.value:
         result[mode] = compare(mode)
         if step.WRITE.value:  # after each, so that one that does not end takes nothing with it
-            timing.write(f"peers_{step.MODEL.value}_{step.DTYPE.value}_{jax.default_backend()}", result)
+            timing.write(
+                f"peers_{step.MODEL.value}_{step.DTYPE.value}_{jax.default_backend()}", result
+            )
 
 
 if __name__ == "__main__":

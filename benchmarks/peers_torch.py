@@ -16,7 +16,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
+DEPTHS = {
+    "resnet18": (2, 2, 2, 2),
+    "resnet34": (3, 4, 6, 3),
+    "resnet50": (3, 4, 6, 3),
+    "resnet101": (3, 4, 23, 3),
+}
 
 
 class Block(nn.Module):
@@ -32,7 +37,9 @@ class Block(nn.Module):
         self.norms = nn.ModuleList(nn.BatchNorm2d(o) for _, o, _, _ in plan)
         self.shortcut = nn.Identity()
         if stride != 1 or inputs != features:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, features, 1, stride, bias=False), nn.BatchNorm2d(features))
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, features, 1, stride, bias=False), nn.BatchNorm2d(features)
+            )
 
     def forward(self, x):
         y = x
@@ -46,7 +53,11 @@ class Block(nn.Module):
 def resnet(name: str, classes: int) -> nn.Module:
     """An ImageNet ResNet, as torchvision's (v1.5)."""
     bottleneck = name not in ("resnet18", "resnet34")
-    layers: list[nn.Module] = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True)]
+    layers: list[nn.Module] = [
+        nn.Conv2d(3, 64, 7, 2, 3, bias=False),
+        nn.BatchNorm2d(64),
+        nn.ReLU(inplace=True),
+    ]
     layers.append(nn.MaxPool2d(3, 2, 1))
     inputs = 64
     for stage, depth in enumerate(DEPTHS[name]):
@@ -89,7 +100,9 @@ def main() -> None:
     args = parser.parse_args()
     device = start(args.threads)
     net = resnet(args.model, args.classes).to(device, memory_format=torch.channels_last)
-    image = torch.randn(args.batch, 3, args.size, args.size, device=device).to(memory_format=torch.channels_last)
+    image = torch.randn(args.batch, 3, args.size, args.size, device=device).to(
+        memory_format=torch.channels_last
+    )
     label = torch.randint(args.classes, (args.batch,), device=device)
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9)
     narrow = torch.autocast(device.type, torch.bfloat16, enabled=args.dtype == "bfloat16")

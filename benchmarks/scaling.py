@@ -24,9 +24,10 @@ import timing
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from medtl import build, memory, models
+from medtl import models
 from medtl.config import default, stage
-from medtl.parallel import Parallel
+from medtl.training import factory, memory
+from medtl.training.parallel import Parallel
 
 MODES = ("pmap", "mesh")
 SIMULATED = (
@@ -45,7 +46,9 @@ def experiment(*, model: str, size: int, dtype: str = "float32") -> Any:
     return c
 
 
-def images(sizes: Mapping[str, int], size: int, *, seed: int = 0) -> dict[str, dict[str, np.ndarray]]:
+def images(
+    sizes: Mapping[str, int], size: int, *, seed: int = 0
+) -> dict[str, dict[str, np.ndarray]]:
     """domain -> a batch of that many random images, as `medtl.data.loading.train_batches` gives them."""
     rng = np.random.default_rng(seed)
     return {
@@ -69,9 +72,9 @@ def bare(config: Any, parallel: Parallel, sizes: Mapping[str, int]) -> timing.Co
       parallel: the devices.
       sizes: domain -> images in a step; two domains make a joint step.
     """
-    model = build.model(config, dict.fromkeys(sizes, ("0", "1")), axis_name=parallel.axis_name)
-    variables = build.variables(model, config, 0, None)
-    step = build.step(
+    model = factory.model(config, dict.fromkeys(sizes, ("0", "1")), axis_name=parallel.axis_name)
+    variables = factory.variables(model, config, 0, None)
+    step = factory.step(
         config,
         "target",
         model,
@@ -80,7 +83,7 @@ def bare(config: Any, parallel: Parallel, sizes: Mapping[str, int]) -> timing.Co
         fresh=True,
         steps=1000,
         sizes=sizes,
-        norm=build.normalization(config, None),
+        norm=factory.normalization(config, None),
         parallel=parallel,
     )
     compiled = parallel.train(step)
@@ -134,7 +137,9 @@ def serve(args: argparse.Namespace) -> None:
     sizes = batches(args.serve, batch=args.batch, device_batch=args.device_batch).values()
     devices = tuple(jax.devices())
     assert len(devices) == args.serve
-    made = contenders(experiment(model=args.model, size=args.size, dtype=args.dtype), devices, [*sizes], args.mode)
+    made = contenders(
+        experiment(model=args.model, size=args.size, dtype=args.dtype), devices, [*sizes], args.mode
+    )
 
     def answer(line: str) -> float:
         mode, batch, steps = line.split()
@@ -170,9 +175,15 @@ def table(
                 rates[n] = [batch / s for s in seconds[f"{mode} {batch} {n}"]]
                 # n real devices could do n times what one does; simulated ones have no more cores than one.
                 best = [rate * (1 if simulated else n) for rate in rates[counts[0]]]
-                efficiency = timing.summary([found / could for found, could in zip(rates[n], best, strict=True)])
+                efficiency = timing.summary(
+                    [found / could for found, could in zip(rates[n], best, strict=True)]
+                )
                 found = timing.summary(rates[n])
-                of_count[str(n)] = {"batch": batch, "images_per_second": found, "efficiency": efficiency}
+                of_count[str(n)] = {
+                    "batch": batch,
+                    "images_per_second": found,
+                    "efficiency": efficiency,
+                }
                 print(
                     f"{mode:4s} {kind:6s} {n:3d} device{'s' * (n > 1):1s} batch {batch:5d} {found['median']:9.1f} images/s "
                     f"[{found['low']:.1f}, {found['high']:.1f}]  efficiency {efficiency['median']:.3f} "
@@ -195,7 +206,11 @@ def measure(args: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any
             sizes = [*batches(n, **options).values()]
             if simulated:
                 processes.append(Simulated(n, arguments))
-                made = {(mode, size): processes[-1].contender(mode, size) for mode in args.mode for size in sizes}
+                made = {
+                    (mode, size): processes[-1].contender(mode, size)
+                    for mode in args.mode
+                    for size in sizes
+                }
             else:
                 made = contenders(config, tuple(jax.devices()[:n]), sizes, args.mode)
             named |= {f"{mode} {size} {n}": run for (mode, size), run in made.items()}
@@ -214,20 +229,38 @@ def measure(args: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any
 
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=timing.Help)
-    parser.add_argument("--model", default="cifar_resnet20", help="backbone, one of medtl.models.NAMES")
+    parser.add_argument(
+        "--model", default="cifar_resnet20", help="backbone, one of medtl.models.NAMES"
+    )
     parser.add_argument("--size", type=timing.positive, default=28, help="pixels of a side")
     parser.add_argument("--dtype", default="float32", choices=models.DTYPES, help="compute dtype")
     parser.add_argument(
-        "--batch", type=timing.positive, default=128, help="strong: images in a step, on however many devices"
+        "--batch",
+        type=timing.positive,
+        default=128,
+        help="strong: images in a step, on however many devices",
     )
     parser.add_argument(
-        "--device_batch", type=timing.positive, default=16, help="weak: images in a step for each device"
+        "--device_batch",
+        type=timing.positive,
+        default=16,
+        help="weak: images in a step for each device",
     )
-    parser.add_argument("--counts", type=int, nargs="+", default=[1, 2, 4, 8], help="of devices; the first must be 1")
+    parser.add_argument(
+        "--counts",
+        type=int,
+        nargs="+",
+        default=[1, 2, 4, 8],
+        help="of devices; the first must be 1",
+    )
     parser.add_argument("--mode", nargs="+", default=MODES, choices=MODES, help="of medtl.parallel")
-    parser.add_argument("--rounds", type=timing.positive, default=5, help="timed rounds; the median is reported")
+    parser.add_argument(
+        "--rounds", type=timing.positive, default=5, help="timed rounds; the median is reported"
+    )
     parser.add_argument("--steps", type=timing.positive, default=5, help="steps in a round")
-    parser.add_argument("--write", action="store_true", help="keep the result in benchmarks/results")
+    parser.add_argument(
+        "--write", action="store_true", help="keep the result in benchmarks/results"
+    )
     parser.add_argument("--serve", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.counts[0] != 1:
@@ -239,11 +272,14 @@ def main(arguments: Sequence[str]) -> None:
         serve(args)
         return
     result = {
-        name: getattr(args, name) for name in ("model", "size", "dtype", "batch", "device_batch", "rounds", "steps")
+        name: getattr(args, name)
+        for name in ("model", "size", "dtype", "batch", "device_batch", "rounds", "steps")
     }
     result |= measure(args, arguments)
     if args.write:
-        print(timing.write(f"scaling_{args.model}_{args.dtype}_{jax.default_backend()}", result).name)
+        print(
+            timing.write(f"scaling_{args.model}_{args.dtype}_{jax.default_backend()}", result).name
+        )
 
 
 if __name__ == "__main__":

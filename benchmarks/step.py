@@ -24,9 +24,10 @@ from absl import app, flags
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from medtl import losses, memory, models, parallel
+from medtl import losses, models
 from medtl.models.model import Head, Model
-from medtl.objective import Objective, Term
+from medtl.training import memory, parallel
+from medtl.training.objective import Objective, Term
 
 MODEL = flags.DEFINE_enum("model", "resnet50", models.NAMES, "backbone")
 BATCH = flags.DEFINE_integer("batch", 16, "images in a step", lower_bound=1)
@@ -54,7 +55,9 @@ def train_step(model: Model) -> tuple[optax.GradientTransformation, Callable[[An
         params, batch_stats, opt_state = state
 
         def loss(params: Any) -> Any:
-            outputs, stats = model.apply({"params": params, "batch_stats": batch_stats}, batch, train=True)
+            outputs, stats = model.apply(
+                {"params": params, "batch_stats": batch_stats}, batch, train=True
+            )
             return objective(outputs, batch, step=0, counts=objective.counts(batch))[0], stats
 
         gradient, stats = jax.grad(loss, has_aux=True)(params)
@@ -79,7 +82,13 @@ def images(batch: int, size: int, *, classes: int, domains: Sequence[str], seed:
 
 
 def trainer(
-    name: str, *, batch: int, size: int, dtype: str, domains: Sequence[str] = ("target",), classes: int = 1000
+    name: str,
+    *,
+    batch: int,
+    size: int,
+    dtype: str,
+    domains: Sequence[str] = ("target",),
+    classes: int = 1000,
 ) -> tuple[timing.Contender, Any, float]:
     """A compiled, warm training step as a contender; the compiled program; seconds of compilation.
 
@@ -117,7 +126,9 @@ def predictor(
     model = build(name, classes=classes, dtype=dtype, domains=("target",))
     data = images(batch, size, classes=classes, domains=("target",))
     variables = model.init(jax.random.key(0), (size, size, 3))
-    predict = jax.jit(lambda variables, data: model.apply(variables, data, train=False)[0]["target"].logits)
+    predict = jax.jit(
+        lambda variables, data: model.apply(variables, data, train=False)[0]["target"].logits
+    )
     compiled, seconds = compile_(predict, variables, data)
     run = timing.contender(lambda: compiled(variables, data))
     run(2)
@@ -132,7 +143,13 @@ def compile_(function: Any, *args: Any) -> tuple[Any, float]:
 
 
 def describe(
-    compiled: Any, seconds: dict[str, float], *, batch: int, peak: float, bandwidth: float, compile_seconds: float
+    compiled: Any,
+    seconds: dict[str, float],
+    *,
+    batch: int,
+    peak: float,
+    bandwidth: float,
+    compile_seconds: float,
 ) -> dict[str, Any]:
     """images/s, and the shares of the machine's limits."""
     cost = compiled.cost_analysis() or {}
@@ -158,7 +175,9 @@ def describe(
 def main(_: Sequence[str]) -> None:
     memory.keep()  # as the trainer does
     peak, bandwidth = timing.matmul_peak(DTYPE.value), timing.bandwidth()
-    print(f"{jax.devices()[0].device_kind}: {peak / 1e9:,.0f} GFLOP/s in a matrix product, {bandwidth / 1e9:,.0f} GB/s")
+    print(
+        f"{jax.devices()[0].device_kind}: {peak / 1e9:,.0f} GFLOP/s in a matrix product, {bandwidth / 1e9:,.0f} GB/s"
+    )
     result: dict[str, Any] = {
         "model": MODEL.value,
         "batch": BATCH.value,
@@ -168,10 +187,19 @@ def main(_: Sequence[str]) -> None:
         "memory_bytes_per_second": bandwidth,
     }
     for name, make in (("train", trainer), ("inference", predictor)):
-        run, compiled, compile_seconds = make(MODEL.value, batch=BATCH.value, size=SIZE.value, dtype=DTYPE.value)
-        seconds = timing.summary(timing.interleave({name: run}, rounds=ROUNDS.value, steps=STEPS.value)[name])
+        run, compiled, compile_seconds = make(
+            MODEL.value, batch=BATCH.value, size=SIZE.value, dtype=DTYPE.value
+        )
+        seconds = timing.summary(
+            timing.interleave({name: run}, rounds=ROUNDS.value, steps=STEPS.value)[name]
+        )
         found = describe(
-            compiled, seconds, batch=BATCH.value, peak=peak, bandwidth=bandwidth, compile_seconds=compile_seconds
+            compiled,
+            seconds,
+            batch=BATCH.value,
+            peak=peak,
+            bandwidth=bandwidth,
+            compile_seconds=compile_seconds,
         )
         result[name] = found
         rate = found["images_per_second"]

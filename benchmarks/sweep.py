@@ -32,19 +32,27 @@ from absl import app, flags
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from medtl import linear
+from medtl.sweep import logistic
 
 FEATURES = flags.DEFINE_string("features", "3000x1024", "rows x width")
-flags.register_validator("features", re.compile(r"\d+x\d+").fullmatch, message="it must be as 3000x1024")
+flags.register_validator(
+    "features", re.compile(r"\d+x\d+").fullmatch, message="it must be as 3000x1024"
+)
 FOLDS = flags.DEFINE_integer("folds", 5, "of the target")
 SEEDS = flags.DEFINE_integer("seeds", 5, "draws of the folds")
-WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 1e-2, "of a head whose weights sum to 1: weight_decay / 2 |W|²")
+WEIGHT_DECAY = flags.DEFINE_float(
+    "weight_decay", 1e-2, "of a head whose weights sum to 1: weight_decay / 2 |W|²"
+)
 STANDARDIZE = flags.DEFINE_bool(
-    "standardize", False, "features of mean 0 and variance 1, on which scikit-learn needs fewer iterations"
+    "standardize",
+    False,
+    "features of mean 0 and variance 1, on which scikit-learn needs fewer iterations",
 )
 ROUNDS = flags.DEFINE_integer("rounds", 5, "timed rounds; the median is reported", lower_bound=1)
 FITS = flags.DEFINE_integer("fits", 9, "heads that scikit-learn fits in a round")
-STEPS = flags.DEFINE_integer("steps", 200, "of the trainer, of 32 + 32 rows; 0: the trainer is left out")
+STEPS = flags.DEFINE_integer(
+    "steps", 200, "of the trainer, of 32 + 32 rows; 0: the trainer is left out"
+)
 WRITE = flags.DEFINE_bool("write", False, "keep the result in benchmarks/results")
 
 LAMBDAS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
@@ -58,14 +66,16 @@ def examples(n: int, d: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.
     part = (np.arange(n) >= n * 3 // 4).astype(np.int64)
     latent = rng.normal(size=(n, 64))
     latent[:, 0] += 1.2 * (label - 0.5)
-    latent[:, 1] += 0.8 * part + 0.6 * part * (label - 0.5)  # another scanner, another sign of the disease
+    latent[:, 1] += 0.8 * part + 0.6 * part * (
+        label - 0.5
+    )  # another scanner, another sign of the disease
     features = np.maximum(latent @ rng.normal(size=(64, d)) / 8 + 0.5 * rng.normal(size=(n, d)), 0)
     if STANDARDIZE.value:
         features = (features - features.mean(axis=0)) / features.std(axis=0)
     return features.astype(np.float32), label, part
 
 
-def problem(features: np.ndarray, label: np.ndarray, part: np.ndarray) -> linear.Problem:
+def problem(features: np.ndarray, label: np.ndarray, part: np.ndarray) -> logistic.Problem:
     """mean_source + λ mean_target + penalty, for every λ and every fold of every seed."""
     rows = []
     for seed in range(SEEDS.value):
@@ -73,7 +83,7 @@ def problem(features: np.ndarray, label: np.ndarray, part: np.ndarray) -> linear
         rows += [(part == 0) | (fold_of != fold) for fold in range(FOLDS.value)]
     counts = np.array([[np.sum(r & (part == p)) for p in (0, 1)] for r in rows])
     strength = np.stack([np.ones(len(LAMBDAS)), LAMBDAS], axis=1)
-    return linear.Problem(
+    return logistic.Problem(
         features,
         np.eye(2, dtype=np.float32)[label],
         "softmax",
@@ -87,11 +97,13 @@ def problem(features: np.ndarray, label: np.ndarray, part: np.ndarray) -> linear
 class InTurn:
     """scikit-learn on some of the heads: the contender, and the models of its last round."""
 
-    def __init__(self, p: linear.Problem):
+    def __init__(self, p: logistic.Problem):
         self.problem = p
         heads = [(h, r) for r in range(len(p.rows)) for h in range(len(p.scale))]
         # One more than a multiple of the number of λ: each fit has another one, in another fold.
-        stride = max(len(p.scale) * (len(heads) // len(p.scale) // max(FITS.value, 1)), len(p.scale)) + 1
+        stride = (
+            max(len(p.scale) * (len(heads) // len(p.scale) // max(FITS.value, 1)), len(p.scale)) + 1
+        )
         self.chosen = [heads[i * stride % len(heads)] for i in range(FITS.value)]
         self.factor = len(heads) / len(self.chosen)
         self.models: dict[tuple[int, int], Any] = {}
@@ -116,7 +128,7 @@ class InTurn:
                 seconds += time.perf_counter() - start
         return seconds * self.factor
 
-    def excess(self, found: linear.Solution) -> list[float]:
+    def excess(self, found: logistic.Solution) -> list[float]:
         """(our loss - theirs) / theirs of each head, in float64."""
         gaps = []
         for (h, r), model in self.models.items():
@@ -126,36 +138,52 @@ class InTurn:
                 margin = (2 * y - 1) * (x @ w + b)  # noqa: B023
                 return float(weight @ np.logaddexp(0, -margin) + WEIGHT_DECAY.value / 4 * w @ w)  # noqa: B023
 
-            kernel, bias = found.kernel[h, r].astype(np.float64), found.bias[h, r].astype(np.float64)
+            kernel, bias = (
+                found.kernel[h, r].astype(np.float64),
+                found.bias[h, r].astype(np.float64),
+            )
             theirs = loss(model.coef_[0].astype(np.float64), float(model.intercept_[0]))
             gaps.append((loss(kernel[:, 1] - kernel[:, 0], bias[1] - bias[0]) - theirs) / theirs)
         return gaps
 
 
-def trainer(p: linear.Problem, *, places: int, points: int) -> tuple[timing.Contender, float]:
+def trainer(p: logistic.Problem, *, places: int, points: int) -> tuple[timing.Contender, float]:
     """`STEPS` of Adam on batches of 32 + 32 for places x points heads, and the seconds of compilation."""
-    from medtl import finetune, losses, models
-    from medtl.augment import Augmentation
-    from medtl.base import NORMALIZATIONS
+    from medtl import losses, models
     from medtl.config import stage
+    from medtl.data.augment import Augmentation
+    from medtl.examples import NORMALIZATIONS
     from medtl.models.model import Head, Model
-    from medtl.objective import Objective, Term
-    from medtl.sweep_program import Program
-    from medtl.train import Step
+    from medtl.sweep.program import Program
+    from medtl.training import optimizers
+    from medtl.training.objective import Objective, Term
+    from medtl.training.step import Step
 
-    model = Model(models.backbone("cifar_resnet20"), {"shared": Head(2)}, {"source": "shared", "target": "shared"})
-    optimizer, _ = finetune.optimizer(stage(learning_rate=3e-3, weight_decay=0.3), steps=STEPS.value, key="")
+    model = Model(
+        models.backbone("cifar_resnet20"),
+        {"shared": Head(2)},
+        {"source": "shared", "target": "shared"},
+    )
+    optimizer, _ = optimizers.optimizer(
+        stage(learning_rate=3e-3, weight_decay=0.3), steps=STEPS.value, key=""
+    )
     step = Step(
         model=model,
         objective=Objective((Term("main", losses.cross_entropy),)),
         optimizer=optimizer,
-        moving=frozenset({("heads", "shared", "logits", "kernel"), ("heads", "shared", "logits", "bias")}),
+        moving=frozenset(
+            {("heads", "shared", "logits", "kernel"), ("heads", "shared", "logits", "bias")}
+        ),
         augmentation=Augmentation(),
         normalization=NORMALIZATIONS["centered"],
     )
     label, ones = p.target.argmax(axis=1).astype(np.int32), np.ones(len(p.part), np.float32)
     data = {
-        domain: {"features": p.features[p.part == i], "label": label[p.part == i], "weight": ones[p.part == i]}
+        domain: {
+            "features": p.features[p.part == i],
+            "label": label[p.part == i],
+            "weight": ones[p.part == i],
+        }
         for i, domain in enumerate(("source", "target"))
     }
     grid = {"lambda_": np.asarray(LAMBDAS[:points])}
@@ -165,8 +193,16 @@ def trainer(p: linear.Problem, *, places: int, points: int) -> tuple[timing.Cont
     )  # fmt: skip
     rng = np.random.default_rng(0)
     shape = places, STEPS.value, 32
-    order = {d: rng.integers(0, len(values["label"]), shape).astype(np.int32) for d, values in data.items()}
-    head = {"logits": {"kernel": np.zeros((p.features.shape[1], 2), np.float32), "bias": np.zeros(2, np.float32)}}
+    order = {
+        d: rng.integers(0, len(values["label"]), shape).astype(np.int32)
+        for d, values in data.items()
+    }
+    head = {
+        "logits": {
+            "kernel": np.zeros((p.features.shape[1], 2), np.float32),
+            "bias": np.zeros(2, np.float32),
+        }
+    }
     keys = [jax.random.key(i) for i in range(places)]
     [block] = program.blocks
     variables = {"params": {"heads": {"shared": head}}, "batch_stats": {}}
@@ -188,13 +224,14 @@ def report(name: str, seconds: dict[str, list[float]], ours: str, heads: int) ->
     ratios = timing.ratios(seconds, ours)
     for who, values in seconds.items():
         found = timing.summary(values)
-        line = (
-            f"{name:6s} {who:22s} {found['median']:9.3g} s [{found['low']:.3g}, {found['high']:.3g}] for {heads} heads"
-        )
+        line = f"{name:6s} {who:22s} {found['median']:9.3g} s [{found['low']:.3g}, {found['high']:.3g}] for {heads} heads"
         if who != ours:
             line += "   ratio {median:.1f} [{low:.1f}, {high:.1f}]".format(**ratios[who])
         print(line, flush=True)
-    return {"seconds": {who: timing.summary(values) for who, values in seconds.items()}, "ratio": ratios}
+    return {
+        "seconds": {who: timing.summary(values) for who, values in seconds.items()},
+        "ratio": ratios,
+    }
 
 
 def main(_: Sequence[str]) -> None:
@@ -208,24 +245,29 @@ def main(_: Sequence[str]) -> None:
     }  # fmt: skip
 
     start = time.perf_counter()
-    linear.solve(p, devices=devices)
+    logistic.solve(p, devices=devices)
     first = time.perf_counter() - start
-    solutions: list[linear.Solution] = []
+    solutions: list[logistic.Solution] = []
 
     def ours(rounds: int) -> float:
         start = time.perf_counter()
-        solutions[:] = [linear.solve(p, devices=devices) for _ in range(rounds)]
+        solutions[:] = [logistic.solve(p, devices=devices) for _ in range(rounds)]
         return time.perf_counter() - start
 
     theirs = InTurn(p)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # where it stops after 100 iterations
-        seconds = timing.interleave({"medtl": ours, "scikit-learn": theirs}, rounds=ROUNDS.value, steps=1, pause=0.5)
+        seconds = timing.interleave(
+            {"medtl": ours, "scikit-learn": theirs}, rounds=ROUNDS.value, steps=1, pause=0.5
+        )
     result["lbfgs"] = report("lbfgs", seconds, "medtl", heads)
     gaps = theirs.excess(solutions[0])
     result["lbfgs"] |= {
         "compile_seconds": max(first - min(seconds["medtl"]), 0.0),
-        "iterations": {"mean": float(solutions[0].iterations.mean()), "largest": int(solutions[0].iterations.max())},
+        "iterations": {
+            "mean": float(solutions[0].iterations.mean()),
+            "largest": int(solutions[0].iterations.max()),
+        },
         "largest_gradient": float(solutions[0].gradient.max()),
         "scikit-learn fits": len(theirs.chosen),
         "scikit-learn iterations": [int(m.n_iter_[0]) for m in theirs.models.values()],
@@ -245,13 +287,24 @@ def main(_: Sequence[str]) -> None:
             print(f"train  left out: {error}")
         else:
             alone, _ = trainer(p, places=1, points=1)
-            contenders = {"medtl": together, "one after the other": lambda rounds: heads * alone(rounds)}
+            contenders = {
+                "medtl": together,
+                "one after the other": lambda rounds: heads * alone(rounds),
+            }
             seconds = timing.interleave(contenders, rounds=ROUNDS.value, steps=1, pause=0.5)
             result["train"] = report("train", seconds, "medtl", heads)
-            result["train"] |= {"steps": STEPS.value, "batch": [32, 32], "compile_seconds": compiling}
+            result["train"] |= {
+                "steps": STEPS.value,
+                "batch": [32, 32],
+                "compile_seconds": compiling,
+            }
             print(f"       compiled in {compiling:.1f} s")
     if WRITE.value:
-        print(timing.write(f"sweep{'_standardized' * STANDARDIZE.value}_{jax.default_backend()}", result).name)
+        print(
+            timing.write(
+                f"sweep{'_standardized' * STANDARDIZE.value}_{jax.default_backend()}", result
+            ).name
+        )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from medtl import augment, models, weights
+from medtl import models, weights
+from medtl.data import augment
 
 WEIGHTS = Path(__file__).parents[2] / "shared/weights"
 
@@ -19,7 +20,9 @@ WEIGHTS = Path(__file__).parents[2] / "shared/weights"
 def main():
     backbone = models.backbone("resnet50", stages=3, stride_in="1x1")
     image = jax.ShapeDtypeStruct((1, 224, 224, 3), np.float32)
-    shapes = jax.eval_shape(lambda key, x: backbone.init(key, x, use_batch_stats=False), jax.random.key(0), image)
+    shapes = jax.eval_shape(
+        lambda key, x: backbone.init(key, x, use_batch_stats=False), jax.random.key(0), image
+    )
     path = WEIGHTS / "resnet50_imagenet_c4.safetensors"
     loaded = weights.load(str(path), "resnet50", shapes, stages=3, stride_in="1x1")
     print(loaded.report.summary())
@@ -28,7 +31,9 @@ def main():
     found = np.asarray(backbone.apply(loaded.variables, images, use_batch_stats=False), np.float64)
     for name, value in (("features_nhwc", found), ("pooled", found.mean((1, 2)))):
         expected = reference[name].astype(np.float64)
-        print(f"{name}: {np.linalg.norm(value - expected) / np.linalg.norm(expected):.2e}  (JAX {jax.__version__})")
+        print(
+            f"{name}: {np.linalg.norm(value - expected) / np.linalg.norm(expected):.2e}  (JAX {jax.__version__})"
+        )
 
 
 if __name__ == "__main__":

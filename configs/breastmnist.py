@@ -37,6 +37,8 @@ def get_config():
 
     c.model.name = "cifar_resnet20"
     c.weights.path = f"{SHARED}/weights/cifar10_resnet20-12fca82f.th"
-    c.stages.target = stage(epochs=25, learning_rate=1e-3, schedule="cosine", warmup=0.1, weight_decay=1e-2)
+    c.stages.target = stage(
+        epochs=25, learning_rate=1e-3, schedule="cosine", warmup=0.1, weight_decay=1e-2
+    )
     c.evaluation.times = 12
     return c

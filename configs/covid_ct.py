@@ -56,7 +56,9 @@ def get_config():
 
     c.data.image_size = 224
     c.data.channels = 3
-    c.data.source = dataset("manifest", path=f"{SHARED}/data/sao_paulo_ct/manifest.csv", split=(0.8, 0.2, 0.0))
+    c.data.source = dataset(
+        "manifest", path=f"{SHARED}/data/sao_paulo_ct/manifest.csv", split=(0.8, 0.2, 0.0)
+    )
     c.data.target = dataset("manifest", path=f"{SHARED}/data/covid_ct/manifest.csv")
     c.augment.flip = False  # a frozen backbone without augmentation: its features are computed once
 

@@ -17,9 +17,12 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from medtl import __version__, check, data, memory, results, spec, workdir
+from medtl import __version__, data, plugins
 from medtl import config as configs
-from medtl.base import UserError, nearest
+from medtl.config import check
+from medtl.errors import UserError, nearest
+from medtl.experiment import results, run_folder
+from medtl.training import memory
 
 HELP = """\
 medtl: transfer learning for medical diagnosis. Pretrained weights -> source stage -> target stage -> evaluation
@@ -70,7 +73,9 @@ def run(argv: Sequence[str] | None = None) -> int:
       The exit code: 0; 2 after a user's mistake; 130 after Ctrl-C.
     """
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # `my_package.losses:focal` beside the user, as `python -m` has it
+        sys.path.append(
+            os.getcwd()
+        )  # `my_package.losses:focal` beside the user, as `python -m` has it
     try:
         _run(list(sys.argv[1:] if argv is None else argv))
     except UserError as error:
@@ -94,7 +99,7 @@ def _run(argv: list[str]) -> None:
     _check_mode(values)
     folder = Path(values.workdir or Path("runs") / values.config.name)
     if values.mode != "sweep" and not values.checkpoint:
-        workdir.check_no_sweep(folder)
+        run_folder.check_no_sweep(folder)
     if values.mode == "report":
         _report(values, folder, rest, given=bool(path))
         return
@@ -102,24 +107,29 @@ def _run(argv: list[str]) -> None:
         check.check(values.config)
         if values.mode == "sweep":
             check.check_sweep(values.config)
-        workdir.check(folder, values.config)
+        run_folder.check(folder, values.config)
     elif not values.checkpoint:
-        config = workdir.load_config(folder)
+        config = run_folder.load_config(folder)
         if path or any(map(_OVERRIDE.fullmatch, rest)):
-            workdir.check(folder, values.config)
+            run_folder.check(folder, values.config)
         if values.mode == "evaluate":
             check.check(config)
     if values.mode == "predict":
-        data.check(configs.dataset(path=values.manifest), key="--manifest", require_label=False, require_train=False)
+        data.check(
+            configs.dataset(path=values.manifest),
+            key="--manifest",
+            require_label=False,
+            require_train=False,
+        )
     _start(values, folder, shlex.join(["python", "launch.py", *argv]))
 
 
 def _start(values: flags.FlagValues, folder: Path, command: str) -> None:
     memory.keep()
-    from medtl import experiment, inference  # JAX comes with them, so only once nothing is wrong
+    from medtl.experiment import experiment, inference
 
     if values.mode == "sweep":
-        from medtl import sweep
+        from medtl.sweep import sweep
 
         try:
             sweep.sweep(values.config, folder, command=command)
@@ -130,9 +140,11 @@ def _start(values: flags.FlagValues, folder: Path, command: str) -> None:
     elif values.mode == "train":
         experiment.train(values.config, folder, command=command, profile=values.profile)
     elif values.mode == "evaluate":
-        experiment.evaluate(workdir.load_config(folder), folder, command=command)
+        experiment.evaluate(run_folder.load_config(folder), folder, command=command)
     else:
-        inference.predict(folder, manifest=values.manifest, checkpoint=values.checkpoint, output=values.output)
+        inference.predict(
+            folder, manifest=values.manifest, checkpoint=values.checkpoint, output=values.output
+        )
 
 
 def _report(values: flags.FlagValues, folder: Path, rest: list[str], *, given: bool) -> None:
@@ -140,14 +152,18 @@ def _report(values: flags.FlagValues, folder: Path, rest: list[str], *, given: b
     if values.predictions and not values.workdir:
         raise UserError("--predictions needs --workdir=FOLDER, where the report goes")
     config = values.config
-    if (folder / workdir.CONFIG).exists():
+    if (folder / run_folder.CONFIG).exists():
         if given:
-            raise UserError(f"--workdir={folder} holds a run, whose config the report takes; leave --config out")
+            raise UserError(
+                f"--workdir={folder} holds a run, whose config the report takes; leave --config out"
+            )
         for arg in rest:
             override = _OVERRIDE.fullmatch(arg)
             if override and not override["path"].startswith("evaluation."):
-                raise UserError(f"--config.{override['path']}: a run's report can change config.evaluation alone")
-        stored = workdir.load_config(folder).copy_and_resolve_references()
+                raise UserError(
+                    f"--config.{override['path']}: a run's report can change config.evaluation alone"
+                )
+        stored = run_folder.load_config(folder).copy_and_resolve_references()
         config = _parse(rest, stored.unlock() or stored).config
     check.check_evaluation(config)
     results.rebuild(folder, config, file=Path(values.predictions) if values.predictions else None)
@@ -173,13 +189,15 @@ def load_config_file(path: str) -> ConfigDict:
     Raises:
       UserError: there is no such file (names the nearest), or it raises (names the line), or gives no ConfigDict.
     """
-    module = spec.load_file(path, key="--config")
+    module = plugins.load_file(path, key="--config")
     if not callable(getattr(module, "get_config", None)):
         raise UserError(f"--config: {path} has no function get_config()")
-    with spec.blame(path, key="--config"):
+    with plugins.blame(path, key="--config"):
         config = module.get_config()
     if not isinstance(config, ConfigDict):
-        raise UserError(f"--config: {path}: get_config() gives a {type(config).__name__}; it must be a ConfigDict")
+        raise UserError(
+            f"--config: {path}: get_config() gives a {type(config).__name__}; it must be a ConfigDict"
+        )
     return config
 
 
@@ -237,14 +255,18 @@ def _flag_error(message: str, config: ConfigDict) -> UserError:
 
 def _spell_out(argv: list[str], config: ConfigDict) -> list[str]:
     """Checks that each overridden field exists, and writes tuples as ml_collections reads them: "a,b" is a literal only of numbers."""
-    arguments: dict[str, str] = {}  # absl would add a tuple that is given twice up; as elsewhere the last counts
+    arguments: dict[
+        str, str
+    ] = {}  # absl would add a tuple that is given twice up; as elsewhere the last counts
     for arg in argv:
         override = _OVERRIDE.fullmatch(arg)
         current = _field(config, override["path"]) if override else None
         if override and isinstance(current, tuple) and override["set"]:
             arg = f"--config.{override['path']}={_as_tuple(override['value'])}"
         repeated = override and isinstance(current, tuple)
-        arguments[f"config.{override['path']}" if override and repeated else f"{len(arguments)}"] = arg
+        arguments[
+            f"config.{override['path']}" if override and repeated else f"{len(arguments)}"
+        ] = arg
     return list(arguments.values())
 
 

@@ -11,10 +11,13 @@ import scipy.ndimage
 import scipy.stats
 from PIL import Image
 
-from medtl.augment import Augmentation, affine, augment, example_keys, normalize, resample
-from medtl.base import NORMALIZATIONS, UserError
+from medtl.data.augment import Augmentation, affine, augment, example_keys, normalize, resample
+from medtl.errors import UserError
+from medtl.examples import NORMALIZATIONS
 
-EVERYTHING = Augmentation(crop=0.3, flip=True, rotation=20.0, brightness=0.1, contrast=0.2, noise=0.05)
+EVERYTHING = Augmentation(
+    crop=0.3, flip=True, rotation=20.0, brightness=0.1, contrast=0.2, noise=0.05
+)
 
 
 @functools.cache
@@ -55,7 +58,9 @@ def test_the_default_gives_the_very_image(images):
 
 
 def test_resampling_with_the_identity_gives_the_image(images):
-    np.testing.assert_allclose(resampled(images, *drawn(Augmentation(), keys(6))), images, atol=1e-2)
+    np.testing.assert_allclose(
+        resampled(images, *drawn(Augmentation(), keys(6))), images, atol=1e-2
+    )
 
 
 def test_flip_mirrors_half_of_the_images(images):
@@ -81,7 +86,9 @@ def test_resampling_agrees_with_scipy(images):
     out = np.asarray(resampled(images, matrices, offsets))
     for i, c in itertools.product(range(6), range(3)):
         plane = np.asarray(images)[i, ..., c].astype(np.float64)
-        wanted = scipy.ndimage.affine_transform(plane, matrices[i], offsets[i], order=1, mode="nearest")
+        wanted = scipy.ndimage.affine_transform(
+            plane, matrices[i], offsets[i], order=1, mode="nearest"
+        )
         np.testing.assert_allclose(out[i, ..., c], wanted, atol=0.02)
 
 
@@ -101,7 +108,12 @@ def test_rotation_turns_the_image_about_its_centre(images):
         assert abs(angle) <= 30
         grey, got = image[..., 0], turned[..., 0]
         wanted = np.asarray(Image.fromarray(grey).rotate(-angle, Image.Resampling.BILINEAR))
-        inside = np.asarray(Image.new("L", grey.shape[::-1], 255).rotate(-angle, Image.Resampling.BILINEAR)) == 255
+        inside = (
+            np.asarray(
+                Image.new("L", grey.shape[::-1], 255).rotate(-angle, Image.Resampling.BILINEAR)
+            )
+            == 255
+        )
         inside = scipy.ndimage.binary_erosion(inside, border_value=0)
         assert inside.sum() > 150
         np.testing.assert_allclose(got[inside], wanted[inside], atol=1.5)
@@ -123,7 +135,9 @@ def test_crops_lie_inside_have_uniform_area_and_the_promised_aspect():
     log_aspect = np.log(aspect[free]) / np.log(4 / 3)
     assert scipy.stats.kstest(log_aspect, scipy.stats.uniform(-1, 2).cdf).pvalue > 1e-3
     for size, share, offset in ((40, height, offsets[:, 0]), (20, width, offsets[:, 1])):
-        low = offset + 0.5 - share / 2  # the window's edges, where pixel i covers i - 0.5 .. i + 0.5
+        low = (
+            offset + 0.5 - share / 2
+        )  # the window's edges, where pixel i covers i - 0.5 .. i + 0.5
         room = size * (1 - share)
         assert np.all((low > -1e-4) & (low < room + 1e-4))
         assert scipy.stats.kstest(low[room > 1] / room[room > 1], "uniform").pvalue > 1e-3
@@ -147,7 +161,9 @@ def test_brightness_shifts_the_image_uniformly():
 
 def test_contrast_scales_about_the_mean():
     image = jnp.asarray([100, 140, 110, 130], jnp.uint8).reshape(2, 2, 1)
-    out = np.asarray(compiled(Augmentation(contrast=0.5))(jnp.broadcast_to(image, (2000, 2, 2, 1)), keys(2000)))
+    out = np.asarray(
+        compiled(Augmentation(contrast=0.5))(jnp.broadcast_to(image, (2000, 2, 2, 1)), keys(2000))
+    )
     np.testing.assert_allclose(out.mean(axis=(1, 2, 3)), 120, rtol=1e-5)
     factor = (out[:, 0, 1, 0] - out[:, 0, 0, 0]) / 40
     np.testing.assert_allclose((out[:, 1, 1, 0] - out[:, 1, 0, 0]) / 20, factor, atol=1e-4)
@@ -155,7 +171,9 @@ def test_contrast_scales_about_the_mean():
 
 
 def test_noise_is_gaussian_and_independent():
-    out = np.asarray(compiled(Augmentation(noise=0.05))(jnp.full((4, 64, 64, 2), 128, jnp.uint8), keys(4)))
+    out = np.asarray(
+        compiled(Augmentation(noise=0.05))(jnp.full((4, 64, 64, 2), 128, jnp.uint8), keys(4))
+    )
     noise = (out - 128) / 255
     assert scipy.stats.kstest(noise.ravel(), scipy.stats.norm(0, 0.05).cdf).pvalue > 1e-3
     assert np.all(np.abs(np.corrcoef(noise.reshape(4, -1)) - np.eye(4)) < 0.05)
@@ -163,14 +181,18 @@ def test_noise_is_gaussian_and_independent():
 
 
 def test_values_stay_within_a_byte(images):
-    strong = Augmentation(crop=0.1, flip=True, rotation=180.0, brightness=1.0, contrast=1.0, noise=1.0)
+    strong = Augmentation(
+        crop=0.1, flip=True, rotation=180.0, brightness=1.0, contrast=1.0, noise=1.0
+    )
     out = compiled(strong)(images, keys(6))
     assert out.dtype == jnp.float32 and out.shape == images.shape
     assert out.min() == 0 and out.max() == 255
 
 
 def test_jit_changes_nothing(images):
-    np.testing.assert_allclose(compiled(EVERYTHING)(images, keys(6)), augment(images, keys(6), EVERYTHING), atol=0.02)
+    np.testing.assert_allclose(
+        compiled(EVERYTHING)(images, keys(6)), augment(images, keys(6), EVERYTHING), atol=0.02
+    )
 
 
 def test_an_example_does_not_depend_on_the_batch_it_is_in(images):
@@ -184,21 +206,28 @@ def test_an_example_does_not_depend_on_the_batch_it_is_in(images):
 def test_division_over_devices_changes_nothing(images):
     devices = jax.devices()
     if len(devices) < 2:
-        pytest.skip("needs two devices; XLA_FLAGS=--xla_force_host_platform_device_count=8 simulates them")
+        pytest.skip(
+            "needs two devices; XLA_FLAGS=--xla_force_host_platform_device_count=8 simulates them"
+        )
     batch, each = example_keys(jax.random.key(7), 3, jnp.arange(6)), 3
     divided = jax.pmap(functools.partial(augment, options=EVERYTHING), devices=devices[:2])(
         images.reshape(2, each, *images.shape[1:]), batch.reshape(2, each)
     )
-    np.testing.assert_allclose(divided.reshape(images.shape), compiled(EVERYTHING)(images, batch), atol=0.02)
+    np.testing.assert_allclose(
+        divided.reshape(images.shape), compiled(EVERYTHING)(images, batch), atol=0.02
+    )
 
 
 def test_keys_differ_by_seed_step_and_position():
     position = jnp.arange(50)
-    every = [example_keys(jax.random.key(seed), step, position) for seed in (0, 1) for step in (0, 1, 2)]
+    every = [
+        example_keys(jax.random.key(seed), step, position) for seed in (0, 1) for step in (0, 1, 2)
+    ]
     data = np.concatenate([jax.random.key_data(k) for k in every])
     assert len(np.unique(data, axis=0)) == 300
     np.testing.assert_array_equal(
-        jax.random.key_data(every[0])[7:9], jax.random.key_data(example_keys(jax.random.key(0), 0, position[7:9]))
+        jax.random.key_data(every[0])[7:9],
+        jax.random.key_data(example_keys(jax.random.key(0), 0, position[7:9])),
     )
 
 
@@ -227,4 +256,6 @@ def test_normalize_is_the_familys_formula(images, name):
     np.testing.assert_allclose(normalize(images, normalization), wanted, rtol=1e-5, atol=1e-5)
     grey = normalization.for_channels(1)
     wanted = (np.asarray(images[..., :1], np.float64) - grey.mean) / grey.std
-    np.testing.assert_allclose(normalize(images[..., :1], normalization), wanted, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        normalize(images[..., :1], normalization), wanted, rtol=1e-5, atol=1e-5
+    )

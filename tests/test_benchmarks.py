@@ -73,7 +73,9 @@ def test_rounds_alternate_and_a_ratio_is_taken_within_its_round(load):
     seconds = timing.interleave({name: contender(name) for name in noise}, rounds=3, steps=7)
     assert called == ["ours", "theirs", "theirs", "ours", "ours", "theirs"]
     # The round that was ten times as slow for both does not move the ratio.
-    assert timing.ratios(seconds, "ours") == {"theirs": pytest.approx({"median": 3.0, "low": 2.0, "high": 3.0})}
+    assert timing.ratios(seconds, "ours") == {
+        "theirs": pytest.approx({"median": 3.0, "low": 2.0, "high": 3.0})
+    }
 
 
 @pytest.mark.parametrize("simulated", [True, False])
@@ -85,7 +87,9 @@ def test_devices_that_lose_nothing_have_efficiency_one(load, simulated):
         for batch in scaling.batches(n, **options).values():
             # 100 images/s of a real device; of a simulated one, of all of them together.
             seconds[f"mesh {batch} {n}"] = [batch / 100 / (1 if simulated else n)] * 2
-    found = scaling.table(seconds, modes=["mesh"], counts=counts, simulated=simulated, **options)["mesh"]
+    found = scaling.table(seconds, modes=["mesh"], counts=counts, simulated=simulated, **options)[
+        "mesh"
+    ]
     assert [of["batch"] for of in found["strong"].values()] == [64, 64, 64]
     assert [of["batch"] for of in found["weak"].values()] == [8, 16, 32]
     for of in (*found["strong"].values(), *found["weak"].values()):
@@ -94,7 +98,9 @@ def test_devices_that_lose_nothing_have_efficiency_one(load, simulated):
 
 def test_the_trainers_step_runs_on_several_devices(small):
     config = small.experiment(model="cifar_resnet20", size=8)
-    (key, run), *others = small.contenders(config, tuple(jax.devices()[:2]), [4, 4], ("mesh",)).items()
+    (key, run), *others = small.contenders(
+        config, tuple(jax.devices()[:2]), [4, 4], ("mesh",)
+    ).items()
     assert key == ("mesh", 4) and not others
     assert 0 < run(1) < math.inf
 
@@ -112,7 +118,9 @@ def test_the_clock_counts_training_alone_and_what_follows_it_apart(load, monkeyp
         clock.passes(1e6)  # other contenders have their turn
         return 2
 
-    timed = end_to_end.Clock(lambda state, most: clock.passes(1), lambda state: clock.passes(10), Store(), ask)
+    timed = end_to_end.Clock(
+        lambda state, most: clock.passes(1), lambda state: clock.passes(10), Store(), ask
+    )
     for _ in range(1 + 2 + 2 + 1):  # the epoch that compiles, two rounds, and the first of a third
         for _ in range(5):
             timed.feed(None, 1)
@@ -125,7 +133,9 @@ def test_the_clock_counts_training_alone_and_what_follows_it_apart(load, monkeyp
 @pytest.mark.parametrize("resident", ["never", pytest.param("always", marks=pytest.mark.slow)])
 def test_the_trainer_is_timed_round_by_round(small, load, resident):
     end_to_end = load("end_to_end")
-    args = argparse.Namespace(model="cifar_resnet20", batch=16, size=8, dtype="float32", train=16, val=8)
+    args = argparse.Namespace(
+        model="cifar_resnet20", batch=16, size=8, dtype="float32", train=16, val=8
+    )
     heard = []
 
     class DoneError(Exception):
@@ -152,10 +162,14 @@ def test_the_fastest_pytorch_is_what_we_are_compared_with(load):
         "PyTorch": [4.0, 8.0],
         "PyTorch, kept": [2.0, 4.0],
     }
-    whole = {name: [s + 1 for s in seconds] for name, seconds in training.items() if name != "bare step"}
+    whole = {
+        name: [s + 1 for s in seconds] for name, seconds in training.items() if name != "bare step"
+    }
     ours = end_to_end.report("single", 100, training, whole)["medtl resident"]
     assert ours["training"]["images_per_second"] == {"median": 75.0, "low": 50.0, "high": 100.0}
-    assert ours["training"]["of bare step"] == pytest.approx({"median": 0.9, "low": 0.9, "high": 0.9})
+    assert ours["training"]["of bare step"] == pytest.approx(
+        {"median": 0.9, "low": 0.9, "high": 0.9}
+    )
     fastest = ours["training"]["of fastest PyTorch"]
     assert (fastest["fastest"], fastest["median"]) == ("PyTorch, kept", 2.0)
     assert ours["whole"]["of fastest PyTorch"]["low"] == 1.5
@@ -172,7 +186,9 @@ def test_every_stage_of_the_input_has_a_rate(load, tmp_path, monkeypatch):
     monkeypatch.setattr(load("input"), "WORKERS", (0,))
     for stage in (made.decode, made.cache, made.batches, made.device):
         stage()
-    assert {"load into memory", "batches from disk", "stream, 0 workers", "augment: all"} < set(made.found)
+    assert {"load into memory", "batches from disk", "stream, 0 workers", "augment: all"} < set(
+        made.found
+    )
     assert all(is_rate(found["images_per_second"]) for found in made.found.values())
 
 
@@ -189,8 +205,13 @@ def parameters(name, classes):
     """Of medtl's backbone and a linear head."""
     backbone = models.backbone(name)
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
-    variables = jax.eval_shape(lambda x: backbone.init(jax.random.key(0), x, use_batch_stats=False), image)
-    return sum(x.size for x in jax.tree.leaves(variables["params"])) + (models.features(name, 0) + 1) * classes
+    variables = jax.eval_shape(
+        lambda x: backbone.init(jax.random.key(0), x, use_batch_stats=False), image
+    )
+    return (
+        sum(x.size for x in jax.tree.leaves(variables["params"]))
+        + (models.features(name, 0) + 1) * classes
+    )
 
 
 @pytest.mark.parametrize("name", ["cifar_resnet20", "resnet18", "resnet50"])
@@ -213,7 +234,14 @@ def test_pytorchs_loop_takes_full_batches_of_permutations(load, tmp_path):
 
 
 PROGRAMS = {
-    "step": ["step.py", "--model=cifar_resnet20", "--batch=2", "--size=8", "--rounds=1", "--steps=1"],
+    "step": [
+        "step.py",
+        "--model=cifar_resnet20",
+        "--batch=2",
+        "--size=8",
+        "--rounds=1",
+        "--steps=1",
+    ],
     "peers": [
         "peers.py",
         "--model=resnet18",
@@ -224,7 +252,15 @@ PROGRAMS = {
         "--mode=infer",
         "--noall_kept",
     ],
-    "sweep": ["sweep.py", "--features=200x8", "--folds=2", "--seeds=1", "--rounds=1", "--fits=2", "--steps=2"],
+    "sweep": [
+        "sweep.py",
+        "--features=200x8",
+        "--folds=2",
+        "--seeds=1",
+        "--rounds=1",
+        "--fits=2",
+        "--steps=2",
+    ],
     "input": ["input.py", "--images=4", "--side=32", "--size=16", "--batch=2", "--rounds=1"],
     "scaling": [
         "scaling.py",
@@ -261,6 +297,7 @@ def test_a_script_runs_and_prints_rates(program):
         check=True,
     )
     rates = [
-        float(number.replace(",", "")) for number in re.findall(r"([\d.,]+|nan|inf) (?:images/s|s \[)", done.stdout)
+        float(number.replace(",", ""))
+        for number in re.findall(r"([\d.,]+|nan|inf) (?:images/s|s \[)", done.stdout)
     ]
     assert rates and all(0 < rate < math.inf for rate in rates), done.stdout

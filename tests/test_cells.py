@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from tiny_run import tiny
 
-from medtl import cells
-from medtl.base import Examples, UserError, class_counts
+from medtl.errors import UserError
+from medtl.examples import Examples, class_counts
+from medtl.experiment import splits
 
 
 def target(n=120, classes=2, images_a_patient=3, seed=0):
@@ -30,12 +31,14 @@ def target(n=120, classes=2, images_a_patient=3, seed=0):
 
 
 def crossed(**fields):
-    return tiny(evaluation__folds=5, evaluation__repeats=3, data__target__split=(0.7, 0.1, 0.2), **fields)
+    return tiny(
+        evaluation__folds=5, evaluation__repeats=3, data__target__split=(0.7, 0.1, 0.2), **fields
+    )
 
 
 def test_each_example_is_tested_on_once_a_repeat_and_no_patient_is_in_two_parts():
     examples = target()
-    found = cells.cells(crossed(), examples, seed=0)
+    found = splits.cells(crossed(), examples, seed=0)
     assert [(c.repeat, c.fold) for c in found] == [(r, f) for r in range(3) for f in range(5)]
     for repeat in range(3):
         tested = np.sum([c.split == "test" for c in found if c.repeat == repeat], axis=0)
@@ -50,7 +53,7 @@ def test_each_example_is_tested_on_once_a_repeat_and_no_patient_is_in_two_parts(
 
 def test_folds_are_stratified_and_about_equal():
     examples = target(n=600)
-    for cell in cells.cells(crossed(), examples, seed=0):
+    for cell in splits.cells(crossed(), examples, seed=0):
         tested = examples.label[cell.split == "test"]
         assert len(tested) == pytest.approx(120, abs=4)
         assert tested.mean() == pytest.approx(examples.label.mean(), abs=0.03)
@@ -58,17 +61,17 @@ def test_folds_are_stratified_and_about_equal():
 
 def test_repeats_differ_and_seeds_share_their_folds():
     examples = target()
-    first, again = (cells.cells(crossed(), examples, seed=seed) for seed in (0, 1))
+    first, again = (splits.cells(crossed(), examples, seed=seed) for seed in (0, 1))
     assert all((a.split == b.split).all() for a, b in zip(first, again, strict=True))
     assert (first[0].split != first[5].split).any()
-    other = cells.cells(crossed(data__target__split_seed=7), examples, seed=0)
+    other = splits.cells(crossed(data__target__split_seed=7), examples, seed=0)
     assert (first[0].split != other[0].split).any()
 
 
 def test_subsets_of_a_learning_curve_are_nested_stratified_and_leave_val_and_test_alone():
     examples = target(n=600)
     config = crossed(evaluation__target_sizes=(100, 25, "all"))
-    found = cells.cells(config, examples, seed=0)
+    found = splits.cells(config, examples, seed=0)
     assert len(found) == 15 * 3
     whole, small, large = found[:3]
     assert (whole.size, small.size, large.size) == (None, 25, 100)
@@ -78,7 +81,7 @@ def test_subsets_of_a_learning_curve_are_nested_stratified_and_leave_val_and_tes
     assert examples.label[sorted(rows[0])].mean() == pytest.approx(examples.label.mean(), abs=0.04)
     for part in ("val", "test"):
         assert ((small.split == part) == (whole.split == part)).all()
-    other = cells.cells(config, examples, seed=1)[1]
+    other = splits.cells(config, examples, seed=1)[1]
     assert (other.split != small.split).any()
     assert small.path == "repeat_0/fold_0/size_25"
 
@@ -86,18 +89,20 @@ def test_subsets_of_a_learning_curve_are_nested_stratified_and_leave_val_and_tes
 def test_a_size_of_all_the_train_labels_is_the_cell_itself():
     examples = target()
     config = tiny(evaluation__target_sizes=(20, 60))
-    assert [c.size for c in cells.cells(config, examples, seed=0)] == [None, 20]
+    assert [c.size for c in splits.cells(config, examples, seed=0)] == [None, 20]
 
 
 def test_a_cell_has_a_split_hash_of_its_own():
     examples = target()
-    found = [cell.of(examples).split_hash for cell in cells.cells(crossed(), examples, seed=0)]
+    found = [cell.of(examples).split_hash for cell in splits.cells(crossed(), examples, seed=0)]
     assert len({*found, examples.split_hash}) == 16
 
 
 def test_the_table_names_every_example_in_every_fold():
     examples = target()
-    header, *rows = cells.table(examples, cells.cells(crossed(evaluation__target_sizes=(10,)), examples, seed=0))
+    header, *rows = splits.table(
+        examples, splits.cells(crossed(evaluation__target_sizes=(10,)), examples, seed=0)
+    )
     assert header == ("repeat", "fold", "id", "split")
     assert len(rows) == 15 * len(examples)
     assert {row[3] for row in rows} == {"train", "val", "test"}
@@ -107,9 +112,15 @@ def test_the_table_names_every_example_in_every_fold():
     ("examples", "fields", "message"),
     [
         (target(n=12), {}, "folds is 5, but clinic has 4 patients"),
-        (target(), {"evaluation__target_sizes": (90,)}, "asks for 90 labels, but fold . of repeat . of clinic has 8"),
         (
-            dataclasses.replace(target(), label=np.where(np.arange(120) < 3, 1, 0).astype(np.int32)),
+            target(),
+            {"evaluation__target_sizes": (90,)},
+            "asks for 90 labels, but fold . of repeat . of clinic has 8",
+        ),
+        (
+            dataclasses.replace(
+                target(), label=np.where(np.arange(120) < 3, 1, 0).astype(np.int32)
+            ),
             {},
             "has no 'b' to train on",
         ),
@@ -117,11 +128,16 @@ def test_the_table_names_every_example_in_every_fold():
 )
 def test_what_could_not_be_trained_is_refused(examples, fields, message):
     with pytest.raises(UserError, match=message):
-        cells.cells(crossed(**fields), examples, seed=0)
+        splits.cells(crossed(**fields), examples, seed=0)
 
 
 def test_unknown_labels_are_of_no_class():
-    assert class_counts(np.array([2, -1, 0, 2], np.int32), "abcd") == {"a": 1, "b": 0, "c": 2, "d": 0}
+    assert class_counts(np.array([2, -1, 0, 2], np.int32), "abcd") == {
+        "a": 1,
+        "b": 0,
+        "c": 2,
+        "d": 0,
+    }
     several = np.array([[1, 0, np.nan], [1, 1, 0]], np.float32)
     assert class_counts(several, "abc") == {"a": 2, "b": 1, "c": 0}
     assert class_counts(np.empty(0, np.int32), "ab") == {"a": 0, "b": 0}
@@ -129,5 +145,5 @@ def test_unknown_labels_are_of_no_class():
 
 def test_without_folds_the_data_s_own_split_is_the_only_cell():
     examples = target()
-    (cell,) = cells.cells(tiny(), examples, seed=0)
+    (cell,) = splits.cells(tiny(), examples, seed=0)
     assert cell.path == "" and (cell.split == examples.split).all()

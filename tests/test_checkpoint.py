@@ -7,10 +7,13 @@ import numpy as np
 import optax
 import pytest
 
-from medtl.base import UserError
-from medtl.checkpoint import Store, nested
+from medtl.errors import UserError
+from medtl.training.checkpoint import Store, nested
 
-STATE = {"params": {"conv1": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}}, "step": np.zeros((), np.int32)}
+STATE = {
+    "params": {"conv1": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}},
+    "step": np.zeros((), np.int32),
+}
 SCORES = {1: 0.5, 2: 0.7, 3: 0.6, 4: None, 5: 0.7, 6: float("nan")}
 
 
@@ -53,8 +56,15 @@ def test_without_scores_the_last_is_handed_on(tmp_path):
 
 def test_a_state_comes_back_bit_for_bit_in_its_structure(tmp_path):
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
-    params = {("backbone", "conv1", "kernel"): np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)}
-    state = {"params": {"backbone": {"conv1": {"kernel": params[("backbone", "conv1", "kernel")]}}}, "ema": {}}
+    params = {
+        ("backbone", "conv1", "kernel"): np.random.default_rng(0)
+        .normal(size=(3, 4))
+        .astype(np.float32)
+    }
+    state = {
+        "params": {"backbone": {"conv1": {"kernel": params[("backbone", "conv1", "kernel")]}}},
+        "ema": {},
+    }
     state["opt_state"] = optimizer.init(params)
     with Store(tmp_path) as store:
         store.save(7, state, {"classes": ["a", "b"]})
@@ -106,5 +116,8 @@ def test_an_array_that_is_not_what_was_saved_is_refused(tmp_path):
     changed = json.loads(record.read_text())
     changed["tree"]["params/conv1/kernel"] = [[2, 2], "float32"]
     record.write_text(json.dumps(changed))
-    with Store(tmp_path) as store, pytest.raises(UserError, match="is damaged: params/conv1/kernel"):
+    with (
+        Store(tmp_path) as store,
+        pytest.raises(UserError, match="is damaged: params/conv1/kernel"),
+    ):
         store.arrays(1)

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 import medtl
-from medtl import cli, workdir
+from medtl import cli
 from medtl import config as configs
+from medtl.experiment import run_folder
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,7 +26,7 @@ def calls(monkeypatch, tmp_path):
     def train(config, folder, *, command, profile):
         assert command.startswith("python launch.py")
         assert profile == ("--profile" in command.split())
-        workdir.prepare(folder, config)
+        run_folder.prepare(folder, config)
         made.append(("train", config, folder))
 
     stub.train = train
@@ -70,12 +71,20 @@ def test_without_a_flag_the_embedded_experiment_is_trained(calls):
 @pytest.mark.parametrize(
     ("arguments", "field", "value"),
     [
-        (["--config.evaluation.target_sizes=[25,50,all]"], "evaluation.target_sizes", (25, 50, "all")),
+        (
+            ["--config.evaluation.target_sizes=[25,50,all]"],
+            "evaluation.target_sizes",
+            (25, 50, "all"),
+        ),
         (["--config.evaluation.target_sizes=25,all"], "evaluation.target_sizes", (25, "all")),
         (["--config.evaluation.tune.lambda_=[0.1,1]"], "evaluation.tune.lambda_", (0.1, 1)),
         (["--config.stages.target.epochs=2"], "stages.target.epochs", 2),
         (["-config.stages.target.epochs", "2"], "stages.target.epochs", 2),
-        (["--config.stages.target.epochs=2", "--config.stages.target.epochs=3"], "stages.target.epochs", 3),
+        (
+            ["--config.stages.target.epochs=2", "--config.stages.target.epochs=3"],
+            "stages.target.epochs",
+            3,
+        ),
         (["--config.stages.target.learning_rate=1"], "stages.target.learning_rate", 1.0),
         (["--config.augment.flip=false"], "augment.flip", False),
         (["--noconfig.augment.flip"], "augment.flip", False),
@@ -91,7 +100,11 @@ def test_without_a_flag_the_embedded_experiment_is_trained(calls):
         (["--config.model.hidden="], "model.hidden", ()),
         (["--config.data.target.split=0.5,0.25,0.25"], "data.target.split", (0.5, 0.25, 0.25)),
         (["--config.name=x=y"], None, "config.name is 'x=y'"),
-        (["--config.stages.target.optimizer=sgd(momentum=0.9)"], "stages.target.optimizer", "sgd(momentum=0.9)"),
+        (
+            ["--config.stages.target.optimizer=sgd(momentum=0.9)"],
+            "stages.target.optimizer",
+            "sgd(momentum=0.9)",
+        ),
         (
             ["--config.objective.losses={'a': {'loss': 'mean_squared_error', 'weight': 2.0}}"],
             "objective.losses.a.weight",
@@ -112,7 +125,9 @@ def test_any_field_of_the_embedded_config_can_be_overridden(calls, capsys, argum
 
 
 def test_overrides_apply_to_a_config_file_wherever_they_stand(calls, tmp_path):
-    name = config_file(tmp_path, "c.name = 'own'\nc.stages.target.epochs = 7\nc.stages.source.epochs = 7")
+    name = config_file(
+        tmp_path, "c.name = 'own'\nc.stages.target.epochs = 7\nc.stages.source.epochs = 7"
+    )
     assert cli.run(["--config.stages.target.epochs=2", f"--config={name}"]) == 0
     assert cli.run(["--config", name, "--config.stages.target.epochs=2"]) == 0
     for _, config, folder in calls:
@@ -129,7 +144,9 @@ def test_the_same_command_resumes_and_another_config_is_refused(calls, capsys):
     assert cli.run(["--workdir=w"]) == 0
     assert cli.run(["--workdir=w"]) == 0
     message = error_of(capsys, "--workdir=w", "--config.seeds=1")
-    assert message.startswith("--workdir=w holds a run of another config: seeds is (0,) there and (1,) here\n")
+    assert message.startswith(
+        "--workdir=w holds a run of another config: seeds is (0,) there and (1,) here\n"
+    )
     assert len(calls) == 2
 
 
@@ -144,7 +161,9 @@ def test_evaluate_takes_the_config_of_the_run(calls, capsys):
     assert cli.run(["--workdir=w", "--mode=evaluate"]) == 0
     assert cli.run(["--workdir=w", "--mode=evaluate", "--config.seeds=5"]) == 0
     assert [config.seeds for _, config, _ in calls] == [(5,)] * 3
-    assert "another config" in error_of(capsys, "--workdir=w", "--mode=evaluate", "--config.seeds=6")
+    assert "another config" in error_of(
+        capsys, "--workdir=w", "--mode=evaluate", "--config.seeds=6"
+    )
 
 
 def test_a_bad_manifest_is_found_before_the_model_is_loaded(calls, capsys, tmp_path):
@@ -160,7 +179,7 @@ def test_prediction_does_not_need_the_data_of_the_training(calls, tmp_path):
     (tmp_path / "new.csv").write_text("image_path\na.png\n")
     config = configs.default()
     config.data.target = configs.dataset(path="moved/away.csv")
-    workdir.prepare(tmp_path / "w", config)
+    run_folder.prepare(tmp_path / "w", config)
     assert cli.run(["--mode=predict", "--manifest=new.csv", "--workdir=w"]) == 0
     assert len(calls) == 1
 
@@ -172,11 +191,24 @@ def test_predict_gets_its_files(calls, tmp_path):
     (tmp_path / "stage").mkdir()
     assert cli.run(["--mode=predict", "--manifest=new.csv"]) == 0
     assert (
-        cli.run(["--mode=predict", "--manifest=new.csv", "--checkpoint=stage", "--output=o.csv", "--workdir=none"]) == 0
+        cli.run(
+            [
+                "--mode=predict",
+                "--manifest=new.csv",
+                "--checkpoint=stage",
+                "--output=o.csv",
+                "--workdir=none",
+            ]
+        )
+        == 0
     )
     assert calls[1:] == [
         ("predict", Path("runs/phantom"), {"manifest": "new.csv", "checkpoint": "", "output": ""}),
-        ("predict", Path("none"), {"manifest": "new.csv", "checkpoint": "stage", "output": "o.csv"}),
+        (
+            "predict",
+            Path("none"),
+            {"manifest": "new.csv", "checkpoint": "stage", "output": "o.csv"},
+        ),
     ]
 
 
@@ -195,9 +227,18 @@ def test_predict_gets_its_files(calls, tmp_path):
         (["--profile", "--mode=sweep"], "--profile is for --mode=train; the mode is sweep"),
         (["--mode=evaluate", "--profile"], "--profile is for --mode=train; the mode is evaluate"),
         (["--profle"], "there is no flag --profle; did you mean '--profile'?"),
-        (["--mode=predict"], "--mode=predict needs --manifest=FILE, a CSV with a column image_path"),
-        (["--mode=predict", "--manifest=x.csv"], "there is no run in runs/phantom: it holds no config.json"),
-        (["--mode=predict", "--manifest=x.csv", "--checkpoint=x"], "--checkpoint=x: there is no such folder"),
+        (
+            ["--mode=predict"],
+            "--mode=predict needs --manifest=FILE, a CSV with a column image_path",
+        ),
+        (
+            ["--mode=predict", "--manifest=x.csv"],
+            "there is no run in runs/phantom: it holds no config.json",
+        ),
+        (
+            ["--mode=predict", "--manifest=x.csv", "--checkpoint=x"],
+            "--checkpoint=x: there is no such folder",
+        ),
         (["--mode=evaluate"], "there is no run in runs/phantom: it holds no config.json"),
         (
             ["--config.stages.target.epoch=2"],
@@ -212,14 +253,38 @@ def test_predict_gets_its_files(calls, tmp_path):
             ["--config.arm={'a': {}}", "--config.arm.scratch.init=random"],
             "--config: \"'scratch'\": a flag sets a field of a section that another replaces",
         ),
-        (["--config.name.x=2"], "config.name.x: there is no such field; did you mean 'config.name'?"),
-        (["--config.stages.target.epochs=2.5"], "--config.stages.target.epochs: it must be a whole number, like 10"),
-        (["--config.stages.target.epochs="], "--config.stages.target.epochs: it must be a whole number, like 10"),
-        (["--config.objective.lambda_=big"], "--config.objective.lambda_: it must be a number, like 1.0"),
-        (["--config.augment.flip=maybe"], "--config.augment.flip: it must be true or false, like True"),
-        (["--config.objective.losses=cross_entropy"], "--config.objective.losses: it must be a dict literal"),
-        (["--config.objective.lambda_=-1"], "config.objective.lambda_ is -1.0; it must be at least 0"),
-        (["--config.seeds=(0,a)"], "config.seeds is (0, 'a'); it must be whole numbers in 0 .. 2**32 - 1"),
+        (
+            ["--config.name.x=2"],
+            "config.name.x: there is no such field; did you mean 'config.name'?",
+        ),
+        (
+            ["--config.stages.target.epochs=2.5"],
+            "--config.stages.target.epochs: it must be a whole number, like 10",
+        ),
+        (
+            ["--config.stages.target.epochs="],
+            "--config.stages.target.epochs: it must be a whole number, like 10",
+        ),
+        (
+            ["--config.objective.lambda_=big"],
+            "--config.objective.lambda_: it must be a number, like 1.0",
+        ),
+        (
+            ["--config.augment.flip=maybe"],
+            "--config.augment.flip: it must be true or false, like True",
+        ),
+        (
+            ["--config.objective.losses=cross_entropy"],
+            "--config.objective.losses: it must be a dict literal",
+        ),
+        (
+            ["--config.objective.lambda_=-1"],
+            "config.objective.lambda_ is -1.0; it must be at least 0",
+        ),
+        (
+            ["--config.seeds=(0,a)"],
+            "config.seeds is (0, 'a'); it must be whole numbers in 0 .. 2**32 - 1",
+        ),
         (["--config=configs/none.py"], "--config: there is no file configs/none.py"),
     ],
 )
@@ -232,12 +297,24 @@ def test_a_mistake_is_named_with_what_would_be_right(calls, capsys, arguments, m
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("c.stages.target.epochs = 2.5", "own.py, line 6: TypeError: Could not override field 'epochs'"),
-        ("print(c.stages.traget)", "own.py, line 6: AttributeError: 'traget' Did you mean \"target\""),
+        (
+            "c.stages.target.epochs = 2.5",
+            "own.py, line 6: TypeError: Could not override field 'epochs'",
+        ),
+        (
+            "print(c.stages.traget)",
+            "own.py, line 6: AttributeError: 'traget' Did you mean \"target\"",
+        ),
         ("\nraise RuntimeError('two\\nlines')", "own.py, line 7: RuntimeError: two lines"),
-        ("import no_such_package", "own.py, line 6: ModuleNotFoundError: No module named 'no_such_package'"),
+        (
+            "import no_such_package",
+            "own.py, line 6: ModuleNotFoundError: No module named 'no_such_package'",
+        ),
         ("c = 3", "own.py: get_config() gives a int; it must be a ConfigDict"),
-        ("c.stages.target.epoch = 3", "config.stages.target.epoch: there is no such field; did you mean"),
+        (
+            "c.stages.target.epoch = 3",
+            "config.stages.target.epoch: there is no such field; did you mean",
+        ),
         ("(", "own.py, line "),
     ],
 )
@@ -256,7 +333,9 @@ def test_a_file_without_get_config_is_refused(calls, capsys, tmp_path):
     assert error_of(capsys, "--config=wn.py").endswith("did you mean 'own.py'?")
 
 
-def test_an_error_of_a_lower_layer_is_printed_and_ctrl_c_is_not_a_traceback(calls, capsys, monkeypatch):
+def test_an_error_of_a_lower_layer_is_printed_and_ctrl_c_is_not_a_traceback(
+    calls, capsys, monkeypatch
+):
     def fail(config, folder, **options):
         raise medtl.base.UserError("manifest.csv, row 7: no such image")
 
@@ -284,7 +363,17 @@ def test_a_bug_keeps_its_traceback(calls, monkeypatch):
 def test_help_names_every_flag_on_one_screen(capsys, flag):
     assert cli.run([flag, "--nonsense"]) == 0
     out = capsys.readouterr().out
-    for name in ("config", "workdir", "mode", "profile", "predictions", "manifest", "checkpoint", "output", "version"):
+    for name in (
+        "config",
+        "workdir",
+        "mode",
+        "profile",
+        "predictions",
+        "manifest",
+        "checkpoint",
+        "output",
+        "version",
+    ):
         assert f"--{name}" in out
     assert len(out.splitlines()) <= 24
     assert max(map(len, out.splitlines())) <= 120
@@ -327,7 +416,9 @@ def test_an_answer_comes_at_once_and_without_jax(tmp_path, arguments, code, seco
     found, modules = json.loads(done.stdout.splitlines()[-1])
     assert found == code
     assert "Traceback" not in done.stderr
-    assert not {"jax", "flax", "optax", "orbax", "torch", "tensorflow", "pandas", "sklearn"} & set(modules)
+    assert not {"jax", "flax", "optax", "orbax", "torch", "tensorflow", "pandas", "sklearn"} & set(
+        modules
+    )
     # Seconds of the processor, which do not depend on what else the machine is doing.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < seconds
     assert list(tmp_path.iterdir()) == []
@@ -341,7 +432,11 @@ def test_the_folder_of_a_sweep_has_no_models(capsys, tmp_path, mode):
         (None, "another folder"),
     ):
         (tmp_path / "w/sweep.json").write_text(json.dumps({"command": command}))
-        asked = [f"--mode={mode}", f"--workdir={tmp_path / 'w'}", *(["--manifest=m.csv"] if mode == "predict" else [])]
+        asked = [
+            f"--mode={mode}",
+            f"--workdir={tmp_path / 'w'}",
+            *(["--manifest=m.csv"] if mode == "predict" else []),
+        ]
         assert error_of(capsys, *asked).endswith(said)
 
 
@@ -357,10 +452,16 @@ def test_a_sweep_that_is_stopped_begins_again(monkeypatch, calls, capsys):
 def test_a_sweep_is_asked_for_by_its_mode(calls, capsys, tmp_path):
     np.savez("w.npz", kernel=np.zeros(1))
     stages = "\n".join(
-        f"c.stages.{stage}.update(freeze='backbone', batch_norm='frozen')" for stage in ("source", "target")
+        f"c.stages.{stage}.update(freeze='backbone', batch_norm='frozen')"
+        for stage in ("source", "target")
     )
     config_file(tmp_path, f"c.weights.path = 'w.npz'\nc.augment.flip = False\n{stages}")
-    assert cli.run(["--mode=sweep", "--config=own.py", "--config.sweep.lambda_=[0,0.1,10]", "--workdir=w"]) == 0
+    assert (
+        cli.run(
+            ["--mode=sweep", "--config=own.py", "--config.sweep.lambda_=[0,0.1,10]", "--workdir=w"]
+        )
+        == 0
+    )
     [(mode, config, folder)] = calls
     assert (mode, config.sweep.lambda_, folder) == ("sweep", (0, 0.1, 10), Path("w"))
     assert "nothing to try" in error_of(capsys, "--mode=sweep", "--config=own.py")

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from tiny_run import tiny
 
-from medtl import cells, experiment, inference
-from medtl.base import UserError
+from medtl.errors import UserError
 from medtl.evaluation import to_json
-from medtl.run import Run
+from medtl.experiment import experiment, inference, splits
+from medtl.experiment.arm import Run
 
 
 def crossed(**fields):
@@ -52,8 +52,12 @@ def test_every_arm_is_tested_on_every_example_once_a_repeat(finished):
 def test_the_fold_ids_are_saved_and_are_those_of_the_predictions(finished):
     folder, _ = finished
     with (folder / "folds.csv").open() as file:
-        saved = {(r["repeat"], r["fold"], r["id"]) for r in csv.DictReader(file) if r["split"] == "test"}
-    assert saved == {(r["repeat"], r["fold"], r["id"]) for r in rows_of(folder) if r["split"] == "test"}
+        saved = {
+            (r["repeat"], r["fold"], r["id"]) for r in csv.DictReader(file) if r["split"] == "test"
+        }
+    assert saved == {
+        (r["repeat"], r["fold"], r["id"]) for r in rows_of(folder) if r["split"] == "test"
+    }
 
 
 def test_the_source_is_trained_once_and_no_checkpoint_of_a_cell_stays(finished):
@@ -70,13 +74,18 @@ def test_metrics_json_compares_the_arms_over_the_folds(finished):
     written = json.loads((folder / "metrics.json").read_text())
     found = written["evaluation"]
     assert found["design"]["kind"] == "cross_validation"
-    assert (found["design"]["folds"], found["design"]["repeats"], found["design"]["cells"]) == (2, 2, 4)
+    assert (found["design"]["folds"], found["design"]["repeats"], found["design"]["cells"]) == (
+        2,
+        2,
+        4,
+    )
     assert len(written["cells"]) == 4 and "seeds" not in written
     (comparison,) = found["comparisons"]
     assert (comparison["arm"], comparison["reference"]) == ("transfer", "target_only")
     assert comparison["method"] == "corrected resampled t"
     differences = [
-        cell["transfer"]["test"]["auroc"] - cell["target_only"]["test"]["auroc"] for cell in written["cells"].values()
+        cell["transfer"]["test"]["auroc"] - cell["target_only"]["test"]["auroc"]
+        for cell in written["cells"].values()
     ]
     assert comparison["difference"]["value"] == pytest.approx(np.mean(differences), abs=1e-9)
     assert returned["arms"]["transfer"]["test"]["auroc"] == pytest.approx(
@@ -96,7 +105,9 @@ def test_the_same_command_again_trains_nothing_and_says_the_same(finished):
     assert {p: p.stat().st_mtime_ns for p in folder.glob("seed_*/**/done.json")} == stamps
 
 
-def test_an_interrupted_run_goes_on_at_the_fold_and_arm_where_it_was(finished, tmp_path, monkeypatch):
+def test_an_interrupted_run_goes_on_at_the_fold_and_arm_where_it_was(
+    finished, tmp_path, monkeypatch
+):
     folder, _ = finished
     outcome, calls = Run.outcome, []
 
@@ -114,7 +125,9 @@ def test_an_interrupted_run_goes_on_at_the_fold_and_arm_where_it_was(finished, t
     monkeypatch.setattr(Run, "outcome", outcome)
     experiment.train(crossed(), tmp_path / "run")
     assert all(p.stat().st_mtime_ns == stamp for p, stamp in done.items())
-    assert (tmp_path / "run/predictions.csv").read_bytes() == (folder / "predictions.csv").read_bytes()
+    assert (tmp_path / "run/predictions.csv").read_bytes() == (
+        folder / "predictions.csv"
+    ).read_bytes()
 
 
 def test_a_cross_validated_run_has_no_model_to_predict_with(finished, tmp_path):
@@ -133,7 +146,7 @@ def test_the_test_fold_is_never_looked_at(tmp_path):
         evaluation__times=2,
     )
     target = experiment.load_data(config)["target"]
-    every = cells.cells(config, target, 0)
+    every = splits.cells(config, target, 0)
     found = []
     for name, flipped in (("as_is", False), ("flipped", True)):
         cell = every[0]
@@ -142,7 +155,9 @@ def test_the_test_fold_is_never_looked_at(tmp_path):
             tested = cell.split == "test"
             label[tested] = (label[tested] + 1) % len(target.classes)
         examples = {"target": dataclasses.replace(target, label=label)}
-        run = Run.create(config, tmp_path / name, examples, training=True, train_size=cells.largest(every)).at(cell)
+        run = Run.create(
+            config, tmp_path / name, examples, training=True, train_size=splits.largest(every)
+        ).at(cell)
         found.append(run.outcome(0, "target_only"))
     assert found[0].tuned == found[1].tuned and found[0].tuned["learning_rate"] in (1e-4, 3e-3)
     for a, b in zip(found[0].said, found[1].said, strict=True):
@@ -152,35 +167,57 @@ def test_the_test_fold_is_never_looked_at(tmp_path):
 
 def test_nested_selection_takes_the_trial_that_is_best_on_val(tmp_path):
     """A learning rate of 0 leaves the head at its random start; the other is chosen wherever it is better on val."""
-    config = crossed(arms=("transfer", "target_only"), evaluation__repeats=1, evaluation__tune__lambda_=(0.0, 4.0))
+    config = crossed(
+        arms=("transfer", "target_only"),
+        evaluation__repeats=1,
+        evaluation__tune__lambda_=(0.0, 4.0),
+    )
     result = experiment.train(config, tmp_path)
     chosen = {entry["cell"]: entry["lambda_"] for entry in result["tuned"]}
     assert set(chosen) == {"repeat_0/fold_0", "repeat_0/fold_1"}  # λ is of the joint arm alone
     for cell, lambda_ in chosen.items():
         scores = {}
         for i, value in enumerate((0.0, 4.0)):
-            log = (tmp_path / f"seed_0/transfer/{cell}/trial_{i}/target/log.jsonl").read_text().splitlines()
+            log = (
+                (tmp_path / f"seed_0/transfer/{cell}/trial_{i}/target/log.jsonl")
+                .read_text()
+                .splitlines()
+            )
             scores[value] = json.loads(log[-1])["val"]["auroc"]
         assert scores[lambda_] == max(scores.values())
 
 
-def test_trials_and_folds_of_other_sizes_are_one_program_and_each_is_what_a_run_with_its_values_gives(tmp_path, caplog):
+def test_trials_and_folds_of_other_sizes_are_one_program_and_each_is_what_a_run_with_its_values_gives(
+    tmp_path, caplog
+):
     fields = dict(
-        arms=("transfer",), evaluation__repeats=1, objective__reduction="sum", data__target__split=(0.6, 0.21, 0.19)
+        arms=("transfer",),
+        evaluation__repeats=1,
+        objective__reduction="sum",
+        data__target__split=(0.6, 0.21, 0.19),
     )
     grid = dict(lambda_=(0.5, 4.0), learning_rate=(1e-3, 1e-2), weight_decay=(0.0, 0.1))
-    config = crossed(**fields, **{f"evaluation__tune__{name}": values for name, values in grid.items()})
+    config = crossed(
+        **fields, **{f"evaluation__tune__{name}": values for name, values in grid.items()}
+    )
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         experiment.train(config, tmp_path / "tuned")
-    compiled = [r.getMessage() for r in caplog.records if "Finished XLA compilation" in r.getMessage()]
-    assert sum("train_step" in message for message in compiled) == 2  # of the source stage, and of the target stage
+    compiled = [
+        r.getMessage() for r in caplog.records if "Finished XLA compilation" in r.getMessage()
+    ]
+    assert (
+        sum("train_step" in message for message in compiled) == 2
+    )  # of the source stage, and of the target stage
     target = experiment.load_data(config)["target"]
-    every = cells.cells(config, target, 0)
+    every = splits.cells(config, target, 0)
     sizes = {int(np.sum(cell.split == "train")) for cell in every}
     assert len(sizes) == 2
 
     own = crossed(
-        **fields, objective__lambda_=4.0, stages__target__learning_rate=1e-2, stages__target__weight_decay=0.1
+        **fields,
+        objective__lambda_=4.0,
+        stages__target__learning_rate=1e-2,
+        stages__target__weight_decay=0.1,
     )
     experiment.train(own, tmp_path / "own")
     for cell in every:
@@ -188,7 +225,10 @@ def test_trials_and_folds_of_other_sizes_are_one_program_and_each_is_what_a_run_
             tmp_path / "tuned/seed_0/transfer" / cell.path / "trial_7",
             tmp_path / "own/seed_0/transfer" / cell.path,
         ]
-        tuned, alone = ([json.loads(line) for line in (f / "target/log.jsonl").read_text().splitlines()] for f in logs)
+        tuned, alone = (
+            [json.loads(line) for line in (f / "target/log.jsonl").read_text().splitlines()]
+            for f in logs
+        )
         assert len(tuned) == len(alone) > 2
         for a, b in zip(tuned, alone, strict=True):
             assert a.keys() == b.keys()

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from tiny_run import tiny
 
-from medtl import experiment, inference
-from medtl.augment import Augmentation
-from medtl.base import UserError
-from medtl.checkpoint import Store
 from medtl.config import dataset
 from medtl.data import loading
-from medtl.run import Run
+from medtl.data.augment import Augmentation
+from medtl.errors import UserError
+from medtl.experiment import experiment, inference
+from medtl.experiment.arm import Run
+from medtl.training.checkpoint import Store
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,12 +41,23 @@ def test_files_have_the_promised_form(finished):
     assert written["arms"]["scratch"]["test"]["loss"] == returned["arms"]["scratch"]["test"]["loss"]
     with (folder / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
-    columns = ["arm", "split", "id", "label", "prob_healthy", "prob_infiltrate", "prob_nodule", "patient_id"]
+    columns = [
+        "arm",
+        "split",
+        "id",
+        "label",
+        "prob_healthy",
+        "prob_infiltrate",
+        "prob_nodule",
+        "patient_id",
+    ]
     assert list(rows[0]) == columns
     sizes = {split: written["arms"]["transfer"][split]["n"] for split in ("val", "test")}
     assert len(rows) == 2 * sum(sizes.values())
     assert len({(r["arm"], r["id"]) for r in rows}) == len(rows)
-    assert all(abs(sum(float(v) for k, v in r.items() if k.startswith("prob_")) - 1) < 1e-6 for r in rows)
+    assert all(
+        abs(sum(float(v) for k, v in r.items() if k.startswith("prob_")) - 1) < 1e-6 for r in rows
+    )
 
 
 def test_arms_take_the_same_number_of_steps(finished):
@@ -112,12 +123,18 @@ def test_predict_scores_images_as_evaluation_did(finished, tmp_path):
     with out.open() as file:
         scored = list(csv.DictReader(file))
     with (folder / "predictions.csv").open() as file:
-        known = {r["id"]: r for r in csv.DictReader(file) if r["arm"] == "transfer" and r["split"] == "test"}
+        known = {
+            r["id"]: r
+            for r in csv.DictReader(file)
+            if r["arm"] == "transfer" and r["split"] == "test"
+        }
     assert [r["id"] for r in scored] == [f"{i}.png" for i in chosen]
     assert all(r["label"] == "" for r in scored)
     for row, i in zip(scored, chosen, strict=True):
         for name in ("prob_healthy", "prob_nodule"):
-            assert float(row[name]) == pytest.approx(float(known[str(examples.id[i])][name]), rel=1e-5)
+            assert float(row[name]) == pytest.approx(
+                float(known[str(examples.id[i])][name]), rel=1e-5
+            )
 
 
 def test_an_exported_backbone_is_where_the_next_run_starts(finished, tmp_path):
@@ -129,7 +146,8 @@ def test_an_exported_backbone_is_where_the_next_run_starts(finished, tmp_path):
     result = experiment.train(config, tmp_path / "next")
     again = inference.load_checkpoint(tmp_path / "next")
     for a, b in zip(
-        *(map(np.asarray, _leaves(s.variables["params"]["backbone"])) for s in (stored, again)), strict=True
+        *(map(np.asarray, _leaves(s.variables["params"]["backbone"])) for s in (stored, again)),
+        strict=True,
     ):
         np.testing.assert_array_equal(a, b)
     assert again.normalization == stored.normalization
@@ -148,7 +166,11 @@ def test_cached_features_give_what_images_give(finished, tmp_path, monkeypatch):
     inference.export(folder, tmp_path / "backbone.safetensors")
     found = {}
     for cached in (True, False):
-        config = tiny(weights__path=str(tmp_path / "backbone.safetensors"), arms=("transfer",), augment__flip=False)
+        config = tiny(
+            weights__path=str(tmp_path / "backbone.safetensors"),
+            arms=("transfer",),
+            augment__flip=False,
+        )
         for name in ("source", "target"):
             config.stages[name].update(freeze="backbone", batch_norm="frozen")
         if not cached:
@@ -156,11 +178,15 @@ def test_cached_features_give_what_images_give(finished, tmp_path, monkeypatch):
             monkeypatch.setattr(Augmentation, "is_identity", property(lambda _: False))
         experiment.train(config, tmp_path / str(cached))
         rows = csv.DictReader((tmp_path / str(cached) / "predictions.csv").read_text().splitlines())
-        found[cached] = np.array([[float(v) for k, v in r.items() if k.startswith("prob_")] for r in rows])
+        found[cached] = np.array(
+            [[float(v) for k, v in r.items() if k.startswith("prob_")] for r in rows]
+        )
     np.testing.assert_allclose(found[True], found[False], atol=1e-5)
 
 
-def test_data_on_the_device_gives_what_data_from_the_host_gives_and_resumes_bit_for_bit(tmp_path, monkeypatch):
+def test_data_on_the_device_gives_what_data_from_the_host_gives_and_resumes_bit_for_bit(
+    tmp_path, monkeypatch
+):
     results = {}
     for resident in ("never", "always"):
         config = tiny(data__resident=resident, parallel="pmap")
@@ -186,7 +212,9 @@ def test_data_on_the_device_gives_what_data_from_the_host_gives_and_resumes_bit_
     monkeypatch.setattr(Store, "save", save)
     experiment.train(config, tmp_path / "stopped")
     for name in ("predictions.csv", "seed_0/transfer/target/log.jsonl"):
-        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "always" / name).read_bytes()
+        assert (tmp_path / "stopped" / name).read_bytes() == (
+            tmp_path / "always" / name
+        ).read_bytes()
 
 
 def test_source_and_target_with_different_classes_get_a_head_each(tmp_path):
@@ -198,7 +226,11 @@ def test_source_and_target_with_different_classes_get_a_head_each(tmp_path):
         "    return dataclasses.replace(e, label=np.minimum(e.label, 1).astype(np.int32), classes=('healthy', 'lesion'))\n"
     )
     config = tiny(
-        arms=("transfer",), model__prior_bias=True, model__hidden=(8,), model__dropout=0.2, model__dtype="bfloat16"
+        arms=("transfer",),
+        model__prior_bias=True,
+        model__hidden=(8,),
+        model__dropout=0.2,
+        model__dtype="bfloat16",
     )
     config.data.source = dataset(str(tmp_path / "mine.py:load"))
     experiment.train(config, tmp_path / "run")
@@ -213,12 +245,16 @@ def test_several_diagnoses_an_example_with_moving_average_and_accumulation(tmp_p
     arrays = {}
     for split, n in (("train", 40), ("val", 20), ("test", 20)):
         label = rng.integers(0, 2, (n, 3)).astype(np.uint8)
-        image = rng.integers(0, 100, (n, 16, 16), dtype=np.uint8) + (80 * label[:, :1, None]).astype(np.uint8)
+        image = rng.integers(0, 100, (n, 16, 16), dtype=np.uint8) + (
+            80 * label[:, :1, None]
+        ).astype(np.uint8)
         arrays |= {f"{split}_images": image, f"{split}_labels": label}
     np.savez(tmp_path / "chest.npz", **arrays)
     config = tiny(arms=("scratch",))
     config.data.target = dataset("npz", path=str(tmp_path / "chest.npz"), multi_label=True)
-    config.stages.target.update(ema=0.9, accumulate=2, clip_norm=1.0, optimizer="sgd(momentum=0.9)", weight_decay=0.01)
+    config.stages.target.update(
+        ema=0.9, accumulate=2, clip_norm=1.0, optimizer="sgd(momentum=0.9)", weight_decay=0.01
+    )
     with pytest.raises(UserError, match="use 'sigmoid_binary_cross_entropy'"):
         experiment.train(config, tmp_path / "refused")
     config.objective.losses.main.loss = "sigmoid_binary_cross_entropy"
@@ -229,16 +265,21 @@ def test_several_diagnoses_an_example_with_moving_average_and_accumulation(tmp_p
     with Store(tmp_path / "run/seed_0/scratch/target") as store:
         arrays = store.arrays(store.chosen_step())
     np.testing.assert_array_equal(
-        averaged.variables["params"]["backbone"]["conv1"]["kernel"], arrays["ema/backbone/conv1/kernel"]
+        averaged.variables["params"]["backbone"]["conv1"]["kernel"],
+        arrays["ema/backbone/conv1/kernel"],
     )
 
 
 @pytest.mark.parametrize("seconds", [0.0, 30.0])
-def test_an_evaluation_that_is_not_the_best_is_not_saved_unless_it_is_time(seconds, tmp_path, monkeypatch):
+def test_an_evaluation_that_is_not_the_best_is_not_saved_unless_it_is_time(
+    seconds, tmp_path, monkeypatch
+):
     saved, scores = [], iter([0.5, 0.4, 0.6, 0.6, 0.1])
     save = Store.save
     monkeypatch.setattr(
-        Store, "save", lambda self, step, *rest, **kw: (saved.append(step), save(self, step, *rest, **kw))
+        Store,
+        "save",
+        lambda self, step, *rest, **kw: (saved.append(step), save(self, step, *rest, **kw)),
     )
     monkeypatch.setattr("medtl.train.SAVE_SECONDS", seconds)
     monkeypatch.setattr(Run, "_evaluate", lambda *_, **__: ({}, next(scores)))
@@ -256,7 +297,9 @@ def test_nan_stops_the_run_names_the_step_and_keeps_the_last_good_checkpoint(tmp
     """A loss that is NaN for one example, which the third step is the first to see."""
     config = tiny(arms=("scratch",), checkpoint__every_steps=1)
     target = experiment.load_data(config)["target"]
-    batches = loading.train_batches(target, "train", 16, seed=3)  # seed 0, target stage, target domain
+    batches = loading.train_batches(
+        target, "train", 16, seed=3
+    )  # seed 0, target stage, target domain
     seen = [set(next(batches)["index"].tolist()) for _ in range(3)]
     row = min(seen[2] - seen[1] - seen[0])
     (tmp_path / "losses.py").write_text(
@@ -265,7 +308,9 @@ def test_nan_stops_the_run_names_the_step_and_keeps_the_last_good_checkpoint(tmp
         "    return jnp.where(batch['index'] == row, jnp.nan, cross_entropy(outputs, batch))\n"
     )
     config.objective.losses.main.loss = f"{tmp_path / 'losses.py'}:breaks(row={row})"
-    with pytest.raises(UserError, match=r"step 3: main/target is nan.*Last good checkpoint: .*/checkpoints/2"):
+    with pytest.raises(
+        UserError, match=r"step 3: main/target is nan.*Last good checkpoint: .*/checkpoints/2"
+    ):
         experiment.train(config, tmp_path / "run")
     with Store(tmp_path / "run/seed_0/scratch/target") as store:
         arrays = store.arrays(2)
@@ -277,12 +322,22 @@ def test_nan_stops_the_run_names_the_step_and_keeps_the_last_good_checkpoint(tmp
     [
         ("stages__target__optimizer", "adamm", "stages.target.optimizer.*did you mean 'adam"),
         ("stages__source__schedule", "cosine_decay(", "stages.source.schedule"),
-        ("objective__lambda_schedule", "linear_schedul(0.0, 1.0, 10)", "lambda_schedule.*linear_schedule"),
-        ("objective__losses__main__loss", "crossentropy", "losses.main.loss.*did you mean 'cross_entropy'"),
+        (
+            "objective__lambda_schedule",
+            "linear_schedul(0.0, 1.0, 10)",
+            "lambda_schedule.*linear_schedule",
+        ),
+        (
+            "objective__losses__main__loss",
+            "crossentropy",
+            "losses.main.loss.*did you mean 'cross_entropy'",
+        ),
         ("objective__losses__main__loss", "cross_entropy(smoothing=0.1)", "label_smoothing"),
     ],
 )
-def test_what_optax_or_a_loss_refuses_is_found_before_anything_is_read(tmp_path, field, value, message):
+def test_what_optax_or_a_loss_refuses_is_found_before_anything_is_read(
+    tmp_path, field, value, message
+):
     with pytest.raises(UserError, match=message):
         experiment.train(tiny(**{field: value}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -359,7 +414,9 @@ def test_a_batch_smaller_than_the_devices_is_refused_before_training(tmp_path):
         pytest.skip("needs several devices")
     config = tiny(parallel="pmap", arms=("scratch",))
     config.stages.target.batch_size = 1
-    with pytest.raises(UserError, match=r"config\.stages\.target\.batch_size is 1, less than the 8 devices"):
+    with pytest.raises(
+        UserError, match=r"config\.stages\.target\.batch_size is 1, less than the 8 devices"
+    ):
         experiment.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -429,4 +486,6 @@ def test_a_killed_run_ends_as_if_it_had_not_been_killed(tmp_path):
         assert states[0].pop("log") == states[1].pop("log")
         for step, arrays in states[0].items():
             for key, value in arrays.items():
-                np.testing.assert_array_equal(value, states[1][step][key], err_msg=f"{name} {step} {key}")
+                np.testing.assert_array_equal(
+                    value, states[1][step][key], err_msg=f"{name} {step} {key}"
+                )

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from medtl import features
-from medtl.parallel import keep_compiled
+from medtl.training import features
+from medtl.training.parallel import keep_compiled
 
 FOUND = np.arange(6, dtype=np.float32).reshape(3, 2)
 
@@ -18,7 +18,8 @@ def test_features_come_back(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "spoiled", [FOUND[:2], FOUND[:, :1], FOUND.astype(np.float64), np.where(FOUND > 4, np.nan, FOUND)]
+    "spoiled",
+    [FOUND[:2], FOUND[:, :1], FOUND.astype(np.float64), np.where(FOUND > 4, np.nan, FOUND)],
 )
 def test_features_of_another_shape_or_with_nan_are_computed_again(spoiled, tmp_path):
     np.save(tmp_path / "these.npy", spoiled)

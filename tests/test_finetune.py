@@ -5,9 +5,9 @@ import numpy as np
 import optax
 import pytest
 
-from medtl import finetune
-from medtl.base import UserError
 from medtl.config import stage
+from medtl.errors import UserError
+from medtl.training import optimizers
 
 KERNEL, BIAS = ("heads", "shared", "logits", "kernel"), ("heads", "shared", "logits", "bias")
 
@@ -17,11 +17,13 @@ def params():
 
 
 def run(config, gradients, steps):
-    optimizer, _ = finetune.optimizer(config, steps=steps, key="config.stages.target")
+    optimizer, _ = optimizers.optimizer(config, steps=steps, key="config.stages.target")
     p = params()
     state = optimizer.init(p)
     for g in gradients:
-        updates, state = optimizer.update({KERNEL: jnp.full((2, 2), g), BIAS: jnp.full((2,), g)}, state, p)
+        updates, state = optimizer.update(
+            {KERNEL: jnp.full((2, 2), g), BIAS: jnp.full((2,), g)}, state, p
+        )
         p = optax.apply_updates(p, updates)
     return float(p[KERNEL][0, 0]), float(p[BIAS][0])
 
@@ -33,19 +35,31 @@ def run(config, gradients, steps):
         ("linear", 0.0, [1, 0.75, 0.5, 0.25, 0]),
         ("cosine", 0.0, [1, (1 + np.cos(np.pi / 4)) / 2, 0.5, (1 - np.cos(np.pi / 4)) / 2, 0]),
         ("constant", 0.5, [0, 0.5, 1, 1, 1]),
-        ("exponential_decay(transition_steps=1, decay_rate=0.5)", 0.0, [1, 0.5, 0.25, 0.125, 0.0625]),
+        (
+            "exponential_decay(transition_steps=1, decay_rate=0.5)",
+            0.0,
+            [1, 0.5, 0.25, 0.125, 0.0625],
+        ),
     ],
 )
 def test_learning_rate_follows_its_formula(schedule, warmup, expected):
-    rate = finetune.learning_rate(2.0, schedule, warmup=warmup, steps=4, key="k")
+    rate = optimizers.learning_rate(2.0, schedule, warmup=warmup, steps=4, key="k")
     np.testing.assert_allclose([rate(i) for i in range(5)], 2.0 * np.array(expected), atol=1e-6)
 
 
 def test_decoupled_weight_decay_is_what_adamw_does():
     """Adam with our decay and Optax's AdamW take the same steps; biases do not shrink."""
     gradients = [1.0, -2.0, 0.5]
-    ours = run(stage(optimizer="adam", learning_rate=0.1, weight_decay=0.3, schedule="linear"), gradients, 5)
-    adamw = run(stage(optimizer="adamw", learning_rate=0.1, weight_decay=0.3, schedule="linear"), gradients, 5)
+    ours = run(
+        stage(optimizer="adam", learning_rate=0.1, weight_decay=0.3, schedule="linear"),
+        gradients,
+        5,
+    )
+    adamw = run(
+        stage(optimizer="adamw", learning_rate=0.1, weight_decay=0.3, schedule="linear"),
+        gradients,
+        5,
+    )
     plain = run(stage(optimizer="adam", learning_rate=0.1, schedule="linear"), gradients, 5)
     np.testing.assert_allclose(ours, adamw, rtol=1e-6)
     assert ours[1] == plain[1]
@@ -74,12 +88,15 @@ def test_options_reach_the_optimizer():
     [
         ({"optimizer": "adamm"}, r"config\.stages\.target\.optimizer.*did you mean 'adam"),
         ({"optimizer": "sgd(momentun=0.9)"}, "momentum"),
-        ({"schedule": "exponential_decay(transition_steps=1)"}, r"config\.stages\.target\.schedule"),
+        (
+            {"schedule": "exponential_decay(transition_steps=1)"},
+            r"config\.stages\.target\.schedule",
+        ),
     ],
 )
 def test_mistakes_are_named(fields, message):
     with pytest.raises(UserError, match=message):
-        finetune.optimizer(stage(**fields), steps=3, key="config.stages.target")
+        optimizers.optimizer(stage(**fields), steps=3, key="config.stages.target")
 
 
 def test_norms_and_biases_do_not_shrink_whoever_gives_the_decay():
@@ -98,4 +115,4 @@ def test_norms_and_biases_do_not_shrink_whoever_gives_the_decay():
 )
 def test_what_would_do_something_else_than_it_says_is_refused(fields, message):
     with pytest.raises(UserError, match=message):
-        finetune.optimizer(stage(**fields), steps=3, key="config.stages.target")
+        optimizers.optimizer(stage(**fields), steps=3, key="config.stages.target")

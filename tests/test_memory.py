@@ -21,8 +21,12 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def run(**environment):
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | environment
-    answer = subprocess.run([sys.executable, "-c", FAULTS], env=kept, capture_output=True, text=True, check=True)
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")
+    } | environment
+    answer = subprocess.run(
+        [sys.executable, "-c", FAULTS], env=kept, capture_output=True, text=True, check=True
+    )
     keeps, faults = answer.stdout.split()
     return keeps == "True", int(faults)
 

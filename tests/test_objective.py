@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medtl.base import UserError
-from medtl.objective import Objective, Term
+from medtl.errors import UserError
+from medtl.training.objective import Objective, Term
 
 
 def value_of(outputs, batch):
@@ -26,7 +26,10 @@ OUTPUTS = {"source": None, "target": None}
 
 def test_masked_weighted_means_of_two_terms():
     """source: (1·1 + 2·3) / 2; target: 4; terms 1·ℓ + 0.5·2ℓ; λ = 3. A padded row may be infinite."""
-    batch = {"source": part([1, 3, np.inf], [1, 1, 0], [1, 2, 5]), "target": part([4, np.nan], [1, 0])}
+    batch = {
+        "source": part([1, 3, np.inf], [1, 1, 0], [1, 2, 5]),
+        "target": part([4, np.nan], [1, 0]),
+    }
     objective = Objective((Term("a", value_of), Term("b", twice, 0.5)), 3.0)
     loss, parts = objective(OUTPUTS, batch, step=0, counts=objective.counts(batch))
     assert float(parts["a/source"]) == pytest.approx(3.5)
@@ -40,9 +43,16 @@ def test_parts_of_a_batch_add_up():
     whole = {"target": part([1, 2, 3, 4, 5], [1, 1, 0, 1, 1])}
     objective = Objective((Term("a", value_of),), 2.0)
     counts = objective.counts(whole)
-    cut = [{"target": {k: v[rows] for k, v in whole["target"].items()}} for rows in (slice(0, 2), slice(2, 5))]
+    cut = [
+        {"target": {k: v[rows] for k, v in whole["target"].items()}}
+        for rows in (slice(0, 2), slice(2, 5))
+    ]
     total = sum(float(objective(OUTPUTS, piece, step=0, counts=counts)[0]) for piece in cut)
-    assert total == pytest.approx(float(objective(OUTPUTS, whole, step=0, counts=counts)[0])) == pytest.approx(3.0)
+    assert (
+        total
+        == pytest.approx(float(objective(OUTPUTS, whole, step=0, counts=counts)[0]))
+        == pytest.approx(3.0)
+    )
 
 
 def test_alone_a_domain_is_not_scaled_by_lambda():
@@ -56,7 +66,9 @@ def test_the_sum_form_is_the_sum_over_the_data():
     """A batch that is the whole data: Σ_source ℓ + λ Σ_target ℓ."""
     batch = {"source": part([1, 2, 3], [1, 1, 1]), "target": part([4, 5], [1, 1])}
     objective = Objective((Term("a", value_of),), 0.5, "sum", {"source": 3, "target": 2})
-    assert float(objective(OUTPUTS, batch, step=0, counts=objective.counts(batch))[0]) == pytest.approx(6 + 0.5 * 9)
+    assert float(
+        objective(OUTPUTS, batch, step=0, counts=objective.counts(batch))[0]
+    ) == pytest.approx(6 + 0.5 * 9)
 
 
 def test_a_loss_that_reduces_by_itself_is_refused():

@@ -12,18 +12,23 @@ import pytest
 from flax import linen as nn
 from tiny_run import tiny
 
-from medtl import experiment, hlo, profiling
-from medtl.checkpoint import Store
-from medtl.parallel import Parallel, compiler_options
-from medtl.profiling import Profile, Span
-from medtl.train import Resident, Streamed, TrainState, make_loop
+from medtl.experiment import experiment
+from medtl.profiling import hlo, trace
+from medtl.profiling.trace import Profile, Span
+from medtl.training.checkpoint import Store
+from medtl.training.parallel import Parallel, compiler_options
+from medtl.training.step import Resident, Streamed, TrainState, make_loop
 
 ROW = re.compile(r" *(?P<ms>[\d.]+) +(?P<share>[\d.]+) %  (?P<words>.*)")
 
 
 def rows(text):
     """(ms/step, share in percent, words) of each line of a table."""
-    return [(float(m["ms"]), float(m["share"]), m["words"]) for line in text.splitlines() if (m := ROW.fullmatch(line))]
+    return [
+        (float(m["ms"]), float(m["share"]), m["words"])
+        for line in text.splitlines()
+        if (m := ROW.fullmatch(line))
+    ]
 
 
 # The arithmetic.
@@ -38,8 +43,8 @@ def test_time_goes_to_the_innermost_of_nested_spans():
         Span(80, 80, "nothing"),
         Span(120, 130, "fusion"),
     ]
-    assert profiling.clock_time([nested]) == {"while": 40, "fusion": 40, "convolution": 25, "copy": 5}
-    cut = [(s.start, s.end, s.what) for s in profiling.innermost(reversed(nested))]
+    assert trace.clock_time([nested]) == {"while": 40, "fusion": 40, "convolution": 25, "copy": 5}
+    cut = [(s.start, s.end, s.what) for s in trace.innermost(reversed(nested))]
     assert cut == [
         (0, 10, "while"),
         (10, 40, "fusion"),
@@ -56,7 +61,7 @@ def test_an_instant_is_shared_between_the_threads_that_work():
     threads = [[Span(0, 10, "a")], [Span(0, 4, "a"), Span(6, 12, "b")], [Span(7, 9, "c")]]
     #           0-6: a; 6-7 and 9-10: a, b; 7-9: a, b, c; 10-12: b
     expected = {"a": 6 + 1 + 2 / 3, "b": 1 + 2 / 3 + 2, "c": 2 / 3}
-    assert profiling.clock_time(threads) == pytest.approx(expected)
+    assert trace.clock_time(threads) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -77,7 +82,7 @@ def test_times_add_up_to_the_time_in_which_any_thread_works(seed):
     for spans in threads:
         for start, end, _ in spans:
             works[start:end] = True
-    assert sum(profiling.clock_time(threads).values()) == pytest.approx(works.sum())
+    assert sum(trace.clock_time(threads).values()) == pytest.approx(works.sum())
 
 
 # What is read from a trace.
@@ -87,7 +92,7 @@ def event(name, start, end, **stats):
     return SimpleNamespace(name=name, start_ns=start, end_ns=end, stats=list(stats.items()))
 
 
-def trace(**planes):
+def made_trace(**planes):
     """plane -> line -> events, as `ProfileData` has them; "_" stands for ":" in the names of planes."""
     made = [
         SimpleNamespace(
@@ -118,8 +123,8 @@ def test_a_cpu_operation_is_where_its_parts_run():
         event("ThreadpoolListener::StartRegion", 80, 80, _c=99),  # given by nobody that was seen
         event("ThreadpoolListener::StopRegion", 90, 90),
     ]
-    read = profiling.threads(trace(host_CPU={"main": main, "pool": pool}, host_metadata={}))
-    assert profiling.clock_time(read) == {"convolution.1": 10 + 30, "add.2": 2, "multiply.3": 8}
+    read = trace.threads(made_trace(host_CPU={"main": main, "pool": pool}, host_metadata={}))
+    assert trace.clock_time(read) == {"convolution.1": 10 + 30, "add.2": 2, "multiply.3": 8}
 
 
 def test_a_gpu_tells_by_streams_and_a_tpu_by_its_line_of_operations():
@@ -132,13 +137,16 @@ def test_a_gpu_tells_by_streams_and_a_tpu_by_its_line_of_operations():
         "Launch Stats": [event("sm90_xmma_fprop", 0, 1000)],
     }
     host = {"python": [event("add", 0, 500, hlo_op="add", _p=1)]}
-    times = profiling.clock_time(profiling.threads(trace(host_CPU=host, device_GPU_0=streams)))
+    times = trace.clock_time(trace.threads(made_trace(host_CPU=host, device_GPU_0=streams)))
     assert times == {"custom-call.1": 8, "MemcpyH2D": 2, "fusion.2": 4}
     core = {
         "XLA Modules": [event("jit_step", 0, 100)],
-        "XLA Ops": [event("%while.3 = (s32[]) while(%x)", 0, 50), event("%fusion.1 = f32[8]{0:T(128)}", 10, 40)],
+        "XLA Ops": [
+            event("%while.3 = (s32[]) while(%x)", 0, 50),
+            event("%fusion.1 = f32[8]{0:T(128)}", 10, 40),
+        ],
     }
-    times = profiling.clock_time(profiling.threads(trace(device_TPU_0=core)))
+    times = trace.clock_time(trace.threads(made_trace(device_TPU_0=core)))
     assert times == {"while.3": 20, "fusion.1": 30}
 
 
@@ -162,15 +170,25 @@ def test_directions_of_a_compiled_gradient(by, told):
     x = jax.ShapeDtypeStruct((6, 14, 14, 4), np.float32)
     params = jax.eval_shape(Chain().init, jax.random.key(0), x)["params"]
     argnums = ("weights", "input").index(by)
-    gradient = jax.jit(jax.grad(lambda p, x: jnp.sum(Chain().apply({"params": p}, x) ** 2), argnums=argnums))
+    gradient = jax.jit(
+        jax.grad(lambda p, x: jnp.sum(Chain().apply({"params": p}, x) ** 2), argnums=argnums)
+    )
     text = gradient.lower(params, x).compile(compiler_options() if told else None).as_text()
-    shapes = {("backbone", layer, name): v.shape for layer, values in params.items() for name, v in values.items()}
+    shapes = {
+        ("backbone", layer, name): v.shape
+        for layer, values in params.items()
+        for name, v in values.items()
+    }
     known = hlo.operations(text, shapes).values()
     inside = [o for o in known if o.kind == "convolution"]  # those in fusions too
-    expected = {(f"conv{i}", direction) for i in (1, 2, 3) for direction in ("forward", f"backward by {by}")}
+    expected = {
+        (f"conv{i}", direction) for i in (1, 2, 3) for direction in ("forward", f"backward by {by}")
+    }
     expected |= {(f"conv{i}", "backward by input") for i in (2, 3)}
     assert sorted((o.where, o.direction) for o in inside) == sorted(expected)
-    assert all("by" in o.direction for o in known if o.kind == "dot" and o.direction.startswith("backward"))
+    assert all(
+        "by" in o.direction for o in known if o.kind == "dot" and o.direction.startswith("backward")
+    )
 
 
 TEXT = """\
@@ -206,8 +224,12 @@ def test_operations_of_a_text():
     }
     known = hlo.operations(TEXT, shapes)
     layer = "layer1_0/conv2"
-    assert known["cudnn.1"] == hlo.Operation("__cudnn$convBackwardFilter", layer, "backward by weights")
-    assert known["cudnn.2"] == hlo.Operation("__cudnn$convBackwardInput", layer, "backward by input")
+    assert known["cudnn.1"] == hlo.Operation(
+        "__cudnn$convBackwardFilter", layer, "backward by weights"
+    )
+    assert known["cudnn.2"] == hlo.Operation(
+        "__cudnn$convBackwardInput", layer, "backward by input"
+    )
     assert known["convolution.6"] == hlo.Operation("convolution", "conv1", "backward by weights")
     assert known["convolution.7"] == hlo.Operation("convolution")  # two kernels have this shape
     assert known["convert.8"] == hlo.Operation("convert")
@@ -217,8 +239,10 @@ def test_operations_of_a_text():
 
 
 def test_what_is_not_known_keeps_its_name():
-    text = profiling.table({"fusion.1": 3e6}, {}, title="a  stage", steps=3, seconds=0.004)
-    assert text.startswith("profile: 3 steps of a stage, 1.3 ms each; the 1 costliest operations take 75 %\n")
+    text = trace.table({"fusion.1": 3e6}, {}, title="a  stage", steps=3, seconds=0.004)
+    assert text.startswith(
+        "profile: 3 steps of a stage, 1.3 ms each; the 1 costliest operations take 75 %\n"
+    )
     assert rows(text) == [
         (1.0, 75.0, "fusion.1"),
         (0.0, 0.0, "0 other operations"),
@@ -242,13 +266,20 @@ def step(state, batch):
     params = state.params["backbone"]["conv1"]
     value, gradient = jax.value_and_grad(loss)(params)
     params = jax.tree.map(lambda p, g: p - 0.01 * g, params, gradient)
-    return state.replace(step=state.step + 1, params={"backbone": {"conv1": params}}), {"loss": value}
+    return state.replace(step=state.step + 1, params={"backbone": {"conv1": params}}), {
+        "loss": value
+    }
 
 
 def start(parallel):
     rng = np.random.default_rng(0)
-    params = {"kernel": rng.normal(size=(3, 3, 4, 8)).astype(np.float32), "bias": np.zeros(8, np.float32)}
-    state = TrainState(np.int32(0), np.zeros(2, np.uint32), {"backbone": {"conv1": params}}, {}, {}, {})
+    params = {
+        "kernel": rng.normal(size=(3, 3, 4, 8)).astype(np.float32),
+        "bias": np.zeros(8, np.float32),
+    }
+    state = TrainState(
+        np.int32(0), np.zeros(2, np.uint32), {"backbone": {"conv1": params}}, {}, {}, {}
+    )
     return parallel.replicate(state)
 
 
@@ -256,9 +287,16 @@ def feed_of(parallel, *, resident):
     x = np.random.default_rng(1).normal(size=(80, 8, 8, 4)).astype(np.float32)
     batches = [np.arange(i % 5 * 16, (i % 5 + 1) * 16) for i in range(200)]
     if not resident:
-        return Streamed(parallel.train(step), ((parallel.shard({"target": {"x": x[b]}}), 16) for b in batches))
+        return Streamed(
+            parallel.train(step), ((parallel.shard({"target": {"x": x[b]}}), 16) for b in batches)
+        )
     index = ((parallel.shard({"target": {"index": b}}), 16) for b in batches)
-    return Resident(parallel.loop(make_loop(step)), parallel.replicate({"target": {"x": x}}), index, parallel.stack)
+    return Resident(
+        parallel.loop(make_loop(step)),
+        parallel.replicate({"target": {"x": x}}),
+        index,
+        parallel.stack,
+    )
 
 
 def train(feed, parallel, steps, every):
@@ -284,7 +322,9 @@ def train(feed, parallel, steps, every):
         ("mesh", 30, 30, 3, 28),
     ],
 )
-def test_a_feed_is_traced_once_and_changes_nothing(mode, resident, steps, every, streamed, chunk, tmp_path, capsys):
+def test_a_feed_is_traced_once_and_changes_nothing(
+    mode, resident, steps, every, streamed, chunk, tmp_path, capsys
+):
     parallel = Parallel.create(mode)
     profile = Profile(tmp_path)
     traced = profile.around(feed_of(parallel, resident=resident), "target stage", left=steps)
@@ -303,7 +343,9 @@ def test_a_feed_is_traced_once_and_changes_nothing(mode, resident, steps, every,
     *listed, _, _ = rows(text)
     assert 0 < sum(share for _, share, _ in listed) <= 100
     assert sum(share for _, share, _ in rows(text)) == pytest.approx(100, abs=1)
-    assert all(len(words.split()) > 1 for *_, words in listed)  # of each operation more than its name is known
+    assert all(
+        len(words.split()) > 1 for *_, words in listed
+    )  # of each operation more than its name is known
     assert re.search("convolution.* conv1 +backward by weights", text)
 
 
@@ -322,7 +364,12 @@ def test_what_stops_a_traced_step_stops_the_profiler(tmp_path):
     feed.batches = iter([next(feed.batches), next(feed.batches)])
     with pytest.raises(StopIteration):
         train(Profile(tmp_path / "a").around(feed, "stage", left=9), parallel, 9, 9)
-    train(Profile(tmp_path / "b").around(feed_of(parallel, resident=False), "stage", left=9), parallel, 9, 9)
+    train(
+        Profile(tmp_path / "b").around(feed_of(parallel, resident=False), "stage", left=9),
+        parallel,
+        9,
+        9,
+    )
     assert (tmp_path / "b" / "operations.txt").exists()
 
 

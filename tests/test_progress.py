@@ -2,7 +2,7 @@
 
 import io
 
-from medtl.progress import Progress
+from medtl.training.progress import Progress
 
 
 class Terminal(io.StringIO):
@@ -19,7 +19,9 @@ def test_a_pipe_gets_plain_lines_and_a_terminal_one_that_renews_itself(monkeypat
         progress = Progress("seed 0", 100, stream=stream, every=0)
         for step in (1, 2, 3):
             progress.count(step, 32)
-            progress.show(step, {"loss": 0.5, "main/target": 0.25, "lambda": 2.0, "gradient_norm": 1.0})
+            progress.show(
+                step, {"loss": 0.5, "main/target": 0.25, "lambda": 2.0, "gradient_norm": 1.0}
+            )
         progress.line(3, {"loss": 0.5, "auroc": 0.75, "n": 10})
         written.append(stream.getvalue())
     plain, live = written

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from tiny_run import tiny
 
-from medtl import cli, experiment, spec
+from medtl import cli, plugins
+from medtl.experiment import experiment
 from medtl.models.model import Outputs
-from medtl.objective import Objective, Term
+from medtl.training.objective import Objective, Term
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -31,14 +32,16 @@ def focal(tmp_path, monkeypatch):
 
 def test_the_loss_is_found_by_the_name_shown_and_is_the_focal_loss(focal):
     """(1 - p)^1 * -log p at p = 1/4, by hand."""
-    function, _, options = spec.resolve(focal, "medtl.losses", key="k")
+    function, _, options = plugins.resolve(focal, "medtl.losses", key="k")
     outputs = Outputs(logits=jnp.log(jnp.array([[0.25, 0.75]])), features=jnp.zeros((1, 1)))
     value = function(outputs, {"label": jnp.array([0])}, **options)
     np.testing.assert_allclose(value, [0.75 * np.log(4)], rtol=1e-6)
     objective = Objective((Term("main", lambda o, b: function(o, b, **options)),))
     batch = {"target": {"label": jnp.array([0]), "mask": jnp.ones(1)}}
     gradient = jax.grad(
-        lambda z: objective({"target": outputs.replace(logits=z)}, batch, step=0, counts={"target": 1.0})[0]
+        lambda z: objective(
+            {"target": outputs.replace(logits=z)}, batch, step=0, counts={"target": 1.0}
+        )[0]
     )(outputs.logits)
     assert np.isfinite(gradient).all()
 

@@ -11,7 +11,7 @@ import pytest
 from flax import linen as nn
 from PIL import Image
 
-from medtl import saliency
+from medtl.models import saliency
 from medtl.models.model import Head, Model
 from medtl.models.resnet import ResNet
 from medtl.models.vgg import VGG
@@ -29,7 +29,9 @@ BACKBONES = {
 
 # As one program each: op by op they take far longer to compile.
 grad_cam = jax.jit(saliency.grad_cam, static_argnums=0, static_argnames="domain")
-integrated_gradients = jax.jit(saliency.integrated_gradients, static_argnums=0, static_argnames=("domain", "steps"))
+integrated_gradients = jax.jit(
+    saliency.integrated_gradients, static_argnums=0, static_argnames=("domain", "steps")
+)
 apply = jax.jit(Model.apply, static_argnums=0, static_argnames="train")
 
 
@@ -39,17 +41,25 @@ def drawn(model, shape):
 
     def draw(path, leaf):
         if path[-1].key == "kernel":
-            return rng.normal(0, np.sqrt(2 / np.prod(leaf.shape[:-1])), leaf.shape).astype(np.float32)
+            return rng.normal(0, np.sqrt(2 / np.prod(leaf.shape[:-1])), leaf.shape).astype(
+                np.float32
+            )
         if path[-1].key in ("scale", "var"):
             return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
         return rng.normal(0, 0.1, leaf.shape).astype(np.float32)
 
-    return jax.tree.map_with_path(draw, jax.eval_shape(lambda key: model.init(key, shape), jax.random.key(0)))
+    return jax.tree.map_with_path(
+        draw, jax.eval_shape(lambda key: model.init(key, shape), jax.random.key(0))
+    )
 
 
 def make(name, *, shared=False, hidden=(), dtype=jnp.float32):
     """A narrow model, its variables, and three images."""
-    heads = {"shared": Head(3, hidden)} if shared else {"source": Head(2, hidden), "target": Head(3, hidden)}
+    heads = (
+        {"shared": Head(3, hidden)}
+        if shared
+        else {"source": Head(2, hidden), "target": Head(3, hidden)}
+    )
     head_of = {domain: "shared" if shared else domain for domain in ("source", "target")}
     model = Model(BACKBONES[name].clone(dtype=dtype), heads, head_of)
     image = np.random.default_rng(1).normal(size=(3, 16, 16, 1)).astype(np.float32)
@@ -67,7 +77,10 @@ def chosen(model, variables, image, target=TARGET):
 
 def feature_map(model, variables, image):
     parts = {name: variables[name]["backbone"] for name in ("params", "batch_stats")}
-    return np.asarray(jax.jit(lambda v, x: model.backbone.apply(v, x, use_batch_stats=False))(parts, image), np.float64)
+    return np.asarray(
+        jax.jit(lambda v, x: model.backbone.apply(v, x, use_batch_stats=False))(parts, image),
+        np.float64,
+    )
 
 
 def bilinear(x, size):
@@ -100,7 +113,9 @@ def test_after_global_pooling_and_a_linear_head_it_is_cam(name):
     assert activations.shape[1] > 1
     found = grad_cam(model, variables, image, domain="target", target=TARGET)
     assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, by_channel_weights(kernel.T[TARGET], activations, 16), atol=2e-5)
+    np.testing.assert_allclose(
+        found, by_channel_weights(kernel.T[TARGET], activations, 16), atol=2e-5
+    )
     largest = np.max(found, axis=(1, 2))
     assert np.all((np.abs(largest - 1) < 1e-6) | (largest == 0)) and largest.any()
 
@@ -109,7 +124,9 @@ def test_a_hidden_layer_in_the_head_is_differentiated_by_hand():
     model, variables, image = make("cifar", shared=True, hidden=(16,))
     head = jax.tree.map(lambda x: np.asarray(x, np.float64), variables["params"]["heads"]["shared"])
     activations = feature_map(model, variables, image)
-    open_ = activations.mean(axis=(1, 2)) @ head["hidden_0"]["kernel"] + head["hidden_0"]["bias"] > 0
+    open_ = (
+        activations.mean(axis=(1, 2)) @ head["hidden_0"]["kernel"] + head["hidden_0"]["bias"] > 0
+    )
     weights = (open_ * head["logits"]["kernel"].T[TARGET]) @ head["hidden_0"]["kernel"].T
     found = grad_cam(model, variables, image, domain="source", target=TARGET)
     np.testing.assert_allclose(found, by_channel_weights(weights, activations, 16), atol=2e-5)
@@ -122,7 +139,9 @@ def test_a_vgg_with_its_fully_connected_layers_is_explained_before_them():
     image = np.random.default_rng(0).normal(0, 1, (3, 14, 14, 1)).astype(np.float32)
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), variables["params"])
     parts = {"params": variables["params"]["backbone"]}
-    activations = np.asarray(backbone.clone(classifier=False).apply(parts, image, use_batch_stats=False), np.float64)
+    activations = np.asarray(
+        backbone.clone(classifier=False).apply(parts, image, use_batch_stats=False), np.float64
+    )
     assert activations.shape == (3, 7, 7, 4)
 
     flat = activations.transpose(0, 3, 1, 2).reshape(3, -1)
@@ -139,9 +158,13 @@ def test_a_vgg_with_its_fully_connected_layers_is_explained_before_them():
     weights = back.reshape(3, 4, 49).mean(axis=2)
     found = grad_cam(model, variables, image, domain="target", target=TARGET)
     np.testing.assert_allclose(found, by_channel_weights(weights, activations, 14), atol=2e-4)
-    attribution = integrated_gradients(model, variables, image, domain="target", target=TARGET, steps=64)
+    attribution = integrated_gradients(
+        model, variables, image, domain="target", target=TARGET, steps=64
+    )
     gain = chosen(model, variables, image) - chosen(model, variables, 0 * image)
-    np.testing.assert_allclose(np.sum(attribution, axis=(1, 2, 3)), gain, atol=0.02 * np.abs(gain).max())
+    np.testing.assert_allclose(
+        np.sum(attribution, axis=(1, 2, 3)), gain, atol=0.02 * np.abs(gain).max()
+    )
 
 
 def test_what_lowers_the_logit_is_not_shown_and_no_class_is_nothing():
@@ -151,7 +174,9 @@ def test_what_lowers_the_logit_is_not_shown_and_no_class_is_nothing():
     kernel = np.abs(heads["target"]["logits"]["kernel"]) * np.array([1, -1, 1], np.float32)
     heads = {**heads, "target": {"logits": {**heads["target"]["logits"], "kernel": kernel}}}
     variables = {**variables, "params": {**variables["params"], "heads": heads}}
-    found = np.asarray(grad_cam(model, variables, image, domain="target", target=np.array([1, 0, -1])))
+    found = np.asarray(
+        grad_cam(model, variables, image, domain="target", target=np.array([1, 0, -1]))
+    )
     assert np.all(found[0] == 0) and np.all(found[2] == 0)
     assert found[1].max() == 1 and found[1].min() >= 0
 
@@ -192,9 +217,14 @@ def test_integrated_gradients_sum_to_the_gain_in_the_logit(name):
     gain = chosen(model, variables, image) - chosen(model, variables, 0 * image)
     error = []
     for steps in (4, 32, 256):
-        found = integrated_gradients(model, variables, image, domain="target", target=TARGET, steps=steps)
+        found = integrated_gradients(
+            model, variables, image, domain="target", target=TARGET, steps=steps
+        )
         assert found.shape == image.shape
-        error.append(np.abs(np.sum(np.asarray(found, np.float64), axis=(1, 2, 3)) - gain).max() / np.abs(gain).max())
+        error.append(
+            np.abs(np.sum(np.asarray(found, np.float64), axis=(1, 2, 3)) - gain).max()
+            / np.abs(gain).max()
+        )
     assert error[2] < error[0] and error[1] < 0.05 and error[2] < 0.01, error
 
 
@@ -225,7 +255,9 @@ def test_grad_cam_does_not_depend_on_the_bias_or_the_scale_of_the_logit():
 def test_half_precision_gives_nearly_the_same_map():
     model, variables, image = make("cifar")
     half = make("cifar", dtype=jnp.bfloat16)[0]
-    one, two = (grad_cam(m, variables, image, domain="target", target=TARGET) for m in (model, half))
+    one, two = (
+        grad_cam(m, variables, image, domain="target", target=TARGET) for m in (model, half)
+    )
     assert two.dtype == jnp.float32 and np.all(np.isfinite(two))
     assert np.corrcoef(np.ravel(one), np.ravel(two))[0, 1] > 0.95
 
@@ -242,7 +274,9 @@ def test_the_overlay_leaves_the_cold_and_colours_the_hot():
     # 0.4 * 100 + 0.6 * (255, 255, 0), and 0.7 * 200 + 0.3 * (255, 127.5, 0).
     assert found.tolist() == [[[0, 0, 0], [193, 193, 40], [216, 178, 140]]]
     assert found.dtype == np.uint8
-    assert np.array_equal(saliency.overlay(np.repeat(image, 3, axis=2), np.array([[-1.0, 2.0, 0.5]])), found)
+    assert np.array_equal(
+        saliency.overlay(np.repeat(image, 3, axis=2), np.array([[-1.0, 2.0, 0.5]])), found
+    )
     with pytest.raises(ValueError, match=r"heat is \[2, 3\] and the image \[1, 3, 1\]"):
         saliency.overlay(image, np.zeros((2, 3)))
 
@@ -251,8 +285,14 @@ def test_a_png_holds_the_very_pixels_and_a_large_one_is_made_smaller():
     rng = np.random.default_rng(0)
     for shape in ((5, 7), (5, 7, 1), (5, 7, 3), (224, 100, 3)):
         image = rng.integers(0, 256, shape, np.uint8)
-        np.testing.assert_array_equal(decoded(saliency.png_data_uri(image)), image[..., 0] if shape[-1] == 1 else image)
+        np.testing.assert_array_equal(
+            decoded(saliency.png_data_uri(image)), image[..., 0] if shape[-1] == 1 else image
+        )
     assert decoded(saliency.png_data_uri(np.zeros((100, 448), np.uint8))).shape == (50, 224)
-    assert decoded(saliency.png_data_uri(np.zeros((100, 40, 3), np.uint8), max_side=50)).shape == (50, 20, 3)
+    assert decoded(saliency.png_data_uri(np.zeros((100, 40, 3), np.uint8), max_side=50)).shape == (
+        50,
+        20,
+        3,
+    )
     with pytest.raises(ValueError, match=r"float64\[2, 2\]; it must be uint8"):
         saliency.png_data_uri(np.zeros((2, 2)))

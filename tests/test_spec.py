@@ -2,26 +2,44 @@ import sys
 
 import pytest
 
-from medtl import spec
-from medtl.base import UserError
+from medtl import plugins
+from medtl.errors import UserError
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("adam", spec.Spec("", "adam", (), {})),
-        ("adam()", spec.Spec("", "adam", (), {})),
-        ("sgd(momentum=0.9, nesterov=True)", spec.Spec("", "sgd", (), {"momentum": 0.9, "nesterov": True})),
-        ("linear_schedule(0.0, 1.0, 1000)", spec.Spec("", "linear_schedule", (0.0, 1.0, 1000), {})),
-        ("contrib.muon(ns_coeffs=(3, -4, 2))", spec.Spec("", "contrib.muon", (), {"ns_coeffs": (3, -4, 2)})),
-        ("my_package.losses:focal(gamma=2.0)", spec.Spec("my_package.losses", "focal", (), {"gamma": 2.0})),
-        (" path/to/file.py:focal( gamma=-2 ) ", spec.Spec("path/to/file.py", "focal", (), {"gamma": -2})),
-        ("f(text='a:b(c)', none=None)", spec.Spec("", "f", (), {"text": "a:b(c)", "none": None})),
-        (r"C:\own\losses.py:focal", spec.Spec(r"C:\own\losses.py", "focal", (), {})),
+        ("adam", plugins.Spec("", "adam", (), {})),
+        ("adam()", plugins.Spec("", "adam", (), {})),
+        (
+            "sgd(momentum=0.9, nesterov=True)",
+            plugins.Spec("", "sgd", (), {"momentum": 0.9, "nesterov": True}),
+        ),
+        (
+            "linear_schedule(0.0, 1.0, 1000)",
+            plugins.Spec("", "linear_schedule", (0.0, 1.0, 1000), {}),
+        ),
+        (
+            "contrib.muon(ns_coeffs=(3, -4, 2))",
+            plugins.Spec("", "contrib.muon", (), {"ns_coeffs": (3, -4, 2)}),
+        ),
+        (
+            "my_package.losses:focal(gamma=2.0)",
+            plugins.Spec("my_package.losses", "focal", (), {"gamma": 2.0}),
+        ),
+        (
+            " path/to/file.py:focal( gamma=-2 ) ",
+            plugins.Spec("path/to/file.py", "focal", (), {"gamma": -2}),
+        ),
+        (
+            "f(text='a:b(c)', none=None)",
+            plugins.Spec("", "f", (), {"text": "a:b(c)", "none": None}),
+        ),
+        (r"C:\own\losses.py:focal", plugins.Spec(r"C:\own\losses.py", "focal", (), {})),
     ],
 )
 def test_a_call_is_read(text, expected):
-    assert spec.parse(text, key="k") == expected
+    assert plugins.parse(text, key="k") == expected
 
 
 @pytest.mark.parametrize(
@@ -42,26 +60,28 @@ def test_a_call_is_read(text, expected):
 )
 def test_what_is_no_call_is_refused_with_its_key(text, message):
     with pytest.raises(UserError) as error:
-        spec.parse(text, key="config.stages.target.optimizer")
+        plugins.parse(text, key="config.stages.target.optimizer")
     assert message in str(error.value)
     assert str(error.value).startswith("config.stages.target.optimizer: ")
     assert "\n" not in str(error.value)
 
 
 def test_a_bare_name_is_looked_up_in_the_default_module():
-    function, args, kwargs = spec.resolve("comb(5, 2)", "math", key="k")
+    function, args, kwargs = plugins.resolve("comb(5, 2)", "math", key="k")
     assert function(*args, **kwargs) == 10
 
 
 def test_a_dotted_name_is_followed():
-    function, args, kwargs = spec.resolve("path.join('a', 'b')", "os", key="k")
+    function, args, kwargs = plugins.resolve("path.join('a', 'b')", "os", key="k")
     assert function(*args, **kwargs) == "a/b"
 
 
 def test_a_module_is_imported(tmp_path, monkeypatch):
-    (tmp_path / "own_losses.py").write_text("def focal(outputs, batch, *, gamma=1.0):\n    return gamma\n")
+    (tmp_path / "own_losses.py").write_text(
+        "def focal(outputs, batch, *, gamma=1.0):\n    return gamma\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
-    function, args, kwargs = spec.resolve("own_losses:focal(gamma=2.0)", "math", key="k")
+    function, args, kwargs = plugins.resolve("own_losses:focal(gamma=2.0)", "math", key="k")
     assert function(None, None, *args, **kwargs) == 2.0
 
 
@@ -72,12 +92,15 @@ def test_a_file_is_loaded_relative_to_the_current_folder(tmp_path, monkeypatch):
         "from __future__ import annotations\nimport dataclasses\n@dataclasses.dataclass\nclass focal:\n    gamma: float = 1.0\n"
     )
     monkeypatch.chdir(tmp_path)
-    function, args, kwargs = spec.resolve("sub/mine.py:focal(gamma=3.0)", "math", key="k")
+    function, args, kwargs = plugins.resolve("sub/mine.py:focal(gamma=3.0)", "math", key="k")
     assert function(*args, **kwargs).gamma == 3.0
 
 
 def test_a_function_with_open_keywords_takes_any_option():
-    assert spec.resolve("textwrap:wrap(width=3, other=True)", "math", key="k")[2] == {"width": 3, "other": True}
+    assert plugins.resolve("textwrap:wrap(width=3, other=True)", "math", key="k")[2] == {
+        "width": 3,
+        "other": True,
+    }
 
 
 @pytest.mark.parametrize(
@@ -85,9 +108,15 @@ def test_a_function_with_open_keywords_takes_any_option():
     [
         ("squrt(2)", "k: math has no 'squrt'; did you mean 'sqrt'?"),
         ("pi", "k: 'pi' names a float; it must be a function"),
-        ("no_such_package.losses:focal", "k: there is no module 'no_such_package.losses' on the Python path"),
+        (
+            "no_such_package.losses:focal",
+            "k: there is no module 'no_such_package.losses' on the Python path",
+        ),
         ("os.no_such:focal", "k: there is no module 'os.no_such'"),
-        ("textwrap:dedent(txet=3)", "k: 'textwrap:dedent(txet=3)': dedent has no option 'txet'; did you mean 'text'?"),
+        (
+            "textwrap:dedent(txet=3)",
+            "k: 'textwrap:dedent(txet=3)': dedent has no option 'txet'; did you mean 'text'?",
+        ),
         ("missing.py:focal", "k: there is no file missing.py"),
         ("sub/missing:focal", "k: sub/missing is not a Python file; its name must end in '.py'"),
     ],
@@ -95,14 +124,16 @@ def test_a_function_with_open_keywords_takes_any_option():
 def test_what_is_not_there_is_named_with_the_nearest(text, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as error:
-        spec.resolve(text, "math", key="k")
+        plugins.resolve(text, "math", key="k")
     assert str(error.value).startswith(message)
 
 
 def test_a_missing_file_names_the_nearest_beside_it(tmp_path):
     (tmp_path / "covid_ct.py").touch()
-    with pytest.raises(UserError, match=r"there is no file .*covid\.py; did you mean '.*covid_ct\.py'\?"):
-        spec.load_file(tmp_path / "covid.py", key="k")
+    with pytest.raises(
+        UserError, match=r"there is no file .*covid\.py; did you mean '.*covid_ct\.py'\?"
+    ):
+        plugins.load_file(tmp_path / "covid.py", key="k")
 
 
 @pytest.mark.parametrize(
@@ -121,7 +152,7 @@ def test_a_missing_file_names_the_nearest_beside_it(tmp_path):
 def test_a_file_that_raises_gets_one_line_with_its_line(tmp_path, source, message):
     (tmp_path / "bad.py").write_text(source)
     with pytest.raises(UserError) as error:
-        spec.load_file(tmp_path / "bad.py", key="k")
+        plugins.load_file(tmp_path / "bad.py", key="k")
     assert message in str(error.value)
     assert str(error.value).startswith(f"k: {tmp_path / 'bad.py'}, line ")
     assert "\n" not in str(error.value)
@@ -130,6 +161,9 @@ def test_a_file_that_raises_gets_one_line_with_its_line(tmp_path, source, messag
 def test_a_module_that_lacks_a_dependency_says_which(tmp_path, monkeypatch):
     (tmp_path / "needs_more.py").write_text("import no_such_dependency\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UserError, match="the module 'needs_more' imports 'no_such_dependency', which is not installed"):
-        spec.resolve("needs_more:f", "math", key="k")
+    with pytest.raises(
+        UserError,
+        match="the module 'needs_more' imports 'no_such_dependency', which is not installed",
+    ):
+        plugins.resolve("needs_more:f", "math", key="k")
     assert "needs_more" not in sys.modules

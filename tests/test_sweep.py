@@ -12,10 +12,11 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from tiny_run import tiny
 
-from medtl import cells, experiment, heads, inference, linear, sweep
-from medtl.base import UserError
 from medtl.config import arm
-from medtl.run import Run
+from medtl.errors import UserError
+from medtl.experiment import experiment, inference, splits
+from medtl.experiment.arm import Run
+from medtl.sweep import logistic, sweep, trainer
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,9 @@ def moving(**fields):
     c.model.update(hidden=(8,), dropout=0.3)
     c.augment.update(rotation=10.0, contrast=0.2)
     # Adam's first steps divide by gradients that may be rounding alone: two orders of summation would part.
-    c.stages.target.update(batch_size=15, source_batch_size=8, ema=0.5, schedule="cosine", warmup=0.2)
+    c.stages.target.update(
+        batch_size=15, source_batch_size=8, ema=0.5, schedule="cosine", warmup=0.2
+    )
     c.stages.target.optimizer = "sgd(momentum=0.9)"
     c.evaluation.update(times=3, batch_size=16)
     c.sweep.update(lambda_=(0.5, 2.0), learning_rate=(1e-2, 1e-1))
@@ -71,15 +74,20 @@ def with_values(config, grid, h):
 
 def run_of(config, folder):
     examples = experiment.load_data(config)
-    every = cells.cells(config, examples["target"], config.seeds[0])
-    largest = cells.largest(every)
+    every = splits.cells(config, examples["target"], config.seeds[0])
+    largest = splits.largest(every)
     run = Run.create(config, folder, examples, training=True, train_size=largest)
     return [(seed, run.at(cell)) for seed in config.seeds for cell in every]
 
 
 CASES = {
     "own split": (
-        {"seeds": (0, 3), "evaluation__times": 3, "data__target__train_size": 25, "model__prior_bias": True},
+        {
+            "seeds": (0, 3),
+            "evaluation__times": 3,
+            "data__target__train_size": 25,
+            "model__prior_bias": True,
+        },
         {"lambda_": [0.0, 3.0], "learning_rate": [1e-3, 1e-2], "weight_decay": [0.0, 0.5]},
     ),
     "folds after a source stage": (
@@ -105,7 +113,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", ["own split", pytest.param("folds after a source stage", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "case", ["own split", pytest.param("folds after a source stage", marks=pytest.mark.slow)]
+)
 def test_a_point_gives_what_a_run_with_its_values_gives(case, weights, tmp_path):
     fields, asked = CASES[case]
     config = frozen(weights, **fields)
@@ -114,7 +124,7 @@ def test_a_point_gives_what_a_run_with_its_values_gives(case, weights, tmp_path)
     grid = sweep.grid_of(config)
     name = config.arms[0]
     places = run_of(config, tmp_path / "sweep")
-    found, _ = heads.trained(places, name, grid)
+    found, _ = trainer.trained(places, name, grid)
     for h in (1, len(grid["lambda_"]) - 2)[: 2 if config.arms[0] == "pooled" else 1]:
         own = with_values(config, grid, h)
         for (seed, at), probability in zip(places, found, strict=True):
@@ -151,9 +161,9 @@ def test_a_model_that_moves_is_what_a_run_gives_and_all_are_one_program(
     config = moving(parallel=parallel)
     grid = sweep.grid_of(config)
     if path == "places together":
-        monkeypatch.setattr(heads, "together", lambda places, points, **_: (places, 1))
+        monkeypatch.setattr(trainer, "together", lambda places, points, **_: (places, 1))
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        found, _ = heads.trained(run_of(config, tmp_path), "joint", grid)
+        found, _ = trainer.trained(run_of(config, tmp_path), "joint", grid)
     assert sum("Compiling jit(advance)" in r.getMessage() for r in caplog.records) == 1
     h, said = launched
     for probability, expected in zip(found, said, strict=True):
@@ -181,22 +191,24 @@ def test_heads_on_images_that_vary_after_a_source_stage_that_moved(weights, tmp_
     config = frozen(weights, **fields)
     grid = sweep.grid_of(config)
     places = run_of(config, tmp_path / "sweep")
-    assert not heads.frozen(places[0][1], "transfer")
-    found, _ = heads.trained(places, "transfer", grid)
+    assert not trainer.frozen(places[0][1], "transfer")
+    found, _ = trainer.trained(places, "transfer", grid)
     own = with_values(config, grid, 1)
     tuned = {field: float(values[1]) for field, values in grid.items()}
     for (seed, at), probability in zip(places, found, strict=True):
-        ran = dataclasses.replace(at, config=own, trial="trial_1", tuned=tuned).outcome(seed, "transfer")
+        ran = dataclasses.replace(at, config=own, trial="trial_1", tuned=tuned).outcome(
+            seed, "transfer"
+        )
         [said] = [p for p in ran.said if p.split == "val"]
         np.testing.assert_allclose(probability[1], said.probability, atol=1e-6)
 
 
 def test_what_trains_at_once():
     """All heads; the places of a point on a GPU, of a small backbone; else one model after the other."""
-    assert heads.together(5, 9, parameters=0, backend="cpu") == (5, 9)
-    assert heads.together(5, 9, parameters=270_000, backend="cpu") == (1, 1)
-    assert heads.together(5, 9, parameters=270_000, backend="gpu") == (5, 1)
-    assert heads.together(5, 9, parameters=23_500_000, backend="gpu") == (1, 1)
+    assert trainer.together(5, 9, parameters=0, backend="cpu") == (5, 9)
+    assert trainer.together(5, 9, parameters=270_000, backend="cpu") == (1, 1)
+    assert trainer.together(5, 9, parameters=270_000, backend="gpu") == (5, 1)
+    assert trainer.together(5, 9, parameters=23_500_000, backend="gpu") == (1, 1)
 
 
 def test_images_that_are_streamed_are_refused_before_anything_is_written(tmp_path, monkeypatch):
@@ -216,7 +228,9 @@ def test_images_that_are_streamed_are_refused_before_anything_is_written(tmp_pat
         return examples | {"target": dataclasses.replace(examples["target"], image=Stream())}
 
     monkeypatch.setattr(experiment, "load_data", streamed)
-    with pytest.raises(UserError, match="keeps the images of target on the device .* use 'memory' or 'disk'"):
+    with pytest.raises(
+        UserError, match="keeps the images of target on the device .* use 'memory' or 'disk'"
+    ):
         sweep.sweep(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -226,35 +240,51 @@ def test_devices_and_padding_change_nothing(weights, tmp_path):
     for seeds, lambdas in (((0,), (0.0, 1.0, 5.0)), ((0, 1, 2), (1.0,))):
         found = {}
         for parallel in ("none", "mesh"):
-            config = frozen(weights, seeds=seeds, parallel=parallel, sweep__lambda_=lambdas, evaluation__times=3)
+            config = frozen(
+                weights, seeds=seeds, parallel=parallel, sweep__lambda_=lambdas, evaluation__times=3
+            )
             grid = sweep.grid_of(config)
-            found[parallel], _ = heads.trained(run_of(config, tmp_path / parallel), "pooled", grid)
+            found[parallel], _ = trainer.trained(
+                run_of(config, tmp_path / parallel), "pooled", grid
+            )
         np.testing.assert_allclose(found["none"], found["mesh"], atol=1e-6)
     assert len(jax.devices()) == 8
 
 
 def test_all_heads_are_one_program(weights, tmp_path, caplog):
-    config = frozen(weights, seeds=(0, 1), sweep__lambda_=(0.0, 1.0), evaluation__times=4, stages__target__epochs=3)
+    config = frozen(
+        weights,
+        seeds=(0, 1),
+        sweep__lambda_=(0.0, 1.0),
+        evaluation__times=4,
+        stages__target__epochs=3,
+    )
     places = run_of(config, tmp_path)
     assert places[0][1].steps("pooled", "target") % 4, "the last part should be shorter"
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        heads.trained(places, "pooled", sweep.grid_of(config))
+        trainer.trained(places, "pooled", sweep.grid_of(config))
     assert sum("Compiling jit(advance)" in r.getMessage() for r in caplog.records) == 1
 
 
 @pytest.mark.parametrize("solver", ["train", "lbfgs"])
 def test_a_sweep_compares_on_val_alone_and_says_what_to_launch(solver, weights, tmp_path, capsys):
-    fields = dict(sweep__lambda_=(3.0, 0.0), sweep__solver=solver, stages__target__weight_decay=0.01)
-    config = frozen(weights, **fields, evaluation__folds=2, data__target__split=(0.6, 0.2, 0.2))
-    command = (
-        "python launch.py --mode=sweep --config=c.py --workdir runs/x --config.sweep.lambda_=[3,0] --config.seeds=0"
+    fields = dict(
+        sweep__lambda_=(3.0, 0.0), sweep__solver=solver, stages__target__weight_decay=0.01
     )
+    config = frozen(weights, **fields, evaluation__folds=2, data__target__split=(0.6, 0.2, 0.2))
+    command = "python launch.py --mode=sweep --config=c.py --workdir runs/x --config.sweep.lambda_=[3,0] --config.seeds=0"
     result = sweep.sweep(config, tmp_path / "first", command=command)
     said = capsys.readouterr().out
     written = json.loads((tmp_path / "first/sweep.json").read_text())
-    assert [p["lambda_"] for p in written["points"]] == [0.0, 3.0] == [p["lambda_"] for p in written["curve"]]
+    assert (
+        [p["lambda_"] for p in written["points"]]
+        == [0.0, 3.0]
+        == [p["lambda_"] for p in written["curve"]]
+    )
     scores = [p["value"] for p in result["points"]]
-    assert all(p["low"] < p["value"] < p["high"] and len(p["by_cell"]) == 2 for p in result["points"])
+    assert all(
+        p["low"] < p["value"] < p["high"] and len(p["by_cell"]) == 2 for p in result["points"]
+    )
     assert result["best"] == int(np.argmin(scores))  # the metric is the loss
     launched = f"python launch.py --config=c.py --config.seeds=0 --workdir={tmp_path}/first_chosen "
     launched += f"--config.objective.lambda_={3.0 * result['best']}"
@@ -271,7 +301,9 @@ def test_labels_of_test_change_nothing(weights, tmp_path, monkeypatch):
     def spoiled(config):
         examples = load_data(config)
         e = examples["target"]
-        return examples | {"target": dataclasses.replace(e, label=np.where(e.split == "test", 0, e.label))}
+        return examples | {
+            "target": dataclasses.replace(e, label=np.where(e.split == "test", 0, e.label))
+        }
 
     monkeypatch.setattr(experiment, "load_data", spoiled)
     again = sweep.sweep(config, tmp_path / "second")
@@ -294,7 +326,12 @@ def test_of_equal_points_the_smaller_lambda_is_chosen(weights, tmp_path):
 
 
 def test_without_val_there_is_nothing_to_compare(weights, tmp_path):
-    config = frozen(weights, sweep__lambda_=(1.0,), data__target__split=(0.5, 0.0, 0.5), checkpoint__select="last")
+    config = frozen(
+        weights,
+        sweep__lambda_=(1.0,),
+        data__target__split=(0.5, 0.0, 0.5),
+        checkpoint__select="last",
+    )
     with pytest.raises(UserError, match="has no val part"):
         sweep.sweep(config, tmp_path)
 
@@ -307,7 +344,14 @@ def test_the_command_to_launch_keeps_what_the_sweep_did_not_set():
     chosen = {"objective.lambda_": 0.1, "stages.target.weight_decay": 1e-5}
     found = sweep.launch_command(command, chosen, Path("runs/x"))
     assert shlex.split(found)[2:] == [
-        *("--config", "c.py", "-config.seeds", "0,1", "--config.name=a b", "--noconfig.augment.flip"),
+        *(
+            "--config",
+            "c.py",
+            "-config.seeds",
+            "0,1",
+            "--config.name=a b",
+            "--noconfig.augment.flip",
+        ),
         "--workdir=runs/x_chosen",
         *("--config.objective.lambda_=0.1", "--config.stages.target.weight_decay=1e-05"),
     ]
@@ -328,14 +372,18 @@ def problem(kind, classes, *, n=200, d=6, missing=0.0, seed=0):
     part = (np.arange(n) >= n // 2).astype(int)
     rows = (rng.random((2, n)) < 0.8) * rng.uniform(0.5, 2, n)
     strength = np.array([0.0, 0.5, 20.0])
-    scale = np.stack([np.ones(3), strength], axis=1)[:, None] / np.array([n / 2, n / 2]) * np.ones((3, 2, 1))
-    return linear.Problem(x, target, kind, part, rows, scale, np.array([0.02, 0.01, 0.5]))
+    scale = (
+        np.stack([np.ones(3), strength], axis=1)[:, None]
+        / np.array([n / 2, n / 2])
+        * np.ones((3, 2, 1))
+    )
+    return logistic.Problem(x, target, kind, part, rows, scale, np.array([0.02, 0.01, 0.5]))
 
 
 @pytest.mark.parametrize("classes", [2, 4])
 def test_softmax_heads_are_scikit_learns(classes):
     p = problem("softmax", classes)
-    found = linear.solve(p)
+    found = logistic.solve(p)
     for h, r in np.ndindex(3, 2):
         weight = (p.rows[r] * p.scale[h, r][p.part]).astype(np.float64)
         used = weight > 0
@@ -358,25 +406,33 @@ def test_softmax_heads_are_scikit_learns(classes):
 def test_sigmoid_heads_are_a_regression_for_each_label():
     """Each known label is a question of its own, which counts 1 / (the number of known ones of its row)."""
     p = problem("sigmoid", 3, missing=0.3)
-    found = linear.solve(p)
+    found = logistic.solve(p)
     known = ~np.isnan(p.target)
     for h, r, k in np.ndindex(3, 2, 3):
         weight = p.rows[r] * p.scale[h, r][p.part] / np.maximum(known.sum(axis=1), 1)
         used = known[:, k] & (weight > 0)
         theirs = LogisticRegression(C=1 / p.penalty[h], tol=1e-10, max_iter=10_000)
-        theirs.fit(p.features[used].astype(np.float64), p.target[used, k], sample_weight=weight[used])
+        theirs.fit(
+            p.features[used].astype(np.float64), p.target[used, k], sample_weight=weight[used]
+        )
         np.testing.assert_allclose(found.kernel[h, r, :, k], theirs.coef_[0], atol=2e-3, rtol=1e-3)
 
 
 def test_the_loss_that_is_given_is_the_objective_and_no_neighbour_is_lower():
     p = problem("softmax", 3)
-    found = linear.solve(p)
+    found = logistic.solve(p)
 
     def objective(h, r, kernel, bias):
         z = p.features.astype(np.float64) @ kernel + bias
-        log_p = z - np.log(np.exp(z - z.max(1, keepdims=True)).sum(1, keepdims=True)) - z.max(1, keepdims=True)
+        log_p = (
+            z
+            - np.log(np.exp(z - z.max(1, keepdims=True)).sum(1, keepdims=True))
+            - z.max(1, keepdims=True)
+        )
         weight = p.rows[r] * p.scale[h, r][p.part]
-        return -np.sum(weight * np.sum(p.target * log_p, axis=1)) + p.penalty[h] / 2 * np.sum(kernel**2)
+        return -np.sum(weight * np.sum(p.target * log_p, axis=1)) + p.penalty[h] / 2 * np.sum(
+            kernel**2
+        )
 
     rng = np.random.default_rng(1)
     for h, r in np.ndindex(3, 2):
@@ -390,10 +446,10 @@ def test_the_loss_that_is_given_is_the_objective_and_no_neighbour_is_lower():
 
 def test_devices_blocks_and_neighbours_change_no_minimum(monkeypatch):
     p = problem("softmax", 2)
-    one = linear.solve(p)
-    spread = linear.solve(p, devices=jax.devices())
-    monkeypatch.setattr(linear, "_FLOATS", 1)
-    alone = linear.solve(p)
+    one = logistic.solve(p)
+    spread = logistic.solve(p, devices=jax.devices())
+    monkeypatch.setattr(logistic, "_FLOATS", 1)
+    alone = logistic.solve(p)
     for other in (spread, alone):
         np.testing.assert_allclose(one.kernel, other.kernel, atol=2e-3)
         np.testing.assert_allclose(one.loss, other.loss, rtol=1e-5)
@@ -401,16 +457,20 @@ def test_devices_blocks_and_neighbours_change_no_minimum(monkeypatch):
 
 def test_a_problem_without_weight_has_no_kernel():
     p = problem("softmax", 2)
-    found = linear.solve(dataclasses.replace(p, scale=p.scale * np.array([0, 1])))
-    assert np.all(found.kernel[0] == 0) and np.all(found.bias[0] == 0) and np.all(found.loss[0] == 0)
+    found = logistic.solve(dataclasses.replace(p, scale=p.scale * np.array([0, 1])))
+    assert (
+        np.all(found.kernel[0] == 0) and np.all(found.bias[0] == 0) and np.all(found.loss[0] == 0)
+    )
     assert np.all(np.isfinite(found.kernel))
 
 
 def test_a_sweep_by_lbfgs_minimises_the_objective_of_the_trainer(weights, tmp_path):
     """λ weighs the mean over the target's train part, the source's weighs 1; against scikit-learn on the same features."""
-    config = frozen(weights, sweep__lambda_=(0.0, 2.0), sweep__weight_decay=(0.05,), sweep__solver="lbfgs")
+    config = frozen(
+        weights, sweep__lambda_=(0.0, 2.0), sweep__weight_decay=(0.05,), sweep__solver="lbfgs"
+    )
     [(_, run)] = places = run_of(config, tmp_path)
-    [found], _ = heads.minimised(places, "pooled", sweep.grid_of(config))
+    [found], _ = trainer.minimised(places, "pooled", sweep.grid_of(config))
     x, y, weight = [], [], []
     for domain, strength in (("source", 1.0), ("target", 2.0)):
         train = run.examples[domain].indices("train")
@@ -418,6 +478,12 @@ def test_a_sweep_by_lbfgs_minimises_the_objective_of_the_trainer(weights, tmp_pa
         y.append(run.examples[domain].label[train])
         weight.append(np.full(len(train), strength / len(train)))
     theirs = LogisticRegression(C=1 / 0.05, tol=1e-10, max_iter=10_000)
-    theirs.fit(np.concatenate(x).astype(np.float64), np.concatenate(y), sample_weight=np.concatenate(weight))
+    theirs.fit(
+        np.concatenate(x).astype(np.float64),
+        np.concatenate(y),
+        sample_weight=np.concatenate(weight),
+    )
     val = run.examples["target"].indices("val")
-    np.testing.assert_allclose(found[1], theirs.predict_proba(run.frozen_features("target")[val]), atol=1e-3)
+    np.testing.assert_allclose(
+        found[1], theirs.predict_proba(run.frozen_features("target")[val]), atol=1e-3
+    )

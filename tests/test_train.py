@@ -10,14 +10,16 @@ import optax
 import pytest
 from flax import traverse_util
 
-from medtl import finetune, models
-from medtl.augment import Augmentation
-from medtl.base import NORMALIZATIONS, UserError
+from medtl import models
+from medtl.data.augment import Augmentation
+from medtl.errors import UserError
+from medtl.examples import NORMALIZATIONS
 from medtl.losses import cross_entropy
 from medtl.models.model import Head, Model
-from medtl.objective import Objective, Term
-from medtl.parallel import Parallel
-from medtl.train import Resident, Step, Streamed, make_loop, prepare
+from medtl.training import optimizers
+from medtl.training.objective import Objective, Term
+from medtl.training.parallel import Parallel
+from medtl.training.step import Resident, Step, Streamed, make_loop, prepare
 
 SIZE = 8
 NORM = NORMALIZATIONS["centered"].for_channels(1)
@@ -26,7 +28,8 @@ AUGMENTATION = Augmentation(flip=True, noise=0.02)
 
 def make_model(axis_name=None, dropout=0.0, separate=False):
     heads = {
-        name: Head(3, hidden=(8,), dropout=dropout) for name in (("source", "target") if separate else ("shared",))
+        name: Head(3, hidden=(8,), dropout=dropout)
+        for name in (("source", "target") if separate else ("shared",))
     }
     head_of = {domain: domain if separate else "shared" for domain in ("source", "target")}
     return Model(models.backbone("cifar_resnet20", stages=1, axis_name=axis_name), heads, head_of)
@@ -51,10 +54,15 @@ def make_step(model, params, *, freeze="none", lambda_=0.5, optimizer=None, **fi
     return Step(
         model=model,
         objective=Objective(
-            (Term("main", cross_entropy),), lambda_, fields.pop("reduction", "mean"), {"source": 26, "target": 52}
+            (Term("main", cross_entropy),),
+            lambda_,
+            fields.pop("reduction", "mean"),
+            {"source": 26, "target": 52},
         ),
         optimizer=optimizer or optax.sgd(0.05, momentum=0.9),
-        moving=finetune.moving(params, freeze=freeze, architecture="cifar_resnet20", heads=set(model.heads)),
+        moving=optimizers.moving(
+            params, freeze=freeze, architecture="cifar_resnet20", heads=set(model.heads)
+        ),
         augmentation=fields.pop("augmentation", AUGMENTATION),
         normalization=NORM,
         axis_name=model.backbone.axis_name,
@@ -73,14 +81,18 @@ def train(mode, devices, *, steps=10, dropout=0.3, **fields):
     for i in range(steps):
         state, metrics = compiled(state, parallel.shard(make_batch(i), multiple=step.accumulate))
         losses.append(float(metrics["loss"]))
-    return np.array(losses), jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
+    return np.array(losses), jax.device_get(
+        {"params": state.params, "batch_stats": state.batch_stats}
+    )
 
 
 def assert_same(a, b, *, rtol=1e-5):
     """Leaves agree to `rtol` of the largest entry of the leaf: a sum over devices is taken in another order."""
     for path, leaf in traverse_util.flatten_dict(a).items():
         other = traverse_util.flatten_dict(b)[path]
-        np.testing.assert_allclose(leaf, other, rtol=rtol, atol=rtol * np.abs(leaf).max(), err_msg="/".join(path))
+        np.testing.assert_allclose(
+            leaf, other, rtol=rtol, atol=rtol * np.abs(leaf).max(), err_msg="/".join(path)
+        )
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +138,10 @@ def test_steps_of_one_dispatch_are_the_steps_one_by_one(mode, devices):
     one = parallel.replicate(step.init(jax.random.key(1), variables))
     compiled, losses = parallel.train(step), []
     for row in rows:
-        batch = {d: {**{k: data[d][k][r["index"]] for k in ("image", "label", "weight")}, **r} for d, r in row.items()}
+        batch = {
+            d: {**{k: data[d][k][r["index"]] for k in ("image", "label", "weight")}, **r}
+            for d, r in row.items()
+        }
         one, metrics = compiled(one, parallel.shard(batch))
         losses.append(float(metrics["loss"]))
     states, logs = [], []
@@ -134,7 +149,9 @@ def test_steps_of_one_dispatch_are_the_steps_one_by_one(mode, devices):
         many = parallel.replicate(step.init(jax.random.key(1), variables))
         feed = Resident(
             parallel.loop(make_loop(step)),
-            parallel.replicate({d: {k: part[k] for k in ("image", "label", "weight")} for d, part in data.items()}),
+            parallel.replicate(
+                {d: {k: part[k] for k in ("image", "label", "weight")} for d, part in data.items()}
+            ),
             ((parallel.shard(row), 26) for row in rows),
             parallel.stack,
         )
@@ -183,7 +200,9 @@ def test_only_time_in_which_the_devices_had_nothing_to_do_counts_as_waiting(busy
             yield {}, 4
 
     waited = []
-    feed = Streamed(lambda state, batch: (state, {"loss": Result(not busy)}), slowly(), waited.append)
+    feed = Streamed(
+        lambda state, batch: (state, {"loss": Result(not busy)}), slowly(), waited.append
+    )
     for _ in range(4):
         assert feed(None, 9)[2:] == (1, 4)
     assert len(waited) == (1 if busy else 4)
@@ -210,13 +229,17 @@ def test_joint_gradient_is_source_plus_lambda_target(lambda_, step):
     batch = make_batch(0, 8, 5)
 
     def parts(params):
-        outputs, _ = model.apply({**variables, "params": params}, prepare(batch, normalization=NORM), train=True)
+        outputs, _ = model.apply(
+            {**variables, "params": params}, prepare(batch, normalization=NORM), train=True
+        )
         objective = Objective((Term("main", cross_entropy),), lambda_)
         loss, _ = objective(outputs, batch, step=step, counts=objective.counts(batch))
         means = {
             d: jnp.mean(
                 batch[d]["weight"]
-                * optax.softmax_cross_entropy_with_integer_labels(outputs[d].logits, batch[d]["label"])
+                * optax.softmax_cross_entropy_with_integer_labels(
+                    outputs[d].logits, batch[d]["label"]
+                )
             )
             for d in batch
         }
@@ -225,7 +248,9 @@ def test_joint_gradient_is_source_plus_lambda_target(lambda_, step):
     jacobian = jax.jit(jax.jacrev(parts))(variables["params"])
     factor = 1.4 if callable(lambda_) else lambda_
     joint, source, target = (
-        np.concatenate([np.asarray(leaf[i], np.float64).ravel() for leaf in jax.tree.leaves(jacobian)])
+        np.concatenate(
+            [np.asarray(leaf[i], np.float64).ravel() for leaf in jax.tree.leaves(jacobian)]
+        )
         for i in range(3)
     )
     expected = source + factor * target
@@ -240,7 +265,9 @@ def test_sum_form_is_the_mean_form_with_lambda_times_the_ratio_of_sizes():
     outputs, _ = model.apply(variables, prepare(batch, normalization=NORM), train=False)
     values = []
     for lambda_, reduction in ((0.25, "sum"), (0.5, "mean")):
-        objective = Objective((Term("main", cross_entropy),), lambda_, reduction, {"source": 26, "target": 52})
+        objective = Objective(
+            (Term("main", cross_entropy),), lambda_, reduction, {"source": 26, "target": 52}
+        )
         values.append(float(objective(outputs, batch, step=0, counts=objective.counts(batch))[0]))
     np.testing.assert_allclose(values[0], 26 * values[1], rtol=1e-6)
 
@@ -250,15 +277,22 @@ def test_frozen_parameters_rest_and_the_others_move(freeze):
     model = make_model(separate=True)
     model = dataclasses.replace(model, backbone=models.backbone("cifar_resnet20", stages=2))
     variables = jax.device_get(model.init(jax.random.key(0), (SIZE, SIZE, 1)))
-    step = make_step(model, variables["params"], freeze=freeze, optimizer=optax.adamw(1e-2), batch_norm="frozen")
+    step = make_step(
+        model, variables["params"], freeze=freeze, optimizer=optax.adamw(1e-2), batch_norm="frozen"
+    )
     state, _ = jax.jit(step)(step.init(jax.random.key(0), variables), make_batch(0))
-    before, after = (traverse_util.flatten_dict(v) for v in (variables["params"], jax.device_get(state.params)))
+    before, after = (
+        traverse_util.flatten_dict(v) for v in (variables["params"], jax.device_get(state.params))
+    )
     for path in before:
         first_stage = path[1] in ("conv1", "bn1") or path[1].startswith("layer1")
         rests = path[0] == "backbone" and (freeze == "backbone" or first_stage)
         assert np.array_equal(before[path], after[path]) == rests, path
     np.testing.assert_array_equal(
-        *(jax.tree.leaves(v)[0] for v in (variables["batch_stats"], jax.device_get(state.batch_stats)))
+        *(
+            jax.tree.leaves(v)[0]
+            for v in (variables["batch_stats"], jax.device_get(state.batch_stats))
+        )
     )
 
 
@@ -266,11 +300,14 @@ def test_a_head_that_is_not_in_use_does_not_decay():
     model = make_model(separate=True)
     variables = jax.device_get(model.init(jax.random.key(0), (SIZE, SIZE, 1)))
     step = make_step(model, variables["params"], optimizer=optax.adamw(1e-2, weight_decay=1.0))
-    used = finetune.moving(variables["params"], freeze="none", architecture="cifar_resnet20", heads={"target"})
+    used = optimizers.moving(
+        variables["params"], freeze="none", architecture="cifar_resnet20", heads={"target"}
+    )
     step = dataclasses.replace(step, moving=used)
     state, _ = jax.jit(step)(step.init(jax.random.key(0), variables), make_batch(0, 0, 8))
     np.testing.assert_array_equal(
-        state.params["heads"]["source"]["logits"]["kernel"], variables["params"]["heads"]["source"]["logits"]["kernel"]
+        state.params["heads"]["source"]["logits"]["kernel"],
+        variables["params"]["heads"]["source"]["logits"]["kernel"],
     )
 
 
@@ -282,7 +319,9 @@ def test_moving_average_is_the_recursion():
     expected = variables["params"]["heads"]["shared"]["logits"]["bias"]
     for i in range(3):
         state, _ = jax.jit(step)(state, make_batch(i))
-        expected = 0.9 * expected + 0.1 * np.asarray(state.params["heads"]["shared"]["logits"]["bias"])
+        expected = 0.9 * expected + 0.1 * np.asarray(
+            state.params["heads"]["shared"]["logits"]["bias"]
+        )
     got = step.variables(state)["params"]["heads"]["shared"]["logits"]["bias"]
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
@@ -310,6 +349,8 @@ def test_parts_of_a_batch_need_the_memory_of_one():
     needed = {}
     for parts in (1, 4):
         step = make_step(model, variables["params"], accumulate=parts)
-        compiled = parallel.train(step).lower(step.init(jax.random.key(1), variables), batch).compile()
+        compiled = (
+            parallel.train(step).lower(step.init(jax.random.key(1), variables), batch).compile()
+        )
         needed[parts] = compiled.memory_analysis().temp_size_in_bytes
     assert needed[4] < 0.5 * needed[1], needed

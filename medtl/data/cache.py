@@ -19,9 +19,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from medtl import base
 from medtl.data import images
 from medtl.data.table import Encoded, Table
+from medtl.errors import UserError
+from medtl.examples import ImageSource
 
 KINDS = ("auto", "memory", "disk", "stream")
 MEMORY_LIMIT = 2 * 2**30
@@ -38,7 +39,9 @@ class DecodedOnDemand:
       digests: bytes[N], of the pixels, as `digests` computes them.
     """
 
-    def __init__(self, table: Table, *, size: int, channels: int, resize: str, digests: Sequence[bytes] = ()):
+    def __init__(
+        self, table: Table, *, size: int, channels: int, resize: str, digests: Sequence[bytes] = ()
+    ):
         self._table = table
         self._size, self._channels, self._resize = size, channels, resize
         self.digests = digests
@@ -55,13 +58,16 @@ class DecodedOnDemand:
     def decode(self, index: int) -> np.ndarray:
         """As indexing, but raises what reading and decoding raise: OSError, `images.UnreadableImageError`."""
         return images.decode(
-            _encoded(self._table)[index], size=self._size, channels=self._channels, resize=self._resize
+            _encoded(self._table)[index],
+            size=self._size,
+            channels=self._channels,
+            resize=self._resize,
         )
 
 
 def load(
     table: Table, *, size: int, channels: int, resize: str, cache: str, cache_dir: str
-) -> tuple[np.ndarray | base.ImageSource, list[bytes]]:
+) -> tuple[np.ndarray | ImageSource, list[bytes]]:
     """Decodes a table's images.
 
     Args:
@@ -79,14 +85,18 @@ def load(
       UserError: where images cannot be read (the first five are named), or a cache file cannot be written.
     """
     if isinstance(table.images, np.ndarray):
-        contents = [hashlib.sha256(np.ascontiguousarray(image).tobytes()).digest() for image in table.images]
+        contents = [
+            hashlib.sha256(np.ascontiguousarray(image).tobytes()).digest() for image in table.images
+        ]
         return images.fit_all(table.images, size=size, channels=channels, resize=resize), contents
     shape = (len(table), size, size, channels)
     nbytes = int(np.prod(shape, dtype=np.int64))
     if cache == "auto":
         cache = "memory" if nbytes <= MEMORY_LIMIT else "disk" if nbytes <= DISK_LIMIT else "stream"
     contents = [
-        digest for part in _each(table, lambda i: hashlib.sha256(_encoded(table)[i]).digest()) for digest in part
+        digest
+        for part in _each(table, lambda i: hashlib.sha256(_encoded(table)[i]).digest())
+        for digest in part
     ]
     decoder = DecodedOnDemand(table, size=size, channels=channels, resize=resize)
 
@@ -109,10 +119,14 @@ def load(
     pixels = _mapped(
         folder / f"{name}.digests.npy",
         (len(table), width),
-        lambda: (np.frombuffer(b"".join(digests(p)), np.uint8).reshape(-1, width) for p in decoded()),
+        lambda: (
+            np.frombuffer(b"".join(digests(p)), np.uint8).reshape(-1, width) for p in decoded()
+        ),
     )
     known = [row.tobytes() for row in pixels]
-    return DecodedOnDemand(table, size=size, channels=channels, resize=resize, digests=known), contents
+    return DecodedOnDemand(
+        table, size=size, channels=channels, resize=resize, digests=known
+    ), contents
 
 
 def place(cache_dir: str) -> pathlib.Path:
@@ -121,12 +135,13 @@ def place(cache_dir: str) -> pathlib.Path:
     return pathlib.Path(cache_dir or f"{home}/medtl").expanduser()
 
 
-def digests(image: np.ndarray | base.ImageSource) -> Sequence[bytes]:
+def digests(image: np.ndarray | ImageSource) -> Sequence[bytes]:
     """bytes[N], one digest per image of its pixels at the working size; equal images have equal digests."""
     if not isinstance(image, np.ndarray) and len(getattr(image, "digests", ())) == len(image):
         return image.digests  # type: ignore[attr-defined]  # what a user's own source need not have
     return [
-        hashlib.blake2b(np.ascontiguousarray(image[i]).tobytes(), digest_size=16).digest() for i in range(len(image))
+        hashlib.blake2b(np.ascontiguousarray(image[i]).tobytes(), digest_size=16).digest()
+        for i in range(len(image))
     ]
 
 
@@ -139,10 +154,12 @@ def _reason(error: Exception) -> str:
     return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
 
 
-def _unreadable(table: Table, failed: list[tuple[int, str]]) -> base.UserError:
-    named = ", ".join(f"{str(table.id[i])!r} ({table.where(i)}: {reason})" for i, reason in failed[:5])
+def _unreadable(table: Table, failed: list[tuple[int, str]]) -> UserError:
+    named = ", ".join(
+        f"{str(table.id[i])!r} ({table.where(i)}: {reason})" for i, reason in failed[:5]
+    )
     more = f" and {len(failed) - 5} more" if len(failed) > 5 else ""
-    return base.UserError(
+    return UserError(
         f"{table.origin}: {len(failed)} of {len(table)} images cannot be read: {named}{more}; replace them or leave them out"
     )
 
@@ -168,7 +185,9 @@ def _each(table: Table, work: Callable[[int], _T]) -> Iterator[list[_T]]:
         raise _unreadable(table, sorted(failed))
 
 
-def _mapped(path: pathlib.Path, shape: tuple[int, ...], chunks: Callable[[], Iterator[np.ndarray]]) -> np.ndarray:
+def _mapped(
+    path: pathlib.Path, shape: tuple[int, ...], chunks: Callable[[], Iterator[np.ndarray]]
+) -> np.ndarray:
     """uint8[shape] mapped from `path`, which is written first where it is not there or is damaged."""
     found = _existing(path, shape)
     if found is not None:
@@ -176,7 +195,9 @@ def _mapped(path: pathlib.Path, shape: tuple[int, ...], chunks: Callable[[], Ite
     temporary = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, suffix=".tmp", delete=False) as file:
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=path.stem, suffix=".tmp", delete=False
+        ) as file:
             temporary = file.name
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
@@ -184,7 +205,7 @@ def _mapped(path: pathlib.Path, shape: tuple[int, ...], chunks: Callable[[], Ite
                 file.write(np.ascontiguousarray(chunk).data)
         os.replace(temporary, path)
     except OSError as error:
-        raise base.UserError(
+        raise UserError(
             f"config.data.cache_dir: cannot write {path} ({_reason(error)}); name another folder"
         ) from None
     finally:
@@ -193,7 +214,7 @@ def _mapped(path: pathlib.Path, shape: tuple[int, ...], chunks: Callable[[], Ite
                 os.unlink(temporary)
     written = _existing(path, shape)
     if written is None:
-        raise base.UserError(f"config.data.cache_dir: {path} is damaged directly after it was written")
+        raise UserError(f"config.data.cache_dir: {path} is damaged directly after it was written")
     return written
 
 

@@ -45,7 +45,9 @@ def decode(data: bytes, *, size: int, channels: int, resize: str) -> np.ndarray:
         with Image.open(io.BytesIO(data)) as image:
             # An MPO is a photograph; its further frames are previews of the first.
             if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-                raise UnreadableImageError(f"it has {getattr(image, 'n_frames', 1)} frames; give one image a file")
+                raise UnreadableImageError(
+                    f"it has {getattr(image, 'n_frames', 1)} frames; give one image a file"
+                )
             plain = _to_8_bit(ImageOps.exif_transpose(image))
     except UnreadableImageError:
         raise
@@ -110,7 +112,9 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
         return image.convert("L")
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         over = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", over.size, (0, 0, 0, 255)), over).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", over.size, (0, 0, 0, 255)), over).convert(
+            "RGB"
+        )
     return image.convert("RGB")
 
 

@@ -19,7 +19,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from medtl import base
+from medtl.errors import UserError
+from medtl.examples import Examples, ImageSource
 
 Batch = dict[str, np.ndarray]
 T = TypeVar("T")
@@ -32,7 +33,7 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
 
 
 def train_batches(
-    examples: base.Examples,
+    examples: Examples,
     split: str,
     batch_size: int,
     *,
@@ -60,11 +61,13 @@ def train_batches(
     first = start_step * batch_size
     fetch = _fetcher(examples, features, _From(order, first), workers)
     for step in itertools.count(start_step):
-        yield _batch(examples, order.span(step * batch_size, (step + 1) * batch_size), batch_size, fetch)
+        yield _batch(
+            examples, order.span(step * batch_size, (step + 1) * batch_size), batch_size, fetch
+        )
 
 
 def train_rows(
-    examples: base.Examples, split: str, batch_size: int, *, seed: int, start_step: int = 0
+    examples: Examples, split: str, batch_size: int, *, seed: int, start_step: int = 0
 ) -> Generator[Batch, None, None]:
     """The batches of `train_batches` as rows alone, for data that lies on the device: `index`, `mask` and `position`."""
     order = _order(examples, split, seed)
@@ -75,7 +78,7 @@ def train_rows(
 
 
 def eval_batches(
-    examples: base.Examples,
+    examples: Examples,
     indices: np.ndarray,
     batch_size: int,
     *,
@@ -141,10 +144,12 @@ def prefetch(iterator: Iterator[T], size: int = 2) -> Generator[T, None, None]:
             iterator.close()
 
 
-def _order(examples: base.Examples, split: str, seed: int) -> _Endless:
+def _order(examples: Examples, split: str, seed: int) -> _Endless:
     order = _Endless(examples.indices(split), seed)
     if not len(order.rows):
-        raise base.UserError(f"{examples.name}: split {split} is empty; it has {', '.join(examples.splits)}")
+        raise UserError(
+            f"{examples.name}: split {split} is empty; it has {', '.join(examples.splits)}"
+        )
     return order
 
 
@@ -173,7 +178,9 @@ class _Endless:
         """int64[stop - start], the rows at these places."""
         n = len(self.rows)
         epochs = range(start // n, (stop - 1) // n + 1)
-        return np.concatenate([self.epoch(e) for e in epochs])[start - epochs[0] * n : stop - epochs[0] * n]
+        return np.concatenate([self.epoch(e) for e in epochs])[
+            start - epochs[0] * n : stop - epochs[0] * n
+        ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +212,7 @@ class _Listed:
 class _Placed:
     """A Grain source: the image at each place of an order."""
 
-    images: base.ImageSource
+    images: ImageSource
     order: _From | _Listed
 
     def __len__(self) -> int:
@@ -221,7 +228,9 @@ class _Fetcher:
     get: Callable[[np.ndarray], np.ndarray]
 
 
-def _fetcher(examples: base.Examples, features: np.ndarray | None, order: _From | _Listed, workers: int) -> _Fetcher:
+def _fetcher(
+    examples: Examples, features: np.ndarray | None, order: _From | _Listed, workers: int
+) -> _Fetcher:
     """What gives the images of the next rows: an array by its index, an `ImageSource` through Grain, in order."""
     if features is not None:
         return _Fetcher("features", features.__getitem__)
@@ -251,13 +260,15 @@ def _stream(source: _Placed, workers: int) -> Iterator[np.ndarray]:
         iterator.close()
 
 
-def _batch(examples: base.Examples, rows: np.ndarray, batch_size: int, fetch: _Fetcher) -> Batch:
+def _batch(examples: Examples, rows: np.ndarray, batch_size: int, fetch: _Fetcher) -> Batch:
     n = len(rows)
 
     def padded(values: np.ndarray, fill: float = 0) -> np.ndarray:
         if n == batch_size:
             return values
-        return np.concatenate([values, np.full((batch_size - n, *values.shape[1:]), fill, values.dtype)])
+        return np.concatenate(
+            [values, np.full((batch_size - n, *values.shape[1:]), fill, values.dtype)]
+        )
 
     return {
         fetch.key: padded(np.asarray(fetch.get(rows))),

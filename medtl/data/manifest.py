@@ -20,9 +20,10 @@ import pathlib
 
 import numpy as np
 
-from medtl import base
 from medtl.data import splits
 from medtl.data.table import Table
+from medtl.errors import UserError, nearest
+from medtl.examples import is_group
 
 # Written so, these would be ignored, and a split, a patient or a group lost without a word.
 _NEAR_MISSES = {
@@ -91,10 +92,14 @@ def read(path: str, *, label: str, multi_label: bool, require_label: bool, key: 
     _refuse_near_misses(sheet, label)
     n = len(sheet.rows)
     names = _filled(sheet, "image_path")
-    labels, classes = _labels(sheet, label, multi_label) if require_label else (np.full(n, -1, np.int32), ())
+    labels, classes = (
+        _labels(sheet, label, multi_label) if require_label else (np.full(n, -1, np.int32), ())
+    )
     folder = pathlib.Path(path).parent
     table = Table(
-        name=folder.resolve().name if pathlib.Path(path).stem == "manifest" else pathlib.Path(path).stem,
+        name=folder.resolve().name
+        if pathlib.Path(path).stem == "manifest"
+        else pathlib.Path(path).stem,
         origin=path,
         id=np.array(_filled(sheet, "id") if "id" in sheet.columns else names),
         label=labels,
@@ -113,11 +118,15 @@ def read(path: str, *, label: str, multi_label: bool, require_label: bool, key: 
 
 def _read_sheet(path: str, flag: str) -> _Sheet:
     if not path:
-        raise base.UserError(f"{flag} is empty; it is the path of a manifest CSV")
+        raise UserError(f"{flag} is empty; it is the path of a manifest CSV")
     if os.path.isdir(path):
         beside = os.path.join(path, "manifest.csv")
-        hint = f"; did you mean {beside!r}?" if os.path.isfile(beside) else "; it is the path of a manifest CSV"
-        raise base.UserError(f"{flag}: {path} is a directory{hint}")
+        hint = (
+            f"; did you mean {beside!r}?"
+            if os.path.isfile(beside)
+            else "; it is the path of a manifest CSV"
+        )
+        raise UserError(f"{flag}: {path} is a directory{hint}")
     records: list[tuple[int, list[str]]] = []
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
@@ -128,15 +137,19 @@ def _read_sheet(path: str, flag: str) -> _Sheet:
                     records.append((line, [cell.strip() for cell in record]))
                 line = reader.line_num + 1
     except FileNotFoundError:
-        raise base.UserError(f"{flag}: there is no file {path}") from None
+        raise UserError(f"{flag}: there is no file {path}") from None
     except UnicodeDecodeError as error:
-        raise base.UserError(f"{path} is not a CSV file in UTF-8 ({error.reason} at byte {error.start})") from None
+        raise UserError(
+            f"{path} is not a CSV file in UTF-8 ({error.reason} at byte {error.start})"
+        ) from None
     except csv.Error as error:
-        raise base.UserError(f"{path}, line {line}: not a CSV file ({error})") from None
+        raise UserError(f"{path}, line {line}: not a CSV file ({error})") from None
     except OSError as error:
-        raise base.UserError(f"{flag}: cannot read {path} ({error.strerror})") from None
+        raise UserError(f"{flag}: cannot read {path} ({error.strerror})") from None
     if not records:
-        raise base.UserError(f"{path} is empty; the first line names the columns: image_path, diagnosis, ...")
+        raise UserError(
+            f"{path} is empty; the first line names the columns: image_path, diagnosis, ..."
+        )
     return _sheet(path, records)
 
 
@@ -145,19 +158,19 @@ def _sheet(path: str, records: list[tuple[int, list[str]]]) -> _Sheet:
     if len(header) == 1 and len(header[0]) < 10_000:
         for mark, word in ((";", "semicolons"), ("\t", "tabs")):
             if mark in header[0]:
-                raise base.UserError(
+                raise UserError(
                     f"{path}, line {line}: the columns are separated by {word}; separate them by commas"
                 )
     for name in header:
         if header.count(name) > 1 and name:
-            raise base.UserError(f"{path}, line {line}: two columns are called {name!r}")
+            raise UserError(f"{path}, line {line}: two columns are called {name!r}")
     if any("\0" in name for name in header):
-        raise base.UserError(f"{path}, line {line}: not a CSV file (it holds NUL bytes)")
+        raise UserError(f"{path}, line {line}: not a CSV file (it holds NUL bytes)")
     if not body:
-        raise base.UserError(f"{path} has a header and no rows; each further line is an image")
+        raise UserError(f"{path} has a header and no rows; each further line is an image")
     for line, row in body:
         if len(row) != len(header):
-            raise base.UserError(
+            raise UserError(
                 f"{path}, line {line}: {len(row)} cells, but the header has {len(header)} columns; "
                 "a cell that holds a comma needs quotes"
             )
@@ -167,30 +180,36 @@ def _sheet(path: str, records: list[tuple[int, list[str]]]) -> _Sheet:
 
 def _require(sheet: _Sheet, column: str, key: str) -> None:
     if column not in sheet.columns:
-        raise base.UserError(
-            f"{sheet.path}, line 1 has no column {column!r} ({key}){base.nearest(column, sheet.columns)}"
+        raise UserError(
+            f"{sheet.path}, line 1 has no column {column!r} ({key}){nearest(column, sheet.columns)}"
         )
 
 
 def _groups(sheet: _Sheet, label: str) -> dict[str, np.ndarray]:
     """The columns of groups, less the diagnosis where it is called like one."""
-    return {name: np.array(sheet.column(name)) for name in sheet.columns if base.is_group(name) and name != label}
+    return {
+        name: np.array(sheet.column(name))
+        for name in sheet.columns
+        if is_group(name) and name != label
+    }
 
 
 def _refuse_near_misses(sheet: _Sheet, label: str) -> None:
     for column in sheet.columns:
-        if column.lower().startswith("subgroup_") and not base.is_group(column) and column != label:
-            raise base.UserError(f"{sheet.path}, line 1: column {column!r}; did you mean 'subgroup_<name>'?")
+        if column.lower().startswith("subgroup_") and not is_group(column) and column != label:
+            raise UserError(
+                f"{sheet.path}, line 1: column {column!r}; did you mean 'subgroup_<name>'?"
+            )
         meant = _NEAR_MISSES.get(column.lower().replace("_", "").replace(" ", ""))
         if meant and meant not in sheet.columns and column != label:
-            raise base.UserError(f"{sheet.path}, line 1: column {column!r}; did you mean {meant!r}?")
+            raise UserError(f"{sheet.path}, line 1: column {column!r}; did you mean {meant!r}?")
 
 
 def _filled(sheet: _Sheet, column: str) -> list[str]:
     cells = sheet.column(column)
     for row, cell in enumerate(cells):
         if not cell:
-            raise base.UserError(f"{sheet.where(row, column)}: the cell is empty")
+            raise UserError(f"{sheet.where(row, column)}: the cell is empty")
     return cells
 
 
@@ -198,8 +217,13 @@ def _labels(sheet: _Sheet, column: str, multi_label: bool) -> tuple[np.ndarray, 
     cells = _filled(sheet, column)
     for row, cell in enumerate(cells):
         if cell.lower() == "nan":
-            raise base.UserError(f"{sheet.where(row, column)}: the label is {cell!r}; every row needs a diagnosis")
-    sets = [{part.strip() for part in cell.split("|")} - {""} if multi_label else {cell} for cell in cells]
+            raise UserError(
+                f"{sheet.where(row, column)}: the label is {cell!r}; every row needs a diagnosis"
+            )
+    sets = [
+        {part.strip() for part in cell.split("|")} - {""} if multi_label else {cell}
+        for cell in cells
+    ]
     classes = sorted_classes(set().union(*sets))
     _refuse_case_twins(sheet, column, classes, sets)
     index = {name: i for i, name in enumerate(classes)}
@@ -213,16 +237,20 @@ def _labels(sheet: _Sheet, column: str, multi_label: bool) -> tuple[np.ndarray, 
 
 def sorted_classes(names: set[str]) -> tuple[str, ...]:
     """Sorted as numbers where all are, else as text."""
-    return tuple(sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names))
+    return tuple(
+        sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names)
+    )
 
 
-def _refuse_case_twins(sheet: _Sheet, column: str, classes: tuple[str, ...], sets: list[set[str]]) -> None:
+def _refuse_case_twins(
+    sheet: _Sheet, column: str, classes: tuple[str, ...], sets: list[set[str]]
+) -> None:
     seen: dict[str, str] = {}
     for name in classes:
         other = seen.setdefault(name.lower(), name)
         if other != name:
             row = next(i for i, names in enumerate(sets) if name in names)
-            raise base.UserError(
+            raise UserError(
                 f"{sheet.where(row, column)}: {name!r} and {other!r} differ in case only; write one of them"
             )
 
@@ -233,7 +261,7 @@ def _splits(sheet: _Sheet) -> np.ndarray:
         name = splits.ALIASES.get(cell.lower(), cell.lower())
         if name not in splits.NAMES:
             said = f"{cell!r} is not a split" if cell else "the cell is empty"
-            raise base.UserError(f"{sheet.where(row, 'split')}: {said}{base.nearest(name, splits.NAMES)}")
+            raise UserError(f"{sheet.where(row, 'split')}: {said}{nearest(name, splits.NAMES)}")
         names.append(name)
     return np.array(names)
 
@@ -246,7 +274,7 @@ def _weights(sheet: _Sheet) -> np.ndarray:
         except ValueError:
             value = math.nan
         if not 0 <= value < math.inf:
-            raise base.UserError(f"{sheet.where(row, 'weight')}: {cell!r} is not a number >= 0")
+            raise UserError(f"{sheet.where(row, 'weight')}: {cell!r} is not a number >= 0")
         weights.append(value)
     return np.array(weights, np.float32)
 
@@ -257,7 +285,7 @@ def _check_images(table: Table, names: list[str]) -> None:
     if missing:
         listed = ", ".join(f"{names[i]!r} ({table.where(i)})" for i in missing[:5])
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise base.UserError(
+        raise UserError(
             f"{table.origin}, column image_path: {len(missing)} of {len(table)} images are missing: {listed}{more}; "
             f"paths are relative to {os.path.dirname(table.origin) or '.'}"
         )

@@ -15,9 +15,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from medtl import base
 from medtl.data import splits
 from medtl.data.table import Table
+from medtl.errors import UserError
 
 # As in medmnist's INFO; commas are left out, so that a name is a plain CSV cell.
 CLASSES = {
@@ -62,7 +62,9 @@ CLASSES = {
 }
 
 
-def read(path: str, *, multi_label: bool, require_label: bool, key: str, images: bool = True) -> Table:
+def read(
+    path: str, *, multi_label: bool, require_label: bool, key: str, images: bool = True
+) -> Table:
     """Reads an npz.
 
     Args:
@@ -76,7 +78,9 @@ def read(path: str, *, multi_label: bool, require_label: bool, key: str, images:
       UserError: for everything in the module's docstring.
     """
     if not os.path.isfile(path):
-        raise base.UserError(f"{key}.path: there is no file {path or '(empty)'}; it is the path of an .npz")
+        raise UserError(
+            f"{key}.path: there is no file {path or '(empty)'}; it is the path of an .npz"
+        )
     try:
         with open(path, "rb") as file:
             arrays = np.load(file, allow_pickle=False)
@@ -84,36 +88,53 @@ def read(path: str, *, multi_label: bool, require_label: bool, key: str, images:
                 raise ValueError("it holds a single array")
             return _table(path, arrays, multi_label, require_label, key, images)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise base.UserError(f"{key}.path: {path} is not a readable .npz ({error})") from None
+        raise UserError(f"{key}.path: {path} is not a readable .npz ({error})") from None
 
 
 def _table(
-    path: str, arrays: Mapping[str, np.ndarray], multi_label: bool, require_label: bool, key: str, images: bool
+    path: str,
+    arrays: Mapping[str, np.ndarray],
+    multi_label: bool,
+    require_label: bool,
+    key: str,
+    images: bool,
 ) -> Table:
     present = [s for s in splits.NAMES if f"{s}_images" in arrays]
     if not present:
-        raise base.UserError(
+        raise UserError(
             f"{path} has the arrays {', '.join(arrays) or '(none)'}; it needs train_images and train_labels"
         )
     pixels, labels = [], []
     for name in present:
         if require_label:
             if f"{name}_labels" not in arrays:
-                raise base.UserError(f"{path} has {name}_images but no {name}_labels")
-            labels.append(_labels(arrays[f"{name}_labels"], f"{path}, {name}_labels", multi_label, key))
-        pixels.append(_images(arrays, name, path) if images else np.zeros((len(labels[-1]), 0, 0), np.uint8))
+                raise UserError(f"{path} has {name}_images but no {name}_labels")
+            labels.append(
+                _labels(arrays[f"{name}_labels"], f"{path}, {name}_labels", multi_label, key)
+            )
+        pixels.append(
+            _images(arrays, name, path) if images else np.zeros((len(labels[-1]), 0, 0), np.uint8)
+        )
         if labels and len(labels[-1]) != len(pixels[-1]):
-            raise base.UserError(f"{path}: {len(pixels[-1])} {name}_images but {len(labels[-1])} {name}_labels")
+            raise UserError(
+                f"{path}: {len(pixels[-1])} {name}_images but {len(labels[-1])} {name}_labels"
+            )
     shapes = {a.shape[1:] for a in pixels} | {a.shape[1:] for a in labels}
     if len(shapes) != 1 + bool(labels):
-        raise base.UserError(f"{path}: the splits differ in the shape of their images or labels")
+        raise UserError(f"{path}: the splits differ in the shape of their images or labels")
     counts = [len(a) for a in pixels]
     n = sum(counts)
     label = np.concatenate(labels) if labels else np.full(n, -1, np.int32)
     return Table(
         name=pathlib.Path(path).stem,
         origin=path,
-        id=np.array([f"{name}/{i}" for name, count in zip(present, counts, strict=True) for i in range(count)]),
+        id=np.array(
+            [
+                f"{name}/{i}"
+                for name, count in zip(present, counts, strict=True)
+                for i in range(count)
+            ]
+        ),
         label=label,
         classes=_classes(path, arrays, label) if require_label else (),
         split=np.repeat(present, counts),
@@ -127,8 +148,10 @@ def _table(
 
 def _images(arrays: Mapping[str, np.ndarray], split: str, path: str) -> np.ndarray:
     value = arrays[f"{split}_images"]
-    if value.dtype != np.uint8 or not (value.ndim == 3 or (value.ndim == 4 and value.shape[-1] in (1, 3))):
-        raise base.UserError(
+    if value.dtype != np.uint8 or not (
+        value.ndim == 3 or (value.ndim == 4 and value.shape[-1] in (1, 3))
+    ):
+        raise UserError(
             f"{path}, {split}_images is {value.dtype}{list(value.shape)}; it must be uint8[n, H, W], [n, H, W, 1] or [n, H, W, 3]"
         )
     return value
@@ -137,19 +160,23 @@ def _images(arrays: Mapping[str, np.ndarray], split: str, path: str) -> np.ndarr
 def _labels(value: np.ndarray, where: str, multi_label: bool, key: str) -> np.ndarray:
     """int32[n], or float32[n, K]."""
     if value.dtype.kind not in "biuf" or value.ndim > 2:
-        raise base.UserError(f"{where} is {value.dtype}{list(value.shape)}; it must hold numbers, [n, 1] or [n, K]")
+        raise UserError(
+            f"{where} is {value.dtype}{list(value.shape)}; it must hold numbers, [n, 1] or [n, K]"
+        )
     if multi_label:
         answers = value.reshape(len(value), -1).astype(np.float32)
         for row, column in np.argwhere(~(np.isnan(answers) | (answers == 0) | (answers == 1))):
-            raise base.UserError(f"{where}, row {row}: {answers[row, column]:g} is not 0, 1 or NaN (unknown)")
+            raise UserError(
+                f"{where}, row {row}: {answers[row, column]:g} is not 0, 1 or NaN (unknown)"
+            )
         return answers
     if value.ndim == 2 and value.shape[1] != 1:
-        raise base.UserError(
+        raise UserError(
             f"{where} has {value.shape[1]} columns; set {key}.multi_label to True for several labels an image"
         )
     numbers = value.reshape(len(value))
     for row in np.flatnonzero(~((numbers >= 0) & (numbers == np.floor(numbers)))):
-        raise base.UserError(f"{where}, row {row}: {numbers[row]} is not a class number 0, 1, ...")
+        raise UserError(f"{where}, row {row}: {numbers[row]} is not a class number 0, 1, ...")
     return numbers.astype(np.int32)
 
 
@@ -162,7 +189,7 @@ def _classes(path: str, arrays: Mapping[str, np.ndarray], label: np.ndarray) -> 
         if len(names) != count:
             return tuple(str(i) for i in range(count))
     if len(names) < count or len(set(names)) != len(names):
-        raise base.UserError(
+        raise UserError(
             f"{path}: `classes` has {len(set(names))} different names, the labels have {count} classes"
         )
     return names

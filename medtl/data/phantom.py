@@ -16,9 +16,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from medtl import base
 from medtl.data import images, splits
 from medtl.data import table as tables
+from medtl.examples import Examples
 
 CLASSES = ("healthy", "infiltrate", "nodule")
 
@@ -50,8 +50,12 @@ class Scanner:
 
 # What sets the difficulty; benchmarks/ and configs/ state what was measured with these values.
 SCANNERS = {
-    "a": Scanner(zoom=1.0, blur=0.03, gain=1.0, gamma=1.0, bias=0.0, texture=0.06, grain=0.10, noise=0.03),
-    "b": Scanner(zoom=0.9, blur=0.04, gain=0.8, gamma=1.3, bias=0.1, texture=0.08, grain=0.16, noise=0.04),
+    "a": Scanner(
+        zoom=1.0, blur=0.03, gain=1.0, gamma=1.0, bias=0.0, texture=0.06, grain=0.10, noise=0.03
+    ),
+    "b": Scanner(
+        zoom=0.9, blur=0.04, gain=0.8, gamma=1.3, bias=0.1, texture=0.08, grain=0.16, noise=0.04
+    ),
 }
 NODULES = 3  # at most, per patient
 NODULE_CONTRAST = (0.35, 0.55)
@@ -78,7 +82,7 @@ def examples(
     channels: int = 1,
     split: Sequence[float] = (0.7, 0.15, 0.15),
     train_size: int = 0,
-) -> base.Examples:
+) -> Examples:
     """Draws `n` phantom images.
 
     Args:
@@ -117,7 +121,9 @@ def draw(n: int, *, scanner: str, seed: int, image_size: int) -> tables.Table:
     for chunk, start in enumerate(range(0, n, _CHUNK)):
         part = slice(start, start + _CHUNK)
         chunk_rng = _generator(seed, scanner, 1 + chunk)
-        pixels[part] = _render({k: v[part] for k, v in views.items()}, SCANNERS[scanner], image_size, chunk_rng)
+        pixels[part] = _render(
+            {k: v[part] for k, v in views.items()}, SCANNERS[scanner], image_size, chunk_rng
+        )
     name = f"phantom_{scanner}"
     return tables.Table(
         name=name,
@@ -141,7 +147,9 @@ def _generator(seed: int, scanner: str, stream: int) -> np.random.Generator:
     )
 
 
-def _uniform(rng: np.random.Generator, bounds: tuple[float, float], shape: tuple[int, ...]) -> np.ndarray:
+def _uniform(
+    rng: np.random.Generator, bounds: tuple[float, float], shape: tuple[int, ...]
+) -> np.ndarray:
     return bounds[0] + (bounds[1] - bounds[0]) * rng.random(shape)
 
 
@@ -163,7 +171,9 @@ def _bodies(p: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
     label = np.arange(p) % len(CLASSES)
     rng.shuffle(label)
     nodule, infiltrate = label == CLASSES.index("nodule"), label == CLASSES.index("infiltrate")
-    shown = nodule[:, None] & (np.arange(NODULES) < 1 + (rng.random(p) * NODULES).astype(np.int64)[:, None])
+    shown = nodule[:, None] & (
+        np.arange(NODULES) < 1 + (rng.random(p) * NODULES).astype(np.int64)[:, None]
+    )
     return {
         "label": label,
         "angle": rng.normal(0, 0.15, p),
@@ -184,7 +194,9 @@ def _bodies(p: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
     }
 
 
-def _views(bodies: dict[str, np.ndarray], patient: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _views(
+    bodies: dict[str, np.ndarray], patient: np.ndarray, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
     """The bodies as each image finds them; every value has the leading axis n."""
     n = len(patient)
     views = {name: value[patient] for name, value in bodies.items()}
@@ -196,7 +208,9 @@ def _views(bodies: dict[str, np.ndarray], patient: np.ndarray, rng: np.random.Ge
     return views
 
 
-def _render(views: dict[str, np.ndarray], scanner: Scanner, size: int, rng: np.random.Generator) -> np.ndarray:
+def _render(
+    views: dict[str, np.ndarray], scanner: Scanner, size: int, rng: np.random.Generator
+) -> np.ndarray:
     """uint8[n, size, size] as the scanner sees the views."""
     n = len(views["label"])
     axis = (np.arange(size) + 0.5) * (2 / size) - 1
@@ -206,7 +220,10 @@ def _render(views: dict[str, np.ndarray], scanner: Scanner, size: int, rng: np.r
         return value[:, None, None]
 
     cos, sin = np.cos(views["angle"]), np.sin(views["angle"])
-    dx, dy = x / scanner.zoom - each(views["shift"][:, 0]), y / scanner.zoom - each(views["shift"][:, 1])
+    dx, dy = (
+        x / scanner.zoom - each(views["shift"][:, 0]),
+        y / scanner.zoom - each(views["shift"][:, 1]),
+    )
     u = (each(cos) * dx + each(sin) * dy) / each(views["size"][:, 0])
     v = (each(cos) * dy - each(sin) * dx) / each(views["size"][:, 1])
 
@@ -222,7 +239,9 @@ def _render(views: dict[str, np.ndarray], scanner: Scanner, size: int, rng: np.r
 
     bias = each(np.cos(views["bias_angle"])) * x + each(np.sin(views["bias_angle"])) * y
     seen = 0.5 + scanner.gain * (_blurred(scene, scanner.blur) - 0.5) + scanner.bias * bias
-    seen = np.clip(seen, 0.0, 1.0) ** scanner.gamma + scanner.noise * rng.standard_normal((n, size, size))
+    seen = np.clip(seen, 0.0, 1.0) ** scanner.gamma + scanner.noise * rng.standard_normal(
+        (n, size, size)
+    )
     return np.rint(np.clip(seen, 0.0, 1.0) * 255).astype(np.uint8)
 
 
@@ -234,7 +253,10 @@ def _inside(level: np.ndarray) -> np.ndarray:
 def _nodules(views: dict[str, np.ndarray], u: np.ndarray, v: np.ndarray) -> np.ndarray:
     total = np.zeros_like(u)
     for i in range(NODULES):
-        at, radius = views["nodule_at"][:, i, :, None, None], views["nodule_radius"][:, i, None, None]
+        at, radius = (
+            views["nodule_at"][:, i, :, None, None],
+            views["nodule_radius"][:, i, None, None],
+        )
         square = ((u - at[:, 0]) ** 2 + (v - at[:, 1]) ** 2) / radius**2
         total += views["nodule"][:, i, None, None] * np.exp(-0.5 * square)
     return total
@@ -246,7 +268,9 @@ def _vessels(views: dict[str, np.ndarray], u: np.ndarray, v: np.ndarray) -> np.n
         at, angle = views["vessel_at"][:, i, :, None, None], views["vessel_angle"][:, i, None, None]
         along = (u - at[:, 0]) * np.cos(angle) + (v - at[:, 1]) * np.sin(angle)
         across = (v - at[:, 1]) * np.cos(angle) - (u - at[:, 0]) * np.sin(angle)
-        square = (along / views["vessel_length"][:, i, None, None]) ** 2 + (across / VESSEL_WIDTH) ** 2
+        square = (along / views["vessel_length"][:, i, None, None]) ** 2 + (
+            across / VESSEL_WIDTH
+        ) ** 2
         total += views["vessel"][:, i, None, None] * np.exp(-0.5 * square)
     return total
 

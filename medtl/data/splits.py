@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from medtl import base
 from medtl.data.table import Table
+from medtl.errors import UserError
 
 NAMES = ("train", "val", "test")
 ALIASES = {"valid": "val", "validation": "val"}
@@ -36,7 +36,11 @@ def assign(
 
 
 def parts(
-    label: np.ndarray, fractions: Sequence[float], *, key: Sequence[int], patient: np.ndarray | None = None
+    label: np.ndarray,
+    fractions: Sequence[float],
+    *,
+    key: Sequence[int],
+    patient: np.ndarray | None = None,
 ) -> np.ndarray:
     """Cuts rows into stratified parts in which no patient is in two.
 
@@ -107,7 +111,7 @@ def complete(
       UserError: for what cannot be trained or evaluated on.
     """
     if not len(table):
-        raise base.UserError(f"{table.origin} holds no example; {key} needs at least one")
+        raise UserError(f"{table.origin} holds no example; {key} needs at least one")
     _check_ids(table)
     if not require_label:
         return table.unlabelled()
@@ -115,7 +119,9 @@ def complete(
     if table.split is None or (require_train and set(table.split) == {"train"}):
         check_fractions(fractions, key, require_train)
         drawn = tuple(fractions)
-        table = dataclasses.replace(table, split=assign(table.label, fractions, seed=seed, patient=table.patient))
+        table = dataclasses.replace(
+            table, split=assign(table.label, fractions, seed=seed, patient=table.patient)
+        )
     assert table.split is not None
     _check_patients(table, table.split)
     if train_size:
@@ -124,7 +130,7 @@ def complete(
     _check_classes(table, table.split, key, require_train)
     for name, fraction in zip(NAMES, drawn, strict=False):
         if fraction > 0 and not np.any(table.split == name):
-            raise base.UserError(
+            raise UserError(
                 f"{table.origin}: {len(table)} examples are too few to draw split {name} from, {fraction:g} of them with "
                 f"patients kept together; change {key}.split"
             )
@@ -135,11 +141,13 @@ def check_fractions(fractions: Sequence[float], key: str, require_train: bool) -
     """Raises UserError where they are not three fractions that sum to 1, or train gets nothing."""
     values = [float(f) for f in fractions]
     if len(values) != 3 or not all(0 <= f <= 1 for f in values) or abs(sum(values) - 1) > 1e-6:
-        raise base.UserError(
+        raise UserError(
             f"{key}.split is {tuple(fractions)}; it is the fractions of train, val and test and sums to 1"
         )
     if require_train and not values[0]:
-        raise base.UserError(f"{key}.split is {tuple(fractions)}: train would be empty; give it more than 0")
+        raise UserError(
+            f"{key}.split is {tuple(fractions)}: train would be empty; give it more than 0"
+        )
 
 
 def _strata(label: np.ndarray) -> np.ndarray:
@@ -154,7 +162,7 @@ def _strata(label: np.ndarray) -> np.ndarray:
 def _first_of_train(table: Table, split: np.ndarray, train_size: int, seed: int, key: str) -> Table:
     train = np.flatnonzero(split == "train")
     if not 0 < train_size <= len(train):
-        raise base.UserError(
+        raise UserError(
             f"{key}.train_size is {train_size}; train has {len(train)} examples, so 0 (all) to {len(train)}"
         )
     kept = train[subset_order(table.label[train], seed=seed)[:train_size]]
@@ -167,7 +175,7 @@ def _check_ids(table: Table) -> None:
         return
     name = ids[count > 1][np.argmin(first[count > 1])]
     one, two = np.flatnonzero(table.id == name)[:2]
-    raise base.UserError(
+    raise UserError(
         f"{table.origin}: {table.where(one)} and {table.where(two)} have the same id {str(name)!r} "
         f"({int((count > 1).sum())} ids occur more than once); every example needs an id of its own"
     )
@@ -183,7 +191,7 @@ def _check_patients(table: Table, split: np.ndarray) -> None:
             crossing.setdefault(name, (seen[name], row))
     if crossing:
         name, (one, two) = next(iter(crossing.items()))
-        raise base.UserError(
+        raise UserError(
             f"{table.origin}: patient {str(name)!r} is in {split[one]} ({table.where(one)}) and in {split[two]} "
             f"({table.where(two)}); {len(crossing)} such: each patient belongs in one split"
         )
@@ -198,28 +206,38 @@ def _present(table: Table, rows: np.ndarray) -> np.ndarray:
 
 def _check_classes(table: Table, split: np.ndarray, key: str, require_train: bool) -> None:
     """Refuses an empty train, a split with one class, and a class that only val or test has."""
-    present = {name: _present(table, np.flatnonzero(split == name)) for name in NAMES if np.any(split == name)}
+    present = {
+        name: _present(table, np.flatnonzero(split == name))
+        for name in NAMES
+        if np.any(split == name)
+    }
     if require_train and "train" not in present:
-        raise base.UserError(
+        raise UserError(
             f"{table.origin}: split train is empty; it has {', '.join(present)}. {key} needs examples to train on"
         )
     for name, classes in present.items():
         if table.label.ndim == 1 and classes.sum() < 2:
             only = table.classes[int(np.argmax(classes))]
-            raise base.UserError(
+            raise UserError(
                 f"{table.origin}: split {name} has {int((split == name).sum())} example(s), all of the class {only!r}; "
                 f"{key} needs two classes or more in it"
             )
     if table.label.ndim == 2 and require_train and not present["train"].any():
-        raise base.UserError(f"{table.origin}: no example in split train has any of the diagnoses {table.classes}")
+        raise UserError(
+            f"{table.origin}: no example in split train has any of the diagnoses {table.classes}"
+        )
     for name in ("val", "test"):
-        lacking = np.flatnonzero(present[name] & ~present["train"]) if {name, "train"} <= present.keys() else ()
+        lacking = (
+            np.flatnonzero(present[name] & ~present["train"])
+            if {name, "train"} <= present.keys()
+            else ()
+        )
         for c in lacking:
             has = table.label[:, c] == 1 if table.label.ndim == 2 else table.label == c
             row = np.flatnonzero(has & (split == name))[0]
-            raise base.UserError(
+            raise UserError(
                 f"{table.origin}, {table.where(row)}: label {table.classes[c]!r} occurs in {name} but not in train; "
                 f"train has {', '.join(table.classes[k] for k in np.flatnonzero(present['train']))}"
             )
     if require_train and not (table.weight[split == "train"] > 0).any():
-        raise base.UserError(f"{table.origin}, column weight: the weights of train are all 0")
+        raise UserError(f"{table.origin}, column weight: the weights of train are all 0")

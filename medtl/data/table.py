@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from medtl import base
+from medtl.examples import Examples, ImageSource
 
 
 class Encoded(Protocol):
@@ -66,7 +66,9 @@ class Table:
 
     def take(self, rows: np.ndarray) -> Table:
         """The given rows, in the given order."""
-        images = self.images[rows] if isinstance(self.images, np.ndarray) else self.images.take(rows)
+        images = (
+            self.images[rows] if isinstance(self.images, np.ndarray) else self.images.take(rows)
+        )
         return dataclasses.replace(
             self,
             id=self.id[rows],
@@ -89,7 +91,7 @@ class Table:
         )
 
 
-def examples(table: Table, image: np.ndarray | base.ImageSource, contents: Sequence[bytes]) -> base.Examples:
+def examples(table: Table, image: np.ndarray | ImageSource, contents: Sequence[bytes]) -> Examples:
     """The finished examples.
 
     Args:
@@ -104,7 +106,7 @@ def examples(table: Table, image: np.ndarray | base.ImageSource, contents: Seque
     fingerprint = hashlib.sha256(json.dumps([pairs, table.classes]).encode())
     fingerprint.update(np.ascontiguousarray(table.label).tobytes())
     fingerprint.update(b"".join(contents))
-    return base.Examples(
+    return Examples(
         name=table.name,
         image=image,
         label=table.label,

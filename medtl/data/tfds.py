@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from medtl import base
 from medtl.data import manifest, splits
 from medtl.data.table import Table
+from medtl.errors import UserError, nearest
 
 
 def find(path: str, name: str, *, key: str) -> pathlib.Path:
@@ -31,22 +31,32 @@ def find(path: str, name: str, *, key: str) -> pathlib.Path:
       UserError: where there is none, or its files are not ArrayRecord.
     """
     if not path and not name:
-        raise base.UserError(f"{key}: kind 'tfds' needs name ('breast_mnist:1.0.0') or path (a prepared folder)")
+        raise UserError(
+            f"{key}: kind 'tfds' needs name ('breast_mnist:1.0.0') or path (a prepared folder)"
+        )
     folder = _by_name(path, name) if name else pathlib.Path(path)
     try:
         info = json.loads((folder / "dataset_info.json").read_text())
     except (OSError, ValueError):
-        what = f"{name!r} is not prepared in {folder}" if name else f"{folder} has no readable dataset_info.json"
-        raise base.UserError(f"{key}: TFDS data set {what}; {_how_to_prepare(name)}") from None
+        what = (
+            f"{name!r} is not prepared in {folder}"
+            if name
+            else f"{folder} has no readable dataset_info.json"
+        )
+        raise UserError(f"{key}: TFDS data set {what}; {_how_to_prepare(name)}") from None
     if not (folder / "features.json").is_file():
-        raise base.UserError(f"{key}: {folder} has no features.json; {_how_to_prepare(name)}")
+        raise UserError(f"{key}: {folder} has no features.json; {_how_to_prepare(name)}")
     form = info.get("fileFormat", "tfrecord")
     if form != "array_record":
-        raise base.UserError(f"{key}: {folder} is in the format {form}, which is not read; {_how_to_prepare(name)}")
+        raise UserError(
+            f"{key}: {folder} is in the format {form}, which is not read; {_how_to_prepare(name)}"
+        )
     return folder
 
 
-def read(path: str, name: str, *, label: str, multi_label: bool, require_label: bool, key: str) -> Table:
+def read(
+    path: str, name: str, *, label: str, multi_label: bool, require_label: bool, key: str
+) -> Table:
     """Reads everything but the images of a prepared data set; arguments and errors as in `manifest.read`."""
     folder = find(path, name, key=key)
     import tensorflow_datasets as tfds
@@ -54,14 +64,25 @@ def read(path: str, name: str, *, label: str, multi_label: bool, require_label: 
     try:
         builder = tfds.builder_from_directory(folder)
         features = builder.info.features
-        named = {s: splits.ALIASES.get(s, s) for s in builder.info.splits if builder.info.splits[s].num_examples}
+        named = {
+            s: splits.ALIASES.get(s, s)
+            for s in builder.info.splits
+            if builder.info.splits[s].num_examples
+        }
     except Exception as error:  # TFDS raises whatever its parsers raise
-        raise base.UserError(f"{key}: TFDS cannot open {folder} ({error})") from None
+        raise UserError(f"{key}: TFDS cannot open {folder} ({error})") from None
     for unknown in sorted(s for s, as_ in named.items() if as_ not in splits.NAMES):
-        logging.warning("%s: the split %r is neither train, val nor test and is left out", folder, unknown)
-    parts = sorted((s for s, as_ in named.items() if as_ in splits.NAMES), key=lambda s: splits.NAMES.index(named[s]))
+        logging.warning(
+            "%s: the split %r is neither train, val nor test and is left out", folder, unknown
+        )
+    parts = sorted(
+        (s for s, as_ in named.items() if as_ in splits.NAMES),
+        key=lambda s: splits.NAMES.index(named[s]),
+    )
     if not parts:
-        raise base.UserError(f"{key}: {folder} has the splits {sorted(named)}; one must be train, validation or test")
+        raise UserError(
+            f"{key}: {folder} has the splits {sorted(named)}; one must be train, validation or test"
+        )
     records = Records(str(folder), _image_feature(features, folder, key), ())
     records = dataclasses.replace(
         records, at=tuple((s, i) for s in parts for i in range(builder.info.splits[s].num_examples))
@@ -70,9 +91,13 @@ def read(path: str, name: str, *, label: str, multi_label: bool, require_label: 
     patients = "patient_id" if "patient_id" in features else ""
     wanted = [name for name in (target, patients) if name]
     try:
-        found = [{name: example[name] for name in wanted} for example in records.examples()] if wanted else []
+        found = (
+            [{name: example[name] for name in wanted} for example in records.examples()]
+            if wanted
+            else []
+        )
     except OSError as error:
-        raise base.UserError(f"{key}: cannot read {folder} ({error})") from None
+        raise UserError(f"{key}: cannot read {folder} ({error})") from None
     labels: np.ndarray = np.full(len(records), -1, np.int32)
     classes: tuple[str, ...] = ()
     if target:
@@ -123,7 +148,9 @@ class Records:
                 import tensorflow_datasets as tfds
 
                 builder = tfds.builder_from_directory(self.folder)
-                self._open = builder.as_data_source(decoders={self.image: tfds.decode.SkipDecoding()})
+                self._open = builder.as_data_source(
+                    decoders={self.image: tfds.decode.SkipDecoding()}
+                )
             return self._open[split][place]
         except Exception as error:  # the readers below TFDS have errors of their own
             raise OSError(f"{split} record {place}: {error}") from error
@@ -141,12 +168,16 @@ class Records:
 
 def _by_name(path: str, name: str) -> pathlib.Path:
     """root/name[/config]/version; root/name itself where no version is there."""
-    root = pathlib.Path(path or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    root = pathlib.Path(
+        path or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    ).expanduser()
     stem, _, version = name.partition(":")
     folder = root / stem
     if version:
         return folder / version
-    versions = [p for p in folder.glob("*.*.*") if all(part.isdecimal() for part in p.name.split("."))]
+    versions = [
+        p for p in folder.glob("*.*.*") if all(part.isdecimal() for part in p.name.split("."))
+    ]
     return max(versions, key=lambda p: [int(part) for part in p.name.split(".")], default=folder)
 
 
@@ -159,9 +190,11 @@ def _image_feature(features: Any, folder: pathlib.Path, key: str) -> str:
 
     found = [name for name, f in features.items() if isinstance(f, tfds.features.Image)]
     if len(found) != 1:
-        raise base.UserError(f"{key}: {folder} has the Image features {found} among {sorted(features)}; one is needed")
+        raise UserError(
+            f"{key}: {folder} has the Image features {found} among {sorted(features)}; one is needed"
+        )
     if features[found[0]].np_dtype not in (np.uint8, np.uint16):
-        raise base.UserError(
+        raise UserError(
             f"{key}: {folder}, feature {found[0]!r} is {features[found[0]].np_dtype}; it must be uint8 or uint16"
         )
     return found[0]
@@ -173,17 +206,23 @@ def _label_feature(features: Any, label: str, folder: pathlib.Path, key: str) ->
     if label in features:
         return label
     if label != "diagnosis":
-        raise base.UserError(f"{key}.label: {folder} has no feature {label!r}{base.nearest(label, features)}")
+        raise UserError(f"{key}.label: {folder} has no feature {label!r}{nearest(label, features)}")
     found = [name for name, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
     if len(found) != 1:
-        raise base.UserError(
+        raise UserError(
             f"{key}.label: {folder} has the ClassLabels {found}; name the feature that holds the diagnosis"
         )
     return found[0]
 
 
 def _labels(
-    values: list[Any], feature: Any, name: str, multi_label: bool, folder: pathlib.Path, records: Records, key: str
+    values: list[Any],
+    feature: Any,
+    name: str,
+    multi_label: bool,
+    folder: pathlib.Path,
+    records: Records,
+    key: str,
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     inner = getattr(feature, "feature", feature)
     names = tuple(getattr(inner, "names", None) or ())
@@ -191,9 +230,14 @@ def _labels(
     for (split, place), numbers in zip(records.at, sets, strict=True):
         where = f"{folder}, {split} row {place}, feature {name}"
         if len(numbers) != 1 and not multi_label:
-            raise base.UserError(f"{where}: {len(numbers)} labels; set {key}.multi_label to True for several an image")
-        if any(value in (b"", "") or (not isinstance(value, bytes | str) and not value >= 0) for value in numbers):
-            raise base.UserError(f"{where}: {numbers} is not a label")
+            raise UserError(
+                f"{where}: {len(numbers)} labels; set {key}.multi_label to True for several an image"
+            )
+        if any(
+            value in (b"", "") or (not isinstance(value, bytes | str) and not value >= 0)
+            for value in numbers
+        ):
+            raise UserError(f"{where}: {numbers} is not a label")
     texts = [[names[int(v)] if names else _text(v) for v in numbers] for numbers in sets]
     classes = names or manifest.sorted_classes(set().union(*texts))
     index = {text: i for i, text in enumerate(classes)}

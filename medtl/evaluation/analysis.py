@@ -14,8 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from medtl.base import UserError, nearest
-from medtl.evaluation import bootstrap, compare, curves, details, metrics, predictions, scores, subgroups
+from medtl.errors import UserError, nearest
+from medtl.evaluation import (
+    bootstrap,
+    compare,
+    curves,
+    details,
+    metrics,
+    predictions,
+    scores,
+    subgroups,
+)
 from medtl.evaluation.details import Evaluated
 from medtl.evaluation.predictions import Predictions
 
@@ -94,8 +103,13 @@ def analyse(
     """
     settings = settings or Settings()
     if settings.metric not in metrics.NAMES:
-        raise UserError(f"config.checkpoint.metric is {settings.metric!r}{nearest(settings.metric, metrics.NAMES)}")
-    split = next((s for s in ("test", "val") if any(p.split == s for p in said)), said[0].split if said else "test")
+        raise UserError(
+            f"config.checkpoint.metric is {settings.metric!r}{nearest(settings.metric, metrics.NAMES)}"
+        )
+    split = next(
+        (s for s in ("test", "val") if any(p.split == s for p in said)),
+        said[0].split if said else "test",
+    )
     notes = predictions.check(said, classes, split=split, name=name)
     whole = details.whole(said)
     positive = positive_class(settings.positive, classes)
@@ -112,7 +126,9 @@ def analyse(
     if not any(len(cell.label) for e in evaluated.values() for cell in e.cells):
         raise UserError(f"no example of split {split} has a label, so nothing can be evaluated")
     reference = _reference(settings.reference, list(evaluated))
-    resampled = bootstrap.resample({arm: e.cells for arm, e in evaluated.items()}, classes=classes, options=options)
+    resampled = bootstrap.resample(
+        {arm: e.cells for arm, e in evaluated.items()}, classes=classes, options=options
+    )
     design = _design(evaluated, resampled, split)
     comparisons = _comparisons(evaluated, resampled, settings, reference, sources, design)
     first = next(iter(evaluated.values()))
@@ -165,22 +181,30 @@ def _reference(wanted: str, arms: Sequence[str]) -> str | None:
     return wanted or next((name for name in ("target_only", "scratch") if name in arms), arms[-1])
 
 
-def _design(evaluated: Mapping[str, Evaluated], resampled: bootstrap.Resampled, split: str) -> dict[str, Any]:
+def _design(
+    evaluated: Mapping[str, Evaluated], resampled: bootstrap.Resampled, split: str
+) -> dict[str, Any]:
     """How it was evaluated, also in words."""
     first = next(iter(evaluated.values()))
     folds, repeats = first.number("fold"), first.number("repeat")
     seeds = sorted({p.seed for p in first.said if p.seed is not None})
     unit = "patients" if first.patients is not None else "examples"
     if folds:
-        words = f"{folds}-fold cross-validation" + (f", repeated {repeats} times" if repeats > 1 else "")
+        words = f"{folds}-fold cross-validation" + (
+            f", repeated {repeats} times" if repeats > 1 else ""
+        )
         if unit == "patients" and first.grouped:
-            words += f", grouped by patient: each of the {first.n:,} examples is tested on once a repeat"
+            words += (
+                f", grouped by patient: each of the {first.n:,} examples is tested on once a repeat"
+            )
     elif repeats > 1:
         words = f"{repeats} splits of the same examples, {first.n:,} tested on in all"
     else:
         words = f"the {split} split: {first.n:,} examples"
     words += f"; {len(seeds)} seeds" if len(seeds) > 1 else ""
-    words += f"; intervals from {resampled.resamples:,} resamples of the {resampled.patients:,} {unit}"
+    words += (
+        f"; intervals from {resampled.resamples:,} resamples of the {resampled.patients:,} {unit}"
+    )
     return {
         "kind": "cross_validation" if folds else "split",
         "folds": folds,
@@ -212,7 +236,10 @@ def _comparisons(
     if reference is None:
         return []
     others = [arm for arm in evaluated if arm != reference]
-    tests = {arm: _tests(evaluated[arm], evaluated[reference], resampled, settings.metric) for arm in others}
+    tests = {
+        arm: _tests(evaluated[arm], evaluated[reference], resampled, settings.metric)
+        for arm in others
+    }
     holm = compare.holm([tests[arm][0]["p"] for arm in others])
     names = [name for name in resampled.names if not name.startswith("calibration_")]
     found = []
@@ -239,7 +266,9 @@ def _comparisons(
             "arm": arm,
             "reference": reference,
             "metric": settings.metric,
-            "difference": details.estimate(main["difference"], main["low"], main["high"], reason=main["note"]),
+            "difference": details.estimate(
+                main["difference"], main["low"], main["high"], reason=main["note"]
+            ),
             "p": main["p"],
             "p_holm": p_holm,
             "method": main["name"],
@@ -254,15 +283,22 @@ def _comparisons(
     return found
 
 
-def _difference(resampled: bootstrap.Resampled, arm: str, reference: str, name: str) -> dict[str, Any]:
+def _difference(
+    resampled: bootstrap.Resampled, arm: str, reference: str, name: str
+) -> dict[str, Any]:
     """The estimate of a paired difference in one metric."""
     m = resampled.names.index(name)
     value, low, high, _ = resampled.difference(arm, reference)
-    reason = next((resampled.undefined[a][name] for a in (arm, reference) if name in resampled.undefined[a]), "")
+    reason = next(
+        (resampled.undefined[a][name] for a in (arm, reference) if name in resampled.undefined[a]),
+        "",
+    )
     return details.estimate(value[m], low[m], high[m], reason=reason)
 
 
-def _tests(a: Evaluated, b: Evaluated, resampled: bootstrap.Resampled, metric: str) -> list[dict[str, Any]]:
+def _tests(
+    a: Evaluated, b: Evaluated, resampled: bootstrap.Resampled, metric: str
+) -> list[dict[str, Any]]:
     """The tests of one arm against the reference; the first is the one that the verdict follows."""
     m = resampled.names.index(metric)
     draws = resampled.draws[a.arm][:, m] - resampled.draws[b.arm][:, m]
@@ -281,7 +317,8 @@ def _tests(a: Evaluated, b: Evaluated, resampled: bootstrap.Resampled, metric: s
     if a.several_splits:
         tests.insert(0, _over_folds(a, b, resampled, m))
         tests[1]["note"] = (
-            tests[1]["note"] or "of the models trained here: leaves out what other training sets would change"
+            tests[1]["note"]
+            or "of the models trained here: leaves out what other training sets would change"
         )
     patient = a.units if a.patients is not None else None
     if metric == "auroc" and a.task == "two_class" and a.same_examples:
@@ -300,31 +337,49 @@ def _tests(a: Evaluated, b: Evaluated, resampled: bootstrap.Resampled, metric: s
         )
     once = a.once
     if a.task != "multi_label" and once:
-        right = [np.concatenate([e.cells[i].probability.argmax(1) == e.cells[i].label for i in once]) for e in (a, b)]
+        right = [
+            np.concatenate([e.cells[i].probability.argmax(1) == e.cells[i].label for i in once])
+            for e in (a, b)
+        ]
         units = np.concatenate([a.cells[i].patient for i in once]) if patient is not None else None
         n = compare.mcnemar(right[0], right[1], patient=units, level=LEVEL)
         kind = "clustered by patient" if patient is not None else "mid-p"
         only = f"{n.n10} right only with {a.arm}, {n.n01} only with {b.arm}"
         note = n.undefined or f"of the accuracy{a.once_words}, {kind}; {only}"
-        tests.append(_row("McNemar", n.difference, n.low, n.high, n.p if patient is not None else n.p_mid, note))
+        tests.append(
+            _row(
+                "McNemar",
+                n.difference,
+                n.low,
+                n.high,
+                n.p if patient is not None else n.p_mid,
+                note,
+            )
+        )
     return tests
 
 
-def _over_folds(a: Evaluated, b: Evaluated, resampled: bootstrap.Resampled, m: int) -> dict[str, Any]:
+def _over_folds(
+    a: Evaluated, b: Evaluated, resampled: bootstrap.Resampled, m: int
+) -> dict[str, Any]:
     """Nadeau and Bengio's test over folds, of the means over seeds in each."""
     difference = resampled.by_cell[a.arm][:, m] - resampled.by_cell[b.arm][:, m]
     folds: dict[Any, list[float]] = {}
     for p, value in zip(a.said, difference, strict=True):
         folds.setdefault((p.repeat, p.fold), []).append(float(value))
     t = compare.corrected_resampled_t(
-        np.array([np.mean(values) for values in folds.values()]), test_share=a.test_share, level=LEVEL
+        np.array([np.mean(values) for values in folds.values()]),
+        test_share=a.test_share,
+        level=LEVEL,
     )
     note = t.undefined or f"over {len(folds)} folds, n_test / n_train = {a.test_share:.2f}"
     row = _row("corrected resampled t", t.mean, t.low, t.high, t.p, note)
     return {**row, "se": abs(t.mean / t.t) if t.t else math.nan}
 
 
-def _row(name: str, difference: float, low: float, high: float, p: float, note: str) -> dict[str, Any]:
+def _row(
+    name: str, difference: float, low: float, high: float, p: float, note: str
+) -> dict[str, Any]:
     return {"name": name, "difference": difference, "low": low, "high": high, "p": p, "note": note}
 
 
@@ -379,8 +434,12 @@ def _learning_curve(
     differences: dict[str, list[dict[str, Any]]] = {}
     shown: list[int] = []
     for size in [*sizes, *([None] if untold else [])]:
-        evaluated = details.collect([p for p in said if p.size == size], split, options, rule=settings.threshold)
-        resampled = bootstrap.resample({arm: e.cells for arm, e in evaluated.items()}, classes=classes, options=options)
+        evaluated = details.collect(
+            [p for p in said if p.size == size], split, options, rule=settings.threshold
+        )
+        resampled = bootstrap.resample(
+            {arm: e.cells for arm, e in evaluated.items()}, classes=classes, options=options
+        )
         at = size if size is not None else next(iter(evaluated.values())).train_size
         shown.append(at)
         for arm in evaluated:
@@ -402,4 +461,10 @@ def _learning_curve(
         )
         for arm, found in differences.items()
     ]
-    return {"metric": settings.metric, "sizes": shown, "arms": arms, "differences": differences, "sentences": sentences}
+    return {
+        "metric": settings.metric,
+        "sizes": shown,
+        "arms": arms,
+        "differences": differences,
+        "sentences": sentences,
+    }

@@ -17,11 +17,28 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from medtl.base import UserError
+from medtl.errors import UserError
 from medtl.evaluation import kernels
-from medtl.evaluation.scores import LOWER_IS_BETTER, NAMES, PROPORTIONS, Cell, Options, Scorer, support
+from medtl.evaluation.scores import (
+    LOWER_IS_BETTER,
+    NAMES,
+    PROPORTIONS,
+    Cell,
+    Options,
+    Scorer,
+    support,
+)
 
-__all__ = ["LOWER_IS_BETTER", "NAMES", "PROPORTIONS", "Cell", "Options", "Resampled", "interval", "resample"]
+__all__ = [
+    "LOWER_IS_BETTER",
+    "NAMES",
+    "PROPORTIONS",
+    "Cell",
+    "Options",
+    "Resampled",
+    "interval",
+    "resample",
+]
 
 _FEWEST = 200
 _WORK = 4e8  # examples x classes x resamples that are summed at most, unless that is fewer than 200 resamples
@@ -61,9 +78,13 @@ class Resampled:
         """Low and high of each metric, float64[M]; those that are shares as proportions, see `interval`."""
         share = np.array([name in PROPORTIONS for name in self.names])
         units = self.support[arm]
-        return interval(self.value[arm], self.draws[arm], level=self.level, units=units, proportion=share)
+        return interval(
+            self.value[arm], self.draws[arm], level=self.level, units=units, proportion=share
+        )
 
-    def difference(self, arm: str, reference: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def difference(
+        self, arm: str, reference: str
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Arm minus reference, draw by draw.
 
         Where a share is the same in every draw, as when both arms are always right, what n patients without a difference
@@ -72,15 +93,25 @@ class Resampled:
         Returns:
           value, low, high: float64[M]; draws: float64[R, M].
         """
-        value, draws = self.value[arm] - self.value[reference], self.draws[arm] - self.draws[reference]
+        value, draws = (
+            self.value[arm] - self.value[reference],
+            self.draws[arm] - self.draws[reference],
+        )
         units = np.minimum(self.support[arm], self.support[reference])
         low, high = interval(value, draws, level=self.level, units=units)
-        still = (value == 0) & (low == 0) & (high == 0) & np.array([name in PROPORTIONS for name in self.names])
+        still = (
+            (value == 0)
+            & (low == 0)
+            & (high == 0)
+            & np.array([name in PROPORTIONS for name in self.names])
+        )
         bound = 1 - ((1 - self.level) / 2) ** (1 / np.maximum(units, 1))
         return value, np.where(still, -bound, low), np.where(still, bound, high), draws
 
 
-def resample(arms: Mapping[str, Sequence[Cell]], *, classes: Sequence[str], options: Options) -> Resampled:
+def resample(
+    arms: Mapping[str, Sequence[Cell]], *, classes: Sequence[str], options: Options
+) -> Resampled:
     """Every metric of every arm, and of resamples of the patients.
 
     `options.resamples` are made, fewer of many examples: as many as keep examples x classes x resamples within 4e8, but
@@ -101,7 +132,9 @@ def resample(arms: Mapping[str, Sequence[Cell]], *, classes: Sequence[str], opti
     """
     cells = {len(of_arm) for of_arm in arms.values()}
     if len(cells) != 1 or 0 in cells:
-        raise UserError(f"each arm must have the same number of cells, at least 1; they have {sorted(cells)}")
+        raise UserError(
+            f"each arm must have the same number of cells, at least 1; they have {sorted(cells)}"
+        )
     patients, numbered = _number(arms)
     scorers = {
         arm: [Scorer(cell, classes=classes, options=options, units=patients) for cell in of_arm]
@@ -112,7 +145,9 @@ def resample(arms: Mapping[str, Sequence[Cell]], *, classes: Sequence[str], opti
     resamples = min(options.resamples, max(_FEWEST, int(_WORK / max(1, examples * len(classes)))))
 
     every = np.ones((1, patients))
-    by_cell = {arm: np.concatenate([scorer(every) for scorer in of_arm]) for arm, of_arm in scorers.items()}
+    by_cell = {
+        arm: np.concatenate([scorer(every) for scorer in of_arm]) for arm, of_arm in scorers.items()
+    }
     with np.errstate(invalid="ignore"):
         value = {arm: kernels.mean_of_defined(table, axis=0) for arm, table in by_cell.items()}
     draws = _draw(scorers, patients, resamples, options.seed, len(names))
@@ -176,7 +211,9 @@ def interval(
     low, high = _percentile(ordered, known, tail), _percentile(ordered, known, 1 - tail)
     share = np.broadcast_to(proportion, value.shape)
     if np.any(share):
-        score_low, score_high = _wilson(value, _variance(draws, known) * units / (units - 1), units, quantile)
+        score_low, score_high = _wilson(
+            value, _variance(draws, known) * units / (units - 1), units, quantile
+        )
         low, high = np.where(share, score_low, low), np.where(share, score_high, high)
     bad = np.isnan(value) | (known < (1 - _UNDEFINED_DRAWS) * len(draws))
     return np.where(bad, np.nan, low), np.where(bad, np.nan, high)
@@ -209,7 +246,9 @@ def _variance(draws: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 def _number(arms: Mapping[str, Sequence[Cell]]) -> tuple[int, dict[str, list[Cell]]]:
     """How many patients occur, and the cells with these numbered from 0."""
-    size = 1 + max(int(np.max(cell.patient, initial=-1)) for of_arm in arms.values() for cell in of_arm)
+    size = 1 + max(
+        int(np.max(cell.patient, initial=-1)) for of_arm in arms.values() for cell in of_arm
+    )
     present = np.zeros(size, bool)
     for of_arm in arms.values():
         for cell in of_arm:
@@ -266,13 +305,20 @@ def _reasons(scorers: Sequence[Scorer], by_cell: np.ndarray) -> dict[str, str]:
     """Metric -> why it is NaN in every cell: the first cell's reason."""
     nowhere = np.isnan(by_cell).all(axis=0)
     reasons = scorers[0].explain(by_cell[0])
-    return {name: reasons[name] for name, missing in zip(scorers[0].names, nowhere, strict=True) if missing}
+    return {
+        name: reasons[name]
+        for name, missing in zip(scorers[0].names, nowhere, strict=True)
+        if missing
+    }
 
 
 def _notes(scorers: Sequence[Scorer], by_cell: np.ndarray, draws: np.ndarray) -> dict[str, str]:
     """Metric -> where it is undefined, of those that are defined somewhere."""
     notes = {}
-    missing, share = np.isnan(by_cell), np.isnan(draws).mean(axis=0) if len(draws) else np.zeros(by_cell.shape[1])
+    missing, share = (
+        np.isnan(by_cell),
+        np.isnan(draws).mean(axis=0) if len(draws) else np.zeros(by_cell.shape[1]),
+    )
     for m, name in enumerate(scorers[0].names):
         cells = np.flatnonzero(missing[:, m])
         if len(cells) == len(by_cell):

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from medtl.base import UserError
+from medtl.errors import UserError
 
 KINDS = ("temperature", "vector", "isotonic")
 MIN_EXAMPLES = 20
@@ -46,7 +46,9 @@ class Calibrator:
     def __call__(self, probability: np.ndarray) -> np.ndarray:
         probability = np.asarray(probability, np.float64)
         if probability.ndim != 2 or probability.shape[1] != len(self.classes):
-            raise UserError(f"probability is {list(probability.shape)}; the calibrator wants [N, {len(self.classes)}]")
+            raise UserError(
+                f"probability is {list(probability.shape)}; the calibrator wants [N, {len(self.classes)}]"
+            )
         if not self.multi_label:
             return _apply(self.kind, self.parameters, probability)
         result = probability.copy()
@@ -57,7 +59,9 @@ class Calibrator:
         return result
 
 
-def fit(kind: str, label: np.ndarray, probability: np.ndarray, *, classes: Sequence[str]) -> Calibrator | str:
+def fit(
+    kind: str, label: np.ndarray, probability: np.ndarray, *, classes: Sequence[str]
+) -> Calibrator | str:
     """Fits a map to the labels of val; use it on test.
 
     The logits are log p, p clipped to [eps, 1 - eps] of float32 as in the log loss of `metrics.compute`. They stand for
@@ -112,7 +116,9 @@ def fit(kind: str, label: np.ndarray, probability: np.ndarray, *, classes: Seque
     return Calibrator(kind, tuple(classes), True, lists, undefined)
 
 
-def _fit_one(kind: str, label: np.ndarray, probability: np.ndarray, classes: Sequence[str]) -> dict[str, Any] | str:
+def _fit_one(
+    kind: str, label: np.ndarray, probability: np.ndarray, classes: Sequence[str]
+) -> dict[str, Any] | str:
     """The parameters for labels that are all known, one an example, or why there are none."""
     n, counts = len(label), np.bincount(label, minlength=len(classes))
     if n < MIN_EXAMPLES:
@@ -186,7 +192,9 @@ def _maximum_likelihood(
     return _SEPARATED
 
 
-def _derivatives(z: np.ndarray, label: np.ndarray, theta: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+def _derivatives(
+    z: np.ndarray, label: np.ndarray, theta: np.ndarray
+) -> tuple[float, np.ndarray, np.ndarray]:
     """Mean log loss, its gradient float64[2K] and Hessian float64[2K, 2K] in (weight, bias)."""
     n, k = z.shape
     logits = theta[:k] * z + theta[k:]
@@ -278,9 +286,15 @@ def _check(kind: str, label: np.ndarray, probability: np.ndarray, classes: Seque
         or (label.ndim == 2 and list(label.shape) != wanted)
     ):
         found = f"label is {list(label.shape)} and probability {list(probability.shape)}"
-        raise UserError(f"{found}; {wanted[0]} examples and {wanted[1]} classes want a probability of {wanted}")
-    if label.ndim == 1 and not (np.issubdtype(label.dtype, np.integer) and np.all((label >= -1) & (label < wanted[1]))):
+        raise UserError(
+            f"{found}; {wanted[0]} examples and {wanted[1]} classes want a probability of {wanted}"
+        )
+    if label.ndim == 1 and not (
+        np.issubdtype(label.dtype, np.integer) and np.all((label >= -1) & (label < wanted[1]))
+    ):
         raise UserError(f"one label an example is int[N], -1 (unknown) or 0..{wanted[1] - 1}")
     wrong = np.flatnonzero(~np.all((probability >= 0) & (probability <= 1 + 1e-5), axis=1))
     if len(wrong):
-        raise UserError(f"probability[{wrong[0]}] is {probability[wrong[0]].tolist()}; each must be from 0 to 1")
+        raise UserError(
+            f"probability[{wrong[0]}] is {probability[wrong[0]].tolist()}; each must be from 0 to 1"
+        )

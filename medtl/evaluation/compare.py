@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from medtl.base import UserError
-from medtl.evaluation import words
+from medtl.errors import UserError
+from medtl.evaluation import wording
 
 _NAN = math.nan
 
@@ -123,7 +123,9 @@ def delong(
     auc, positive, negative = _placements(label, scores, unit)
     if min(_distinct(unit[side]) for side in (label, ~label)) < 2:
         difference = float(auc[0] - auc[1]) if k == 2 else _NAN
-        reason = "there are fewer than two positive or two negative " + ("examples" if patient is None else "patients")
+        reason = "there are fewer than two positive or two negative " + (
+            "examples" if patient is None else "patients"
+        )
         return DeLong(auc, nothing, nothing, np.full((k, k), _NAN), difference, undefined=reason)
     covariance = _covariance(positive, negative, label, unit)
     low, high = _logit_interval(auc, np.sqrt(np.diag(covariance)), z_level)
@@ -134,7 +136,9 @@ def delong(
     # The variance from the difference itself: a11 - 2 a12 + a22 would leave rounding where the scores agree.
     contrast = np.array([[1.0, -1.0]])
     variance = _covariance(contrast @ positive, contrast @ negative, label, unit)[0, 0]
-    return dataclasses.replace(single, **_wald(float(auc[0] - auc[1]), math.sqrt(variance), z_level, single.undefined))
+    return dataclasses.replace(
+        single, **_wald(float(auc[0] - auc[1]), math.sqrt(variance), z_level, single.undefined)
+    )
 
 
 def undefined_auroc(label: np.ndarray, score: np.ndarray) -> str:
@@ -147,7 +151,9 @@ def undefined_auroc(label: np.ndarray, score: np.ndarray) -> str:
     return f"the score is NaN in {missing} of {len(label)} examples" if missing else ""
 
 
-def _placements(label: np.ndarray, scores: Sequence[np.ndarray], unit: np.ndarray) -> tuple[np.ndarray, ...]:
+def _placements(
+    label: np.ndarray, scores: Sequence[np.ndarray], unit: np.ndarray
+) -> tuple[np.ndarray, ...]:
     """AUC [k], and per unit the sums of V10 - AUC over its positives and of V01 - AUC over its negatives, [k, units]."""
     m, n, units = int(label.sum()), int((~label).sum()), int(unit.max()) + 1
     aucs, positive, negative = [], [], []
@@ -164,10 +170,14 @@ def _placements(label: np.ndarray, scores: Sequence[np.ndarray], unit: np.ndarra
 def _below(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """How many of y are below each x, ties half: x's midrank among both less its midrank among x."""
     ordered = np.sort(y)
-    return (np.searchsorted(ordered, x, side="left") + np.searchsorted(ordered, x, side="right")) / 2
+    return (
+        np.searchsorted(ordered, x, side="left") + np.searchsorted(ordered, x, side="right")
+    ) / 2
 
 
-def _covariance(positive: np.ndarray, negative: np.ndarray, label: np.ndarray, unit: np.ndarray) -> np.ndarray:
+def _covariance(
+    positive: np.ndarray, negative: np.ndarray, label: np.ndarray, unit: np.ndarray
+) -> np.ndarray:
     """float64[k, k], Obuchowski (1997): S10 / M + S01 / N + (S11 + S11') / (M N)."""
     m, n = label.sum(), (~label).sum()
     # Residuals that are only rounding, of scores that agree or separate perfectly, are 0.
@@ -195,14 +205,27 @@ def _wald(difference: float, se: float, z_level: float, undefined: str) -> dict[
     if se == 0 and difference == 0:
         return {"difference": 0.0, "low": 0.0, "high": 0.0, "z": 0.0, "p": 1.0}
     if se == 0:
-        return {"difference": difference, "undefined": undefined or "the variance of the difference is 0"}
+        return {
+            "difference": difference,
+            "undefined": undefined or "the variance of the difference is 0",
+        }
     z, half = difference / se, z_level * se
     p = math.erfc(abs(z) / math.sqrt(2))
-    return {"difference": difference, "low": difference - half, "high": difference + half, "z": z, "p": p}
+    return {
+        "difference": difference,
+        "low": difference - half,
+        "high": difference + half,
+        "z": z,
+        "p": p,
+    }
 
 
 def mcnemar(
-    correct_a: np.ndarray, correct_b: np.ndarray, *, patient: np.ndarray | None = None, level: float = 0.95
+    correct_a: np.ndarray,
+    correct_b: np.ndarray,
+    *,
+    patient: np.ndarray | None = None,
+    level: float = 0.95,
 ) -> McNemar:
     """The test of two accuracies on the same examples.
 
@@ -234,7 +257,9 @@ def mcnemar(
         unit = _units(patient, n)
         d, size = np.bincount(unit, a.astype(float) - b), np.bincount(unit)
         if len(d) < 2:
-            return McNemar(n10, n01, difference, _NAN, _NAN, _NAN, _NAN, undefined="there is only one patient")
+            return McNemar(
+                n10, n01, difference, _NAN, _NAN, _NAN, _NAN, undefined="there is only one patient"
+            )
         statistic = float(d.sum() ** 2 / max(np.sum(d**2), 1))
         half = z * math.sqrt(len(d) / (len(d) - 1) * np.sum((d - size * difference) ** 2)) / n
         low, high = max(-1.0, difference - half), min(1.0, difference + half)
@@ -250,7 +275,9 @@ def mcnemar(
     return McNemar(n10, n01, difference, low, high, (n10 - n01) ** 2 / max(discordant, 1), p, p_mid)
 
 
-def corrected_resampled_t(difference: np.ndarray, *, test_share: float, level: float = 0.95) -> ResampledT:
+def corrected_resampled_t(
+    difference: np.ndarray, *, test_share: float, level: float = 0.95
+) -> ResampledT:
     """The t-test over folds whose training sets overlap.
 
     Nadeau & Bengio (2003, Machine Learning 52, 239): the variance of the mean of J differences is taken as
@@ -268,20 +295,37 @@ def corrected_resampled_t(difference: np.ndarray, *, test_share: float, level: f
     from scipy.stats import t as student
 
     if not (math.isfinite(test_share) and test_share >= 0):
-        raise UserError(f"test_share is {test_share}; it is n_test / n_train, 1 / (folds - 1) in cross-validation")
+        raise UserError(
+            f"test_share is {test_share}; it is n_test / n_train, 1 / (folds - 1) in cross-validation"
+        )
     normal_quantile(level)
     values = np.asarray(difference, np.float64).ravel()
     j, missing = len(values), int(np.isnan(values).sum())
     if missing or j < 2:
-        reason = f"the difference is undefined in {missing} of {j} folds" if missing else "it takes at least two folds"
-        return ResampledT(float(values.mean()) if j else _NAN, _NAN, _NAN, _NAN, j - 1, _NAN, reason)
+        reason = (
+            f"the difference is undefined in {missing} of {j} folds"
+            if missing
+            else "it takes at least two folds"
+        )
+        return ResampledT(
+            float(values.mean()) if j else _NAN, _NAN, _NAN, _NAN, j - 1, _NAN, reason
+        )
     if np.ptp(values) == 0:
         if values[0] == 0:
             return ResampledT(0.0, 0.0, 0.0, 0.0, j - 1, 1.0)
-        return ResampledT(float(values[0]), _NAN, _NAN, _NAN, j - 1, _NAN, f"all {j} differences are equal")
+        return ResampledT(
+            float(values[0]), _NAN, _NAN, _NAN, j - 1, _NAN, f"all {j} differences are equal"
+        )
     mean, se = float(values.mean()), math.sqrt((1 / j + test_share) * values.var(ddof=1))
     half = float(student.ppf((1 + level) / 2, j - 1)) * se
-    return ResampledT(mean, mean - half, mean + half, mean / se, j - 1, float(2 * student.sf(abs(mean / se), j - 1)))
+    return ResampledT(
+        mean,
+        mean - half,
+        mean + half,
+        mean / se,
+        j - 1,
+        float(2 * student.sf(abs(mean / se), j - 1)),
+    )
 
 
 def bootstrap_p(draws: np.ndarray) -> float:
@@ -295,7 +339,9 @@ def bootstrap_p(draws: np.ndarray) -> float:
     finite = draws[~np.isnan(draws)]
     if not len(finite) or len(finite) < 0.95 * len(draws):
         return _NAN
-    return min(1.0, 2 * (1 + min(int(np.sum(finite <= 0)), int(np.sum(finite >= 0)))) / (len(finite) + 1))
+    return min(
+        1.0, 2 * (1 + min(int(np.sum(finite <= 0)), int(np.sum(finite >= 0)))) / (len(finite) + 1)
+    )
 
 
 def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -310,11 +356,15 @@ def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
     tests = np.flatnonzero(~np.isnan(values))
     order = tests[np.argsort(values[tests], kind="stable")]
     adjusted = np.full(len(values), _NAN)
-    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(values[order] * np.arange(len(order), 0, -1)))
+    adjusted[order] = np.minimum(
+        1.0, np.maximum.accumulate(values[order] * np.arange(len(order), 0, -1))
+    )
     return adjusted
 
 
-def needed(difference: float, standard_error: float, n: int, *, power: float = 0.8, level: float = 0.95) -> float:
+def needed(
+    difference: float, standard_error: float, n: int, *, power: float = 0.8, level: float = 0.95
+) -> float:
     """About how many patients would show a true difference of this size.
 
     n ((z_{(1 + level) / 2} + z_power) se / |difference|)², because the standard error falls with √n. It takes the observed
@@ -393,8 +443,10 @@ def judge(
       UserError: the metric has no better side, or `level` is not between 0 and 1.
     """
     if metric.startswith("calibration_"):
-        raise UserError(f"arms cannot be compared in {metric}: neither more nor less of it is better; brier has a side")
-    p_holm, name = p if p_holm is None else p_holm, words.metric_in_a_sentence(metric)
+        raise UserError(
+            f"arms cannot be compared in {metric}: neither more nor less of it is better; brier has a side"
+        )
+    p_holm, name = p if p_holm is None else p_holm, wording.metric_in_a_sentence(metric)
     verdict, more, short = "cannot_tell", None, f"Whether {arm} helps cannot be told"
     if math.isnan(difference) or math.isnan(low) or math.isnan(high):
         rest = f"the difference in {name} against {reference} has no interval: {undefined or 'it is undefined'}"
@@ -406,7 +458,11 @@ def judge(
             short += f" with {n:,} {unit}"
             enough = needed(difference, standard_error, n, level=level)
             more = enough if n < enough < math.inf else None
-            rest += f"; a difference of this size would need about {words.about(more)}" if more else ""
+            rest += (
+                f"; a difference of this size would need about {wording.about(more)}"
+                if more
+                else ""
+            )
         else:
             short = f"{arm} {verdict}{' (negative transfer)' if verdict == 'hurts' and negative_transfer else ''}"
     return Comparison(arm, reference, metric, verdict, f"{short}.", f"{short}: {rest}.", more)
@@ -418,21 +474,31 @@ def headline(comparisons: Sequence[Comparison]) -> dict[str, Any]:
     The headline is the main arm's, followed by the other arms that help or hurt; the sentences are all of them in order.
     """
     if not comparisons:
-        return {"kind": "no_comparison", "headline": "There is no second arm to compare with.", "sentences": []}
+        return {
+            "kind": "no_comparison",
+            "headline": "There is no second arm to compare with.",
+            "sentences": [],
+        }
     main, *others = comparisons
     first = main.headline if main.verdict == "cannot_tell" else main.sentence
     rest = [other.headline for other in others if other.verdict != "cannot_tell"]
-    return {"kind": main.verdict, "headline": " ".join([first, *rest]), "sentences": [c.sentence for c in comparisons]}
+    return {
+        "kind": main.verdict,
+        "headline": " ".join([first, *rest]),
+        "sentences": [c.sentence for c in comparisons],
+    }
 
 
-def _numbers(value: float, low: float, high: float, p: float, p_holm: float, lower: bool, level: float) -> str:
-    shown, *ends = words.signed_alike((value, low, high))
+def _numbers(
+    value: float, low: float, high: float, p: float, p_holm: float, lower: bool, level: float
+) -> str:
+    shown, *ends = wording.signed_alike((value, low, high))
     told = ["lower is better"] if lower else []
-    told.append(f"{words.percent(level)} interval {ends[0]} to {ends[1]}")
+    told.append(f"{wording.percent(level)} interval {ends[0]} to {ends[1]}")
     if not math.isnan(p):
-        told.append(f"p {words.p_relation(p)}")
+        told.append(f"p {wording.p_relation(p)}")
     if p_holm > p:
-        told.append(f"{words.p_relation(p_holm).removeprefix('= ')} after Holm's correction")
+        told.append(f"{wording.p_relation(p_holm).removeprefix('= ')} after Holm's correction")
     return f"{shown} ({', '.join(told)})"
 
 
@@ -447,7 +513,9 @@ def binary(values: np.ndarray, name: str) -> np.ndarray:
     """bool[N] of 0 and 1, or a `UserError`."""
     values = np.asarray(values)
     if values.ndim != 1 or not np.isin(values, (0, 1)).all():
-        raise UserError(f"{name} must be one column of 0 and 1; this is {values.dtype}{list(values.shape)}")
+        raise UserError(
+            f"{name} must be one column of 0 and 1; this is {values.dtype}{list(values.shape)}"
+        )
     return values.astype(bool)
 
 
@@ -460,12 +528,20 @@ def column(values: np.ndarray, n: int, name: str) -> np.ndarray:
 
 
 def _units(patient: np.ndarray | None, n: int) -> np.ndarray:
-    return np.arange(n) if patient is None else np.unique(column(patient, n, "patient"), return_inverse=True)[1]
+    return (
+        np.arange(n)
+        if patient is None
+        else np.unique(column(patient, n, "patient"), return_inverse=True)[1]
+    )
 
 
 def _models(score: np.ndarray, n: int) -> np.ndarray:
     score = np.asarray(score, np.float64)
-    return score if score.ndim == 2 and score.shape[1] == n and len(score) else column(score, n, "score")[None]
+    return (
+        score
+        if score.ndim == 2 and score.shape[1] == n and len(score)
+        else column(score, n, "score")[None]
+    )
 
 
 def _distinct(unit: np.ndarray) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from medtl.base import UserError
+from medtl.errors import UserError
 
 MULTI_LABEL = "prediction sets are defined here for one label an example, not for several"
 
@@ -205,7 +205,8 @@ def coverage(
     hit = chosen[np.arange(len(label)), label]
     size = chosen.sum(axis=1)
     own = {
-        name: _measured(hit[label == k], size[label == k], unit[label == k], level) for k, name in enumerate(classes)
+        name: _measured(hit[label == k], size[label == k], unit[label == k], level)
+        for k, name in enumerate(classes)
     }
     return dataclasses.replace(_measured(hit, size, unit, level), by_class=own)
 
@@ -265,7 +266,11 @@ def _needed(level: float) -> int:
 
 
 def _rows(
-    label: np.ndarray, probability: np.ndarray, patient: np.ndarray | None, classes: Sequence[str], level: float
+    label: np.ndarray,
+    probability: np.ndarray,
+    patient: np.ndarray | None,
+    classes: Sequence[str],
+    level: float,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | str:
     """(label, score of the label, unit) of the labelled examples, or why there are no sets."""
     if not 0 < level < 1:
@@ -275,7 +280,9 @@ def _rows(
         return MULTI_LABEL
     _check_probability(probability, len(classes))
     if len(label) != len(probability):
-        raise UserError(f"there are {len(label)} labels and {len(probability)} rows of probabilities")
+        raise UserError(
+            f"there are {len(label)} labels and {len(probability)} rows of probabilities"
+        )
     _check_label(label, len(classes))
     unit = _units(patient, len(label))
     known = label >= 0
@@ -305,4 +312,6 @@ def _check_probability(probability: np.ndarray, k: int) -> None:
         raise UserError(f"probability is {list(probability.shape)}; {k} classes want [N, {k}]")
     wrong = np.flatnonzero(~np.all((probability >= 0) & (probability <= 1 + 1e-5), axis=1))
     if len(wrong):
-        raise UserError(f"probability[{wrong[0]}] is {probability[wrong[0]].tolist()}; each must be from 0 to 1")
+        raise UserError(
+            f"probability[{wrong[0]}] is {probability[wrong[0]].tolist()}; each must be from 0 to 1"
+        )

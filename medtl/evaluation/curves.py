@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from medtl.base import UserError
-from medtl.evaluation import words
+from medtl.errors import UserError
+from medtl.evaluation import wording
 from medtl.evaluation.compare import binary, column, direction, normal_quantile, undefined_auroc
 
 THRESHOLDS = tuple(i / 100 for i in range(1, 100))
@@ -126,7 +126,9 @@ def mean_roc(cells: Sequence[tuple[np.ndarray, np.ndarray]], *, points: int = 10
     return Curve(np.r_[0.0, grid], np.r_[0.0, tpr])
 
 
-def mean_precision_recall(cells: Sequence[tuple[np.ndarray, np.ndarray]], *, points: int = 101) -> Curve:
+def mean_precision_recall(
+    cells: Sequence[tuple[np.ndarray, np.ndarray]], *, points: int = 101
+) -> Curve:
     """The mean precision of several cells at each recall.
 
     Between two thresholds true and false positives are interpolated, not the precision (Davis & Goadrich 2006),
@@ -153,7 +155,9 @@ def mean_precision_recall(cells: Sequence[tuple[np.ndarray, np.ndarray]], *, poi
 
 
 def net_benefit(
-    label: np.ndarray, probability: np.ndarray, thresholds: Sequence[float] | np.ndarray = THRESHOLDS
+    label: np.ndarray,
+    probability: np.ndarray,
+    thresholds: Sequence[float] | np.ndarray = THRESHOLDS,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Net benefit of treating by the model, of treating all and of treating none: float64[T] each.
 
@@ -173,7 +177,9 @@ def net_benefit(
         nothing = np.full(len(t), np.nan)
         return nothing, nothing, nothing
     n, odds, prevalence = len(label), t / (1 - t), label.mean()
-    true, false = ((p := np.sort(probability[side])).size - np.searchsorted(p, t) for side in (label, ~label))
+    true, false = (
+        (p := np.sort(probability[side])).size - np.searchsorted(p, t) for side in (label, ~label)
+    )
     return true / n - false / n * odds, prevalence - (1 - prevalence) * odds, np.zeros(len(t))
 
 
@@ -206,7 +212,9 @@ def decision_curve(
         raise UserError("patient must be a number from 0 for each example")
     if np.isnan(model).any():
         nothing = np.full(len(t), np.nan)
-        return DecisionCurve(t, model, treat_all, none, nothing, nothing, "a probability is NaN or a cell is empty")
+        return DecisionCurve(
+            t, model, treat_all, none, nothing, nothing, "a probability is NaN or a cell is empty"
+        )
     patients = len(np.unique(np.concatenate([patient for *_, patient in columns])))
     most = 1 + max(int(patient.max()) for *_, patient in columns)
     se = np.full(len(t), np.nan)
@@ -256,10 +264,20 @@ def reliability(
     _, group = np.unique(np.searchsorted(edges, probability), return_inverse=True)
     n = np.bincount(group)
     observed, predicted = np.bincount(group, label) / n, np.bincount(group, probability) / n
-    effective = n if patient is None else _effective(label, group, observed, column(patient, len(label), "patient"))
+    effective = (
+        n
+        if patient is None
+        else _effective(label, group, observed, column(patient, len(label), "patient"))
+    )
     center = (observed + z**2 / (2 * effective)) / (1 + z**2 / effective)
-    half = z * np.sqrt(observed * (1 - observed) / effective + z**2 / (4 * effective**2)) / (1 + z**2 / effective)
-    return Reliability(predicted, observed, np.maximum(center - half, 0), np.minimum(center + half, 1), n)
+    half = (
+        z
+        * np.sqrt(observed * (1 - observed) / effective + z**2 / (4 * effective**2))
+        / (1 + z**2 / effective)
+    )
+    return Reliability(
+        predicted, observed, np.maximum(center - half, 0), np.minimum(center + half, 1), n
+    )
 
 
 def learning_curve_sentence(
@@ -294,12 +312,16 @@ def learning_curve_sentence(
         if chosen:
             most = max(chosen, key=lambda i: abs(differences[i][0]))
             parts.append(
-                f"{verb} {_where(chosen, sizes, unit)} ({words.signed_alike(differences[most][:1])[0]} with {sizes[most]:,})"
+                f"{verb} {_where(chosen, sizes, unit)} ({wording.signed_alike(differences[most][:1])[0]} with {sizes[most]:,})"
             )
-    name = words.metric_in_a_sentence(metric)
-    basis = f"in {name} against {reference}, by the {words.percent(level)} interval at each size"
+    name = wording.metric_in_a_sentence(metric)
+    basis = f"in {name} against {reference}, by the {wording.percent(level)} interval at each size"
     if not parts:
-        span = f"with {sizes[0]:,}" if len(sizes) == 1 else f"at any size from {sizes[0]:,} to {sizes[-1]:,}"
+        span = (
+            f"with {sizes[0]:,}"
+            if len(sizes) == 1
+            else f"at any size from {sizes[0]:,} to {sizes[-1]:,}"
+        )
         return f"Whether {arm} pays cannot be told {span} {unit}, {basis}."
     rest = "; at the other sizes it cannot be told" if "cannot_tell" in at else ""
     return f"{arm} {' and '.join(parts)}, {basis}{rest}."
@@ -314,10 +336,12 @@ def _where(chosen: Sequence[int], sizes: Sequence[int], unit: str) -> str:
         return f"up to {sizes[last]:,} {unit}"
     if run and last == len(sizes) - 1 and len(chosen) > 1:
         return f"from {sizes[first]:,} {unit} on"
-    return f"with {words.listed([f'{sizes[i]:,}' for i in chosen])} {unit}"
+    return f"with {wording.listed([f'{sizes[i]:,}' for i in chosen])} {unit}"
 
 
-def _effective(label: np.ndarray, group: np.ndarray, observed: np.ndarray, patient: np.ndarray) -> np.ndarray:
+def _effective(
+    label: np.ndarray, group: np.ndarray, observed: np.ndarray, patient: np.ndarray
+) -> np.ndarray:
     """float64[bins], how many independent examples the patients' examples in each bin are worth."""
     unit = np.unique(patient, return_inverse=True)[1]
     pairs, where = np.unique(group * (unit.max() + 1) + unit, return_inverse=True)
@@ -327,7 +351,9 @@ def _effective(label: np.ndarray, group: np.ndarray, observed: np.ndarray, patie
     square = np.bincount(of, residual**2)
     binomial = observed * (1 - observed)
     mixed = (binomial > 0) & (patients > 1)
-    worth = np.where(mixed, binomial * n**2 / np.where(mixed, np.maximum(square, 1e-12), 1.0), patients)
+    worth = np.where(
+        mixed, binomial * n**2 / np.where(mixed, np.maximum(square, 1e-12), 1.0), patients
+    )
     return np.minimum(worth, n)
 
 
@@ -345,7 +371,12 @@ def _each(
     columns = [_pair(label, score) for label, score in cells]
     reasons = [reason for reason in (undefined_auroc(*c) for c in columns) if reason]
     if reasons or not columns:
-        return [], f"in {len(reasons)} of {len(columns)} cells {reasons[0]}" if reasons else "there is no cell"
+        return (
+            [],
+            f"in {len(reasons)} of {len(columns)} cells {reasons[0]}"
+            if reasons
+            else "there is no cell",
+        )
     return [(*_roc(label, score), label.sum() / (~label).sum()) for label, score in columns], ""
 
 
@@ -364,7 +395,9 @@ def _interpolate(x: np.ndarray, y: np.ndarray, at: np.ndarray, *, side: str) -> 
     right = np.searchsorted(x, at, side="right" if side == "right" else "left").clip(1, len(x) - 1)
     left = right - 1
     width = x[right] - x[left]
-    share = np.where(width > 0, (at - x[left]) / np.where(width > 0, width, 1.0), float(side == "right"))
+    share = np.where(
+        width > 0, (at - x[left]) / np.where(width > 0, width, 1.0), float(side == "right")
+    )
     return y[left] + share * (y[right] - y[left])
 
 

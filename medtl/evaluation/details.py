@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from medtl.base import class_counts
 from medtl.evaluation import bootstrap, calibration, conformal, curves, scores
 from medtl.evaluation.bootstrap import Cell
 from medtl.evaluation.predictions import Predictions
+from medtl.examples import class_counts
 
 CALIBRATED = ("loss", "brier", "ece", "calibration_slope", "calibration_intercept")
 MISTAKES = 12
@@ -72,7 +72,9 @@ class Evaluated:
     def once(self) -> list[int]:
         """The cells that together hold each example once: the first seed's and repeat's."""
         first = self.said[0]
-        return [i for i, p in enumerate(self.said) if (p.seed, p.repeat) == (first.seed, first.repeat)]
+        return [
+            i for i, p in enumerate(self.said) if (p.seed, p.repeat) == (first.seed, first.repeat)
+        ]
 
     @property
     def once_words(self) -> str:
@@ -108,7 +110,10 @@ class Evaluated:
             return 0
         known = [p.id for p in (*self.said, *self.val) if p is not None]
         total = len(np.unique(np.concatenate(known)))
-        held = [len(p.id) + (len(v.id) if v is not None else 0) for p, v in zip(self.said, self.val, strict=True)]
+        held = [
+            len(p.id) + (len(v.id) if v is not None else 0)
+            for p, v in zip(self.said, self.val, strict=True)
+        ]
         return max(round(total - float(np.mean(held))), 0)
 
     @property
@@ -120,7 +125,11 @@ class Evaluated:
         """n, patients, and the examples of each class."""
         label = np.concatenate([p.label for p in self.said])
         _, first = np.unique(np.concatenate([p.id for p in self.said]), return_index=True)
-        return {"n": self.n, "patients": self.patients, "class_counts": class_counts(label[first], classes)}
+        return {
+            "n": self.n,
+            "patients": self.patients,
+            "class_counts": class_counts(label[first], classes),
+        }
 
     def threshold_card(self, rule: str) -> dict[str, Any] | None:
         """The operating threshold: the mean over the cells, each with its own."""
@@ -139,7 +148,12 @@ class Evaluated:
             words = f"0.5{joined} there is no val with both classes to choose it on"
         if values.min() < values.max():
             words += f"; from {values.min():.3f} to {values.max():.3f} over {len(values)} models"
-        return {"rule": rule, "value": float(values.mean()), "chosen_on": "val" if chosen else None, "words": words}
+        return {
+            "rule": rule,
+            "value": float(values.mean()),
+            "chosen_on": "val" if chosen else None,
+            "words": words,
+        }
 
     def confusion(self) -> list[Any]:
         """Counts, rows are labels: summed over folds, averaged over seeds and repeats; at the threshold for two classes."""
@@ -167,7 +181,9 @@ def whole(said: Sequence[Predictions]) -> list[Predictions]:
     return [p for p in said if p.size == largest]
 
 
-def collect(said: Sequence[Predictions], split: str, options: scores.Options, *, rule: str) -> dict[str, Evaluated]:
+def collect(
+    said: Sequence[Predictions], split: str, options: scores.Options, *, rule: str
+) -> dict[str, Evaluated]:
     """Each arm's cells of a split, with thresholds from val.
 
     Args:
@@ -185,9 +201,13 @@ def collect(said: Sequence[Predictions], split: str, options: scores.Options, *,
             val[p.arm, p.cell] = _labelled(p)
     arms = list(by_arm.values())
     # Cells of the same examples, as several seeds on one split, in one order.
-    arms[0] = by_arm[arms[0][0].arm] = [_like(p, arms[0][0]) if _same_ids(p, arms[0][0]) else p for p in arms[0]]
+    arms[0] = by_arm[arms[0][0].arm] = [
+        _like(p, arms[0][0]) if _same_ids(p, arms[0][0]) else p for p in arms[0]
+    ]
     known = all(p.patient is not None for p in arms[0])
-    units, numbers = _number([p.patient if known and p.patient is not None else p.id for p in arms[0]])
+    units, numbers = _number(
+        [p.patient if known and p.patient is not None else p.id for p in arms[0]]
+    )
     n = len(np.unique(np.concatenate([p.id for p in arms[0]])))
     place = {p.cell: i for i, p in enumerate(arms[0])}
     notes = []
@@ -200,10 +220,17 @@ def collect(said: Sequence[Predictions], split: str, options: scores.Options, *,
         own = sorted((_like(p, arms[0][place[p.cell]]) for p in own), key=lambda p: place[p.cell])
         tuned = [val.get((arm, p.cell)) for p in own]
         cells = [
-            Cell(p.label, np.asarray(p.probability, np.float64), numbers[i], _threshold(v, rule, options.positive))
+            Cell(
+                p.label,
+                np.asarray(p.probability, np.float64),
+                numbers[i],
+                _threshold(v, rule, options.positive),
+            )
             for i, (p, v) in enumerate(zip(own, tuned, strict=True))
         ]
-        found[arm] = Evaluated(arm, own, tuned, cells, options.positive, units if known else None, n, notes)
+        found[arm] = Evaluated(
+            arm, own, tuned, cells, options.positive, units if known else None, n, notes
+        )
     return found
 
 
@@ -222,7 +249,9 @@ def _like(p: Predictions, other: Predictions) -> Predictions:
 
 
 def _same_ids(p: Predictions, other: Predictions) -> bool:
-    return len(p.id) == len(other.id) and (p.id is other.id or np.array_equal(np.sort(p.id), np.sort(other.id)))
+    return len(p.id) == len(other.id) and (
+        p.id is other.id or np.array_equal(np.sort(p.id), np.sort(other.id))
+    )
 
 
 def _take(p: Predictions, rows: np.ndarray) -> Predictions:
@@ -258,7 +287,12 @@ def _number_of(rule: str) -> float | None:
 
 def _chooses(val: Predictions | None) -> bool:
     """Whether a threshold can be chosen on these predictions: of two classes, both there."""
-    return val is not None and val.label.ndim == 1 and val.probability.shape[1] == 2 and len(np.unique(val.label)) == 2
+    return (
+        val is not None
+        and val.label.ndim == 1
+        and val.probability.shape[1] == 2
+        and len(np.unique(val.label)) == 2
+    )
 
 
 def _threshold(val: Predictions | None, rule: str, positive: int) -> float:
@@ -268,10 +302,14 @@ def _threshold(val: Predictions | None, rule: str, positive: int) -> float:
         return fixed
     if val is None or not _chooses(val):
         return 0.5
-    return scores.operating_threshold(val.label == positive, val.probability[:, positive], rule=rule)
+    return scores.operating_threshold(
+        val.label == positive, val.probability[:, positive], rule=rule
+    )
 
 
-def estimate(value: float, low: float, high: float, *, std: float | None = None, reason: str = "") -> dict[str, Any]:
+def estimate(
+    value: float, low: float, high: float, *, std: float | None = None, reason: str = ""
+) -> dict[str, Any]:
     """A number with its interval, and why where it is NaN."""
     found: dict[str, Any] = {"value": float(value), "low": float(low), "high": float(high)}
     if std is not None:
@@ -312,9 +350,19 @@ def drawn(e: Evaluated, classes: Sequence[str], options: scores.Options) -> dict
         if not roc.undefined:
             found["roc"].append({"name": classes[k], "x": roc.x.tolist(), "y": roc.y.tolist()})
             prevalence = float(np.mean([label.mean() for label, _ in pairs]))
-            found["pr"].append({"name": classes[k], "x": pr.x.tolist(), "y": pr.y.tolist(), "prevalence": prevalence})
+            found["pr"].append(
+                {
+                    "name": classes[k],
+                    "x": pr.x.tolist(),
+                    "y": pr.y.tolist(),
+                    "prevalence": prevalence,
+                }
+            )
         if not bins.undefined:
-            of_bins = {field: getattr(bins, field).tolist() for field in ("predicted", "observed", "low", "high", "n")}
+            of_bins = {
+                field: getattr(bins, field).tolist()
+                for field in ("predicted", "observed", "low", "high", "n")
+            }
             found["reliability"].append({"name": classes[k], **of_bins})
         if e.task == "two_class":
             d = curves.decision_curve(columns, level=options.level)
@@ -338,7 +386,11 @@ def calibrated(e: Evaluated, classes: Sequence[str], options: scores.Options) ->
         maps: list[calibration.Calibrator] = []
         reasons = []
         for v in e.val:
-            fitted = calibration.fit(kind, v.label, v.probability, classes=classes) if v is not None else _NO_VAL
+            fitted = (
+                calibration.fit(kind, v.label, v.probability, classes=classes)
+                if v is not None
+                else _NO_VAL
+            )
             if isinstance(fitted, str):
                 reasons.append(fitted)
             else:
@@ -348,12 +400,15 @@ def calibrated(e: Evaluated, classes: Sequence[str], options: scores.Options) ->
             found[kind] = {"undefined": where + reasons[0]}
             continue
         after = [
-            dataclasses.replace(cell, probability=m(cell.probability)) for cell, m in zip(e.cells, maps, strict=True)
+            dataclasses.replace(cell, probability=m(cell.probability))
+            for cell, m in zip(e.cells, maps, strict=True)
         ]
         found[kind] = _calibration_of(after, classes, options)
         if len(maps) == 1:
             found[kind]["parameters"] = dict(maps[0].parameters)
-        unfitted = sorted({f"{name}: {reason}" for m in maps for name, reason in m.undefined.items()})
+        unfitted = sorted(
+            {f"{name}: {reason}" for m in maps for name, reason in m.undefined.items()}
+        )
         if unfitted:
             found[kind]["left_as_it_was"] = unfitted
     return found
@@ -362,14 +417,21 @@ def calibrated(e: Evaluated, classes: Sequence[str], options: scores.Options) ->
 _NO_VAL = "there are no predictions of val to fit it on"
 
 
-def _calibration_of(cells: Sequence[Cell], classes: Sequence[str], options: scores.Options) -> dict[str, Any]:
+def _calibration_of(
+    cells: Sequence[Cell], classes: Sequence[str], options: scores.Options
+) -> dict[str, Any]:
     each = []
     for cell in cells:
         scorer = scores.Scorer(cell, classes=classes, options=options)
         values = scorer(np.ones((1, scorer.units)))[0]
         each.append([float(values[scorer.names.index(name)]) for name in CALIBRATED])
-    columns = ([value for value in column if not math.isnan(value)] for column in zip(*each, strict=True))
-    return {name: float(np.mean(c)) if c else math.nan for name, c in zip(CALIBRATED, columns, strict=True)}
+    columns = (
+        [value for value in column if not math.isnan(value)] for column in zip(*each, strict=True)
+    )
+    return {
+        name: float(np.mean(c)) if c else math.nan
+        for name, c in zip(CALIBRATED, columns, strict=True)
+    }
 
 
 def conformal_sets(e: Evaluated, classes: Sequence[str], *, level: float) -> dict[str, Any]:
@@ -393,9 +455,16 @@ def conformal_sets(e: Evaluated, classes: Sequence[str], *, level: float) -> dic
         if reason:
             return {"undefined": reason}
         measured = conformal.coverage(
-            np.concatenate(labels), np.concatenate(sets), classes=classes, patient=np.concatenate(units)
+            np.concatenate(labels),
+            np.concatenate(sets),
+            classes=classes,
+            patient=np.concatenate(units),
         )
-        found[kind.__name__] = {"level": level, **measured.as_dict(), **({"notes": notes[:3]} if notes else {})}
+        found[kind.__name__] = {
+            "level": level,
+            **measured.as_dict(),
+            **({"notes": notes[:3]} if notes else {}),
+        }
     return found
 
 
@@ -409,7 +478,9 @@ def mistakes(evaluated: Mapping[str, Evaluated], classes: Sequence[str]) -> list
     return sorted(found.values(), key=lambda entry: -entry["probability"])[:MISTAKES]
 
 
-def confident_mistakes(p: Predictions, classes: Sequence[str], *, most: int) -> list[dict[str, Any]]:
+def confident_mistakes(
+    p: Predictions, classes: Sequence[str], *, most: int
+) -> list[dict[str, Any]]:
     """Where predictions of one label an example are wrong, those of the largest probability first.
 
     Args:

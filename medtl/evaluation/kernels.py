@@ -14,7 +14,9 @@ def one_against_rest(confusion: np.ndarray) -> np.ndarray:
     hits, actual = np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(axis=-1)
     false = confusion.sum(axis=-2) - hits
     rest = confusion.sum(axis=(-2, -1))[..., None] - actual - false
-    return np.stack([np.stack([rest, false], axis=-1), np.stack([actual - hits, hits], axis=-1)], axis=-2)
+    return np.stack(
+        [np.stack([rest, false], axis=-1), np.stack([actual - hits, hits], axis=-1)], axis=-2
+    )
 
 
 def accuracy(confusion: np.ndarray) -> np.ndarray:
@@ -57,7 +59,9 @@ def matthews(confusion: np.ndarray) -> np.ndarray:
     """[..., K, K] -> [...], the correlation of labels and predictions (Gorodkin 2004, equation 8)."""
     total = confusion.sum(axis=(-2, -1))
     actual, predicted = confusion.sum(axis=-1), confusion.sum(axis=-2)
-    covariance = total * np.trace(confusion, axis1=-2, axis2=-1) - np.sum(actual * predicted, axis=-1)
+    covariance = total * np.trace(confusion, axis1=-2, axis2=-1) - np.sum(
+        actual * predicted, axis=-1
+    )
     spread = [np.square(total) - np.sum(np.square(side), axis=-1) for side in (actual, predicted)]
     # One class alone leaves a spread of 0 but for rounding.
     product = np.where(np.minimum(*spread) > 1e-12 * np.square(total), spread[0] * spread[1], 0.0)
@@ -80,7 +84,9 @@ def equal_mass_bins(score: np.ndarray, bins: int) -> np.ndarray:
     return np.minimum((middle / max(len(score), 1) * bins).astype(np.int64), bins - 1)[group]
 
 
-def expected_calibration_error(n: np.ndarray, positive: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+def expected_calibration_error(
+    n: np.ndarray, positive: np.ndarray, predicted: np.ndarray
+) -> np.ndarray:
     """Mean over bins of |observed share - mean probability|, less what chance alone adds.
 
     Chance makes |observed - predicted| too large, the more the fewer examples a bin has. Kumar, Liang & Ma 2019
@@ -104,5 +110,7 @@ def expected_calibration_error(n: np.ndarray, positive: np.ndarray, predicted: n
     gap = np.abs(share - predicted / filled)
     spread = np.sqrt(share * (1 - share) / filled)
     ratio = np.divide(gap, spread, out=np.full_like(gap, np.inf), where=spread > 0)
-    chance = spread * np.sqrt(2 / np.pi) * np.exp(-np.square(ratio) / 2) + gap * (1 - 2 * ndtr(-ratio))
+    chance = spread * np.sqrt(2 / np.pi) * np.exp(-np.square(ratio) / 2) + gap * (
+        1 - 2 * ndtr(-ratio)
+    )
     return np.maximum(np.sum(n * (2 * gap - chance), axis=-1), 0.0) / n.sum(axis=-1)

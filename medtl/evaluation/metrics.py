@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from medtl.base import UserError
+from medtl.errors import UserError
 
 NAMES = ("accuracy", "balanced_accuracy", "f1_macro", "auroc", "auprc", "loss")
 
@@ -54,7 +54,11 @@ class Metrics:
 
 
 def compute(
-    label: np.ndarray, probability: np.ndarray, *, classes: Sequence[str], weight: np.ndarray | None = None
+    label: np.ndarray,
+    probability: np.ndarray,
+    *,
+    classes: Sequence[str],
+    weight: np.ndarray | None = None,
 ) -> Metrics:
     """Every metric of one set of predictions; each agrees with scikit-learn's where that is defined.
 
@@ -118,7 +122,9 @@ def _single_label(label, probability, weights, confusion, classes, undefined) ->
     values["accuracy"] = hits.sum() / actual.sum()
     values["loss"] = np.average(-np.log(correct), weights=weights)
     if unused:
-        undefined["f1_macro"] = f"no example has the label or the prediction {', '.join(map(repr, unused))}"
+        undefined["f1_macro"] = (
+            f"no example has the label or the prediction {', '.join(map(repr, unused))}"
+        )
     else:
         values["f1_macro"] = np.mean(2 * hits / (actual + predicted))
     if absent:
@@ -127,7 +133,11 @@ def _single_label(label, probability, weights, confusion, classes, undefined) ->
         from sklearn.metrics import average_precision_score, roc_auc_score
 
         def one_against_rest(score: Callable[..., float], chosen: Sequence[int]) -> float:
-            return float(np.mean([score(label == k, probability[:, k], sample_weight=weights) for k in chosen]))
+            return float(
+                np.mean(
+                    [score(label == k, probability[:, k], sample_weight=weights) for k in chosen]
+                )
+            )
 
         every = range(len(classes))
         values["balanced_accuracy"] = np.mean(hits / actual)
@@ -140,7 +150,9 @@ def _multi_label(label, probability, weights, confusion, classes, undefined) -> 
     per_class: dict[str, list[float]] = {name: [] for name in NAMES if name != "loss"}
     for k, name in enumerate(classes):
         seen = ~np.isnan(label[:, k])
-        scores, reasons = _one_label(label[seen, k] == 1, probability[seen, k], weights[seen], confusion[k])
+        scores, reasons = _one_label(
+            label[seen, k] == 1, probability[seen, k], weights[seen], confusion[k]
+        )
         for metric, value in scores.items():
             per_class[metric].append(value)
         undefined.update({f"{metric}[{name}]": reason for metric, reason in reasons.items()})
@@ -172,7 +184,9 @@ def _one_label(
         reasons["f1_macro"] = "no example is or is predicted positive"
     from sklearn.metrics import average_precision_score, roc_auc_score
 
-    one_sided = "" if tp + fn and tn + fp else f"every example is {'positive' if tp + fn else 'negative'}"
+    one_sided = (
+        "" if tp + fn and tn + fp else f"every example is {'positive' if tp + fn else 'negative'}"
+    )
     if one_sided:
         reasons.update(dict.fromkeys(("balanced_accuracy", "auroc"), one_sided))
     else:
@@ -191,27 +205,37 @@ def _confusion(label: np.ndarray, probability: np.ndarray, weights: np.ndarray) 
     if label.ndim == 1:
         return _counts(label, probability.argmax(axis=1), weights, size)
     known = ~np.isnan(label)
-    columns = ((label[s, k] == 1, probability[s, k] > 0.5, weights[s]) for k, s in enumerate(known.T))
+    columns = (
+        (label[s, k] == 1, probability[s, k] > 0.5, weights[s]) for k, s in enumerate(known.T)
+    )
     return np.stack([_counts(*column, 2) for column in columns])
 
 
-def _counts(label: np.ndarray, prediction: np.ndarray, weights: np.ndarray, size: int) -> np.ndarray:
+def _counts(
+    label: np.ndarray, prediction: np.ndarray, weights: np.ndarray, size: int
+) -> np.ndarray:
     """float64[size, size], the weight of each pair (label, prediction)."""
     pair = label.astype(np.int64) * size + prediction.astype(np.int64)
     return np.bincount(pair, weights, minlength=size * size).reshape(size, size)
 
 
-def _check(label: np.ndarray, probability: np.ndarray, weights: np.ndarray, classes: Sequence[str]) -> None:
+def _check(
+    label: np.ndarray, probability: np.ndarray, weights: np.ndarray, classes: Sequence[str]
+) -> None:
     n, k = len(label), len(classes)
     if probability.shape != (n, k):
-        raise UserError(f"probability is {list(probability.shape)}; {n} labels and {k} classes want {[n, k]}")
+        raise UserError(
+            f"probability is {list(probability.shape)}; {n} labels and {k} classes want {[n, k]}"
+        )
     if np.any((probability < 0) | (probability > 1 + 1e-5)):
         raise UserError("probability must be from 0 to 1; these look like logits")
     if weights.shape != (n,) or not np.all(np.isfinite(weights) & (weights >= 0)):
         raise UserError(f"weight must be {n} finite numbers of at least 0")
     if label.ndim == 1:
         if k < 2 or not np.issubdtype(label.dtype, np.integer):
-            raise UserError(f"one label an example is int[N] among at least 2 classes; this is {label.dtype} among {k}")
+            raise UserError(
+                f"one label an example is int[N] among at least 2 classes; this is {label.dtype} among {k}"
+            )
         wrong = np.flatnonzero((label < -1) | (label >= k))
         wanted = f"-1 (unknown) or 0..{k - 1}"
     else:

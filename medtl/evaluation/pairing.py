@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medtl.base import UserError, nearest
+from medtl.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from medtl.evaluation.predictions import Predictions
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 _VAL = "val"
 
 
-def check(predictions: Sequence[Predictions], classes: Sequence[str], *, split: str, name: str) -> list[str]:
+def check(
+    predictions: Sequence[Predictions], classes: Sequence[str], *, split: str, name: str
+) -> list[str]:
     """As `evaluation.predictions.check`, which documents it."""
     present = {p.split for p in predictions}
     if split not in present:
@@ -59,7 +61,9 @@ def _check_sizes(name: str, models: Sequence[Predictions]) -> None:
         )
 
 
-def _check_same_examples(name: str, one: Mapping[tuple, Predictions], two: Mapping[tuple, Predictions]) -> None:
+def _check_same_examples(
+    name: str, one: Mapping[tuple, Predictions], two: Mapping[tuple, Predictions]
+) -> None:
     for has, lacks in ((one, two), (two, one)):
         other = next(iter(lacks.values())).arm
         for cell, p in has.items():
@@ -87,7 +91,9 @@ def _of_one_division(cells: Mapping[tuple, Predictions]) -> list[list[Prediction
 
 def _check_folds(name: str, cells: Mapping[tuple, Predictions]) -> None:
     for folds in _of_one_division(cells):
-        value, count = np.unique(np.concatenate([np.unique(p.id) for p in folds]), return_counts=True)
+        value, count = np.unique(
+            np.concatenate([np.unique(p.id) for p in folds]), return_counts=True
+        )
         if np.any(count > 1):
             example = value[count > 1][0]
             one, two, *_ = (p for p in folds if example in p.id)
@@ -97,7 +103,9 @@ def _check_folds(name: str, cells: Mapping[tuple, Predictions]) -> None:
             )
 
 
-def _check_val(name: str, cells: Mapping[tuple, Predictions], val: Mapping[tuple, Predictions]) -> None:
+def _check_val(
+    name: str, cells: Mapping[tuple, Predictions], val: Mapping[tuple, Predictions]
+) -> None:
     """Val is all of an arm's models', or none's: thresholds and calibration maps are fitted on it model by model."""
     for cell, p in val.items():
         if cell not in cells:
@@ -116,7 +124,9 @@ def _check_val(name: str, cells: Mapping[tuple, Predictions], val: Mapping[tuple
 
 
 def _without_val(val: Mapping[str, Mapping]) -> list[str]:
-    has, lacks = ([arm for arm, cells in val.items() if bool(cells) == wanted] for wanted in (True, False))
+    has, lacks = (
+        [arm for arm, cells in val.items() if bool(cells) == wanted] for wanted in (True, False)
+    )
     if not has or not lacks:
         return []
     return [
@@ -156,15 +166,23 @@ def _one_class(predictions: Sequence[Predictions], classes: Sequence[str]) -> li
     for p in predictions:
         known = p.label[p.label >= 0] if p.label.ndim == 1 else p.label[~np.isnan(p.label)]
         if not len(known):
-            arms.setdefault(f"{p.where}: none of {len(p.id)} examples has a label", []).append(p.arm)
+            arms.setdefault(f"{p.where}: none of {len(p.id)} examples has a label", []).append(
+                p.arm
+            )
         elif p.label.ndim == 1 and np.all(known == known[0]):
             what = f"all of {len(known)} labelled examples are {classes[known[0]]!r}"
             arms.setdefault(f"{p.where}: {what}", []).append(p.arm)
-    return _few([f"{what} (arms: {', '.join(a)}); what needs two classes is undefined" for what, a in arms.items()])
+    return _few(
+        [
+            f"{what} (arms: {', '.join(a)}); what needs two classes is undefined"
+            for what, a in arms.items()
+        ]
+    )
 
 
 def _in_val(
-    evaluated: Mapping[str, Mapping[tuple, Predictions]], val: Mapping[str, Mapping[tuple, Predictions]]
+    evaluated: Mapping[str, Mapping[tuple, Predictions]],
+    val: Mapping[str, Mapping[tuple, Predictions]],
 ) -> list[str]:
     arms: dict[str, list[str]] = {}
     for arm, cells in evaluated.items():
@@ -177,9 +195,16 @@ def _in_val(
             else:
                 word, both = "examples", np.intersect1d(p.id, q.id)
             if len(both):
-                what = f"{p.where}: {len(both)} {word} are also in val, the first is {str(both[0])!r}"
+                what = (
+                    f"{p.where}: {len(both)} {word} are also in val, the first is {str(both[0])!r}"
+                )
                 arms.setdefault(what, []).append(arm)
-    return _few([f"{what} (arms: {', '.join(a)}); what is chosen on val has seen them" for what, a in arms.items()])
+    return _few(
+        [
+            f"{what} (arms: {', '.join(a)}); what is chosen on val has seen them"
+            for what, a in arms.items()
+        ]
+    )
 
 
 def _few(notes: list[str], limit: int = 5) -> list[str]:

@@ -31,9 +31,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from medtl.base import UserError, is_group, nearest
+from medtl.errors import UserError, nearest
 from medtl.evaluation import pairing
 from medtl.evaluation import sheet as sheets
+from medtl.examples import is_group
 
 _REQUIRED = ("arm", "id", "label")
 _WHOLE = ("seed", "repeat", "fold", "size")
@@ -85,7 +86,9 @@ class Predictions:
     def where(self) -> str:
         """Such as "test, seed 0, fold 3"."""
         told = zip(_WHOLE, self.cell, strict=True)
-        return ", ".join([self.split, *(f"{name} {value}" for name, value in told if value is not None)])
+        return ", ".join(
+            [self.split, *(f"{name} {value}" for name, value in told if value is not None)]
+        )
 
 
 def probabilities(logits: np.ndarray, *, multi_label: bool) -> np.ndarray:
@@ -100,7 +103,9 @@ def probabilities(logits: np.ndarray, *, multi_label: bool) -> np.ndarray:
 # Writing
 
 
-def write(path: str | os.PathLike[str], predictions: Sequence[Predictions], classes: Sequence[str]) -> None:
+def write(
+    path: str | os.PathLike[str], predictions: Sequence[Predictions], classes: Sequence[str]
+) -> None:
     """Writes predictions.csv whole or not at all.
 
     The columns are arm, split, id, label, prob_<class>..., then patient_id and the groups that any of the predictions has,
@@ -120,11 +125,17 @@ def write(path: str | os.PathLike[str], predictions: Sequence[Predictions], clas
     _refuse(path, predictions, classes)
     more = _more_columns(predictions)
     # Python before 3.13 leaves a lone carriage return unquoted, and then reads a line's end in it.
-    lone_return = any("\r" in text for text in itertools.chain(classes, *((p.arm, p.split) for p in predictions)))
-    lone_return |= any(np.any(np.strings.find(t, "\r") >= 0) for p in predictions for t in _texts(p).values())
+    lone_return = any(
+        "\r" in text for text in itertools.chain(classes, *((p.arm, p.split) for p in predictions))
+    )
+    lone_return |= any(
+        np.any(np.strings.find(t, "\r") >= 0) for p in predictions for t in _texts(p).values()
+    )
     part = path.with_name(path.name + ".part")
     with part.open("w", encoding="utf-8", newline="") as file:
-        rows = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL if lone_return else csv.QUOTE_MINIMAL)
+        rows = csv.writer(
+            file, lineterminator="\n", quoting=csv.QUOTE_ALL if lone_return else csv.QUOTE_MINIMAL
+        )
         rows.writerow(["arm", "split", "id", "label", *(_PROB + name for name in classes), *more])
         for p in predictions:
             for start in range(0, len(p.id), _CHUNK):
@@ -143,7 +154,9 @@ def _refuse(path: pathlib.Path, predictions: Sequence[Predictions], classes: Seq
             )
     for name in itertools.chain.from_iterable(p.groups for p in predictions):
         if not is_group(name):
-            raise UserError(f"{path}: a group is called {name!r}; it must be site, subgroup or subgroup_<name>")
+            raise UserError(
+                f"{path}: a group is called {name!r}; it must be site, subgroup or subgroup_<name>"
+            )
     for p in predictions:
         lengths = {len(p.label), len(p.probability), *map(len, _texts(p).values())}
         if len(lengths) > 1:
@@ -153,7 +166,11 @@ def _refuse(path: pathlib.Path, predictions: Sequence[Predictions], classes: Seq
 def _more_columns(predictions: Sequence[Predictions]) -> list[str]:
     patient = ["patient_id"] if any(p.patient is not None for p in predictions) else []
     groups = dict.fromkeys(name for p in predictions for name in p.groups)
-    told = [name for name in ("size", "repeat", "fold") if any(getattr(p, name) is not None for p in predictions)]
+    told = [
+        name
+        for name in ("size", "repeat", "fold")
+        if any(getattr(p, name) is not None for p in predictions)
+    ]
     several = len({p.seed for p in predictions}) > 1
     return [*patient, *groups, *told, *(["seed"] if several else [])]
 
@@ -163,7 +180,9 @@ def _texts(p: Predictions) -> dict[str, np.ndarray]:
     return {"id": p.id, **({} if p.patient is None else {"patient_id": p.patient}), **p.groups}
 
 
-def _rows(p: Predictions, rows: slice, classes: Sequence[str], more: Sequence[str]) -> Iterator[tuple]:
+def _rows(
+    p: Predictions, rows: slice, classes: Sequence[str], more: Sequence[str]
+) -> Iterator[tuple]:
     label, probability = p.label[rows], p.probability[rows]
     n = len(label)
     if label.ndim == 2:
@@ -190,7 +209,10 @@ def _joined(values: Sequence[float], classes: Sequence[str]) -> str:
 
 
 def read(
-    path: str | os.PathLike[str], *, multi_label: bool | None = None, arms: Collection[str] | None = None
+    path: str | os.PathLike[str],
+    *,
+    multi_label: bool | None = None,
+    arms: Collection[str] | None = None,
 ) -> tuple[list[Predictions], tuple[str, ...]]:
     """Reads predictions.csv, of `write` or of another tool; the columns are in the module's docstring.
 
@@ -209,7 +231,9 @@ def read(
     Raises:
       UserError: for everything in the module's docstring, and an arm that was not asked for or is not there.
     """
-    sheet = sheets.read(pathlib.Path(path), check=_check_header, number=lambda name: name.startswith(_PROB))
+    sheet = sheets.read(
+        pathlib.Path(path), check=_check_header, number=lambda name: name.startswith(_PROB)
+    )
     classes = tuple(name.removeprefix(_PROB) for name in sheet.numeric)
     _check_filled(sheet)
     _check_arms(sheet, arms)
@@ -236,8 +260,20 @@ def read(
         patient = cells.pop("patient_id", None)
         if patient is not None and np.any(patient == ""):
             patient = np.where(patient == "", np.strings.add("?", ids), patient)
-        label, probability = by_text[sheet.code["label"][rows]], np.minimum(sheet.numbers[rows], 1.0)
-        found.append(Predictions(id=ids, label=label, probability=probability, patient=patient, groups=cells, **fields))
+        label, probability = (
+            by_text[sheet.code["label"][rows]],
+            np.minimum(sheet.numbers[rows], 1.0),
+        )
+        found.append(
+            Predictions(
+                id=ids,
+                label=label,
+                probability=probability,
+                patient=patient,
+                groups=cells,
+                **fields,
+            )
+        )
     return found, classes
 
 
@@ -248,30 +284,40 @@ def _check_header(where: str, header: list[str]) -> None:
         )
     for mark, word in ((";", "semicolons"), ("\t", "tabs")):
         if len(header) == 1 and mark in header[0]:
-            raise UserError(f"{where}: the columns are separated by {word}; separate them by commas")
+            raise UserError(
+                f"{where}: the columns are separated by {word}; separate them by commas"
+            )
     twice = [name for i, name in enumerate(header) if name in header[:i]]
     if twice:
         raise UserError(f"{where}: two columns are called {twice[0]!r}")
     known = (*_REQUIRED, *_OPTIONAL)
-    strange = [n for n in header if not (n in known or is_group(n) or (n.startswith(_PROB) and n != _PROB))]
+    strange = [
+        n for n in header if not (n in known or is_group(n) or (n.startswith(_PROB) and n != _PROB))
+    ]
     for name in _REQUIRED:
         if name not in header:
             raise UserError(f"{where} has no column {name!r}{nearest(name, strange)}")
     if "" in strange:
-        raise UserError(f"{where}, column {header.index('') + 1} has no name; leave it out (pandas: index=False)")
+        raise UserError(
+            f"{where}, column {header.index('') + 1} has no name; leave it out (pandas: index=False)"
+        )
     for name in strange:
         raise UserError(
             f"{where}: column {name!r} is not known{nearest(name, (*known, 'prob_<class>', 'subgroup_<name>'))}"
         )
     if not any(name.startswith(_PROB) for name in header):
-        raise UserError(f"{where} has no column prob_<class>; each class needs one, with its probabilities")
+        raise UserError(
+            f"{where} has no column prob_<class>; each class needs one, with its probabilities"
+        )
 
 
 def _check_filled(sheet: sheets.Sheet) -> None:
     for name in ("arm", "id", "split"):
         for code, text in enumerate(sheet.text.get(name, ())):
             if not text or (name == "arm" and not text.strip()):
-                raise UserError(f"{sheet.first(name, code)}: the cell {'holds only blanks' if text else 'is empty'}")
+                raise UserError(
+                    f"{sheet.first(name, code)}: the cell {'holds only blanks' if text else 'is empty'}"
+                )
 
 
 def _check_arms(sheet: sheets.Sheet, arms: Collection[str] | None) -> None:
@@ -279,10 +325,14 @@ def _check_arms(sheet: sheets.Sheet, arms: Collection[str] | None) -> None:
         return
     for code, arm in enumerate(sheet.text["arm"]):
         if arm not in arms:
-            raise UserError(f"{sheet.first('arm', code)}: {arm!r} is not an arm that was asked for{nearest(arm, arms)}")
+            raise UserError(
+                f"{sheet.first('arm', code)}: {arm!r} is not an arm that was asked for{nearest(arm, arms)}"
+            )
     for arm in arms:
         if arm not in sheet.text["arm"]:
-            raise UserError(f"{sheet.path}, column arm: there is no arm {arm!r}{nearest(arm, sheet.text['arm'])}")
+            raise UserError(
+                f"{sheet.path}, column arm: there is no arm {arm!r}{nearest(arm, sheet.text['arm'])}"
+            )
 
 
 def _labels(sheet: sheets.Sheet, classes: Sequence[str], multi_label: bool | None) -> np.ndarray:
@@ -295,13 +345,18 @@ def _labels(sheet: sheets.Sheet, classes: Sequence[str], multi_label: bool | Non
         raise UserError(
             f"{sheet.path}, line 1: the only class is {classes[0]!r}; each class needs a column {_PROB}<class>"
         )
-    single, several = np.full(len(texts), -1, np.int32), np.zeros((len(texts), len(classes)), np.float32)
+    single, several = (
+        np.full(len(texts), -1, np.int32),
+        np.zeros((len(texts), len(classes)), np.float32),
+    )
     for code, text in enumerate(texts):
         for part in filter(None, text.split("|") if multi_label else [text]):
             name = part.removeprefix("?") if multi_label else part
             if name not in index:
                 where = sheet.first("label", code)
-                raise UserError(f"{where}: there is no column {_PROB + name!r} for {name!r}{nearest(name, classes)}")
+                raise UserError(
+                    f"{where}: there is no column {_PROB + name!r} for {name!r}{nearest(name, classes)}"
+                )
             single[code] = index[name]
             several[code, index[name]] = 1.0 if part == name else np.nan
     return several if multi_label else single
@@ -319,7 +374,9 @@ def _check_probabilities(sheet: sheets.Sheet, *, several: bool) -> None:
             if percent:
                 hint = "; these look like percentages: divide by 100"
             elif np.any(p[row] < 0) or 2 * int(wrong.any(axis=1).sum()) > len(p):
-                hint = f"; these look like logits: write their {'sigmoid' if several else 'softmax'}"
+                hint = (
+                    f"; these look like logits: write their {'sigmoid' if several else 'softmax'}"
+                )
         where = sheet.where(row, sheet.numeric[column])
         raise UserError(f"{where}: {p[row, column]:.6g} is not a probability from 0 to 1{hint}")
     total = p.sum(axis=1)
@@ -335,7 +392,10 @@ def _check_probabilities(sheet: sheets.Sheet, *, several: bool) -> None:
 
 def _frames(sheet: sheets.Sheet) -> tuple[list[dict], np.ndarray]:
     """The distinct (arm, split, seed, repeat, fold, size) in order of first appearance, and int64[N], each row's among them."""
-    fields: dict[str, list] = {"arm": sheet.text["arm"], "split": _splits(sheet) if "split" in sheet.code else ["test"]}
+    fields: dict[str, list] = {
+        "arm": sheet.text["arm"],
+        "split": _splits(sheet) if "split" in sheet.code else ["test"],
+    }
     fields |= {name: _whole(sheet, name) if name in sheet.code else [None] for name in _WHOLE}
     frame = np.zeros(len(sheet.line), np.int64)
     for name, values in fields.items():
@@ -360,7 +420,9 @@ def _whole(sheet: sheets.Sheet, column: str) -> list[int | None]:
     for code, text in enumerate(sheet.text[column]):
         digits = _DIGITS.fullmatch(text)
         if text and (digits is None or int(digits[1]) < least):
-            raise UserError(f"{sheet.first(column, code)}: {text!r} is not a whole number of at least {least}")
+            raise UserError(
+                f"{sheet.first(column, code)}: {text!r} is not a whole number of at least {least}"
+            )
         numbers.append(int(digits[1]) if digits else None)
     return numbers
 
@@ -369,14 +431,18 @@ def _splits(sheet: sheets.Sheet) -> list[str]:
     """The split's house name for each of the column's distinct cells."""
     for code, text in enumerate(sheet.text["split"]):
         if text not in (*_SPLITS, *_SPLIT_ALIASES):
-            raise UserError(f"{sheet.first('split', code)}: {text!r} is not a split{nearest(text, _SPLITS)}")
+            raise UserError(
+                f"{sheet.first('split', code)}: {text!r} is not a split{nearest(text, _SPLITS)}"
+            )
     return [_SPLIT_ALIASES.get(text, text) for text in sheet.text["split"]]
 
 
 def _check_once(sheet: sheets.Sheet, frame: np.ndarray) -> None:
     ids = sheet.code["id"]
     place = frame * len(sheet.text["id"]) + ids
-    again = np.setdiff1d(np.arange(len(ids)), np.unique(place, return_index=True)[1], assume_unique=True)
+    again = np.setdiff1d(
+        np.arange(len(ids)), np.unique(place, return_index=True)[1], assume_unique=True
+    )
     if len(again):
         row = int(again[0])
         before = int(np.argmax(place == place[row]))
@@ -403,7 +469,11 @@ def _check_same(sheet: sheets.Sheet, column: str, value: np.ndarray) -> None:
 
 
 def check(
-    predictions: Sequence[Predictions], classes: Sequence[str], *, split: str = "test", name: str = "predictions.csv"
+    predictions: Sequence[Predictions],
+    classes: Sequence[str],
+    *,
+    split: str = "test",
+    name: str = "predictions.csv",
 ) -> list[str]:
     """Whether the arms can be compared on a split, and what a reader must know of the predictions.
 

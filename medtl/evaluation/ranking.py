@@ -48,7 +48,10 @@ class Ranking:
     @classmethod
     def of(cls, positive: np.ndarray, score: np.ndarray, unit: np.ndarray) -> Ranking:
         """Sorts bool[n], float64[n] and int64[n]."""
-        chosen = [rows[np.argsort(-score[rows], kind="stable")] for rows in map(np.flatnonzero, (positive, ~positive))]
+        chosen = [
+            rows[np.argsort(-score[rows], kind="stable")]
+            for rows in map(np.flatnonzero, (positive, ~positive))
+        ]
         high, low = (score[rows] for rows in chosen)
         rising_high, rising_low = high[::-1], low[::-1]
         p = np.clip(np.concatenate([high, low]), _EPS, 1 - _EPS)
@@ -84,7 +87,11 @@ class Weights:
     def of(cls, ranking: Ranking, counts: np.ndarray) -> Weights:
         """Takes float64[R, units]."""
         every = np.take(counts, ranking.unit, axis=1)
-        return cls(every, _cumulative(every[:, : ranking.positives]), _cumulative(every[:, ranking.positives :]))
+        return cls(
+            every,
+            _cumulative(every[:, : ranking.positives]),
+            _cumulative(every[:, ranking.positives :]),
+        )
 
     @property
     def positive(self) -> np.ndarray:
@@ -124,8 +131,13 @@ def sensitivity_at(ranking: Ranking, weights: Weights, specificity: float) -> np
     positives, negatives = weights.totals
     # The first negative that may not be called positive; whatever is above it may.
     allowed = (1 - specificity + _SLACK) * negatives
-    first = [np.searchsorted(c, a, "right") - 1 for c, a in zip(weights.upto_negative, allowed, strict=True)]
-    true = weights.upto_positive[np.arange(len(positives)), ranking.before[np.array(first, np.intp)]]
+    first = [
+        np.searchsorted(c, a, "right") - 1
+        for c, a in zip(weights.upto_negative, allowed, strict=True)
+    ]
+    true = weights.upto_positive[
+        np.arange(len(positives)), ranking.before[np.array(first, np.intp)]
+    ]
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(negatives > 0, true / positives, np.nan)
 
@@ -136,8 +148,13 @@ def specificity_at(ranking: Ranking, weights: Weights, sensitivity: float) -> np
     if not ranking.positives:
         return np.full(len(positives), np.nan)
     wanted = (sensitivity - _SLACK) * positives
-    last = [np.searchsorted(c, w, "left") - 1 for c, w in zip(weights.upto_positive, wanted, strict=True)]
-    called = np.append(ranking.level, 0)[np.array(last, np.intp)]  # none (-1) need be called: a sensitivity of 0
+    last = [
+        np.searchsorted(c, w, "left") - 1
+        for c, w in zip(weights.upto_positive, wanted, strict=True)
+    ]
+    called = np.append(ranking.level, 0)[
+        np.array(last, np.intp)
+    ]  # none (-1) need be called: a sensitivity of 0
     false = weights.upto_negative[np.arange(len(negatives)), called]
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(positives > 0, 1 - false / negatives, np.nan)
@@ -166,7 +183,9 @@ def _whole(ranking: Ranking) -> tuple[np.ndarray, float]:
     weights = Weights.of(ranking, np.ones((1, int(ranking.unit.max(initial=-1)) + 1)))
     line = _line(ranking, weights, _TOLERANCE)[0]
     offset = float(_offset(ranking, weights, _TOLERANCE)[0])
-    return line if np.isfinite(line).all() else ranking.start, offset if np.isfinite(offset) else 0.0
+    return line if np.isfinite(line).all() else ranking.start, offset if np.isfinite(
+        offset
+    ) else 0.0
 
 
 def _offset(ranking: Ranking, weights: Weights, tolerance: float) -> np.ndarray:
@@ -176,7 +195,9 @@ def _offset(ranking: Ranking, weights: Weights, tolerance: float) -> np.ndarray:
     found = np.full(len(there), np.nan)
     if there.any():
         start = np.array([ranking.offset, 1.0])
-        found[there] = _newton(weights.every[there], ranking, start, free=1, tolerance=tolerance)[:, 0]
+        found[there] = _newton(weights.every[there], ranking, start, free=1, tolerance=tolerance)[
+            :, 0
+        ]
     return found
 
 
@@ -186,14 +207,21 @@ def _line(ranking: Ranking, weights: Weights, tolerance: float) -> np.ndarray:
     if not 0 < ranking.positives < ranking.unit.size:
         return found
     high, low = ranking.logit[: ranking.positives], ranking.logit[ranking.positives :]
-    (top_high, end_high), (top_low, end_low) = _extremes(weights.positive, high), _extremes(weights.negative, low)
+    (top_high, end_high), (top_low, end_low) = (
+        _extremes(weights.positive, high),
+        _extremes(weights.negative, low),
+    )
     there = (np.minimum(*weights.totals) > 0) & (top_high > end_low) & (top_low > end_high)
     if there.any():
-        found[there] = _newton(weights.every[there], ranking, ranking.start, free=2, tolerance=tolerance)
+        found[there] = _newton(
+            weights.every[there], ranking, ranking.start, free=2, tolerance=tolerance
+        )
     return found
 
 
-def _newton(weight: np.ndarray, ranking: Ranking, start: np.ndarray, *, free: int, tolerance: float) -> np.ndarray:
+def _newton(
+    weight: np.ndarray, ranking: Ranking, start: np.ndarray, *, free: int, tolerance: float
+) -> np.ndarray:
     """Logistic regression on one variable; float64[R, 2], intercept and slope, of which the first `free` are fitted.
 
     The logistic loss is generalized self-concordant: a Newton step of length d, in units in which the examples' (1, x) are
@@ -205,12 +233,21 @@ def _newton(weight: np.ndarray, ranking: Ranking, start: np.ndarray, *, free: in
     y = np.arange(len(x)) < ranking.positives
     radius = np.hypot(1.0, np.abs(x).max()) if free == 2 else 1.0
     found = np.full((len(weight), 2), np.nan)
-    beta, moving = np.array([[start[0] + start[1] * middle, start[1] * scale]]), np.arange(len(weight))
+    beta, moving = (
+        np.array([[start[0] + start[1] * middle, start[1] * scale]]),
+        np.arange(len(weight)),
+    )
     hits = np.stack([weight @ (y * 1.0), weight @ (y * x)], axis=1)
     for _ in range(_STEPS):
         step = _newton_step(weight, x, beta, hits, free)
         length = radius * np.linalg.norm(step, axis=1)
-        beta = beta + step * np.divide(np.log1p(length), length, out=np.ones_like(length), where=length > 0)[:, None]
+        beta = (
+            beta
+            + step
+            * np.divide(np.log1p(length), length, out=np.ones_like(length), where=length > 0)[
+                :, None
+            ]
+        )
         going = length > tolerance
         found[moving[~going]] = beta[~going]
         if not going.any():
@@ -221,7 +258,9 @@ def _newton(weight: np.ndarray, ranking: Ranking, start: np.ndarray, *, free: in
     return np.stack([found[:, 0] - slope * middle, slope], axis=1)
 
 
-def _newton_step(weight: np.ndarray, x: np.ndarray, beta: np.ndarray, hits: np.ndarray, free: int) -> np.ndarray:
+def _newton_step(
+    weight: np.ndarray, x: np.ndarray, beta: np.ndarray, hits: np.ndarray, free: int
+) -> np.ndarray:
     """float64[R, 2]; beta is [R, 2], or [1, 2] where all are at the same place, which makes the sums matrix products."""
     mu = beta[:, 1:] * x
     mu += beta[:, :1]

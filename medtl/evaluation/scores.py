@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from medtl.base import UserError
+from medtl.errors import UserError
 from medtl.evaluation import kernels
 from medtl.evaluation import ranking as ranks
 
@@ -65,7 +65,9 @@ class Cell:
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
-        label, probability, patient = (np.asarray(a) for a in (self.label, self.probability, self.patient))
+        label, probability, patient = (
+            np.asarray(a) for a in (self.label, self.probability, self.patient)
+        )
         n = len(label)
         if probability.ndim != 2 or len(probability) != n or patient.shape != (n,):
             raise UserError(
@@ -76,13 +78,17 @@ class Cell:
                 f"label is {list(label.shape)} and probability {list(probability.shape)}; they must be equal"
             )
         if label.ndim == 1 and n and not (label.min() >= 0 and label.max() < probability.shape[1]):
-            raise UserError(f"label must be 0..{probability.shape[1] - 1}: leave out examples whose label is unknown")
+            raise UserError(
+                f"label must be 0..{probability.shape[1] - 1}: leave out examples whose label is unknown"
+            )
         if n and not (np.issubdtype(patient.dtype, np.integer) and patient.min() >= 0):
             raise UserError("patient must be whole numbers of at least 0")
         wrong = ~((probability >= 0) & (probability <= 1 + 1e-5))
         if wrong.any():
             row, column = np.argwhere(wrong)[0]
-            raise UserError(f"probability[{row}, {column}] is {probability[row, column]}; it must be from 0 to 1")
+            raise UserError(
+                f"probability[{row}, {column}] is {probability[row, column]}; it must be from 0 to 1"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +148,9 @@ class Scorer:
       sides: bool[4, K, units], which units have an example that is the class, is not, is called so, is not called so.
     """
 
-    def __init__(self, cell: Cell, *, classes: Sequence[str], options: Options, units: int | None = None):
+    def __init__(
+        self, cell: Cell, *, classes: Sequence[str], options: Options, units: int | None = None
+    ):
         """Sorts and sums the cell.
 
         Args:
@@ -155,7 +163,10 @@ class Scorer:
           UserError: the options do not fit the task.
         """
         self.classes, self.options = tuple(classes), options
-        self._label, self._probability = np.asarray(cell.label), np.asarray(cell.probability, np.float64)
+        self._label, self._probability = (
+            np.asarray(cell.label),
+            np.asarray(cell.probability, np.float64),
+        )
         self._threshold = cell.threshold
         self.multi_label = self._label.ndim == 2
         _check(self._probability.shape[1], self.multi_label, self.classes, options)
@@ -167,7 +178,9 @@ class Scorer:
         (self._add_labels if self.multi_label else self._add_one_label)(table, unit)
         self._matrix, self._columns = table.matrix(), table.columns
         columns = enumerate(known.T)
-        self._rankings = [ranks.Ranking.of(positive[s, j], self._probability[s, j], unit[s]) for j, s in columns]
+        self._rankings = [
+            ranks.Ranking.of(positive[s, j], self._probability[s, j], unit[s]) for j, s in columns
+        ]
         self.size = len(unit)
         self.sides = np.zeros((4, len(self.classes), self.units), bool)
         for side, rows in enumerate((positive, ~positive, self._called, ~self._called)):
@@ -221,7 +234,12 @@ class Scorer:
         table.add("loss", unit, -np.log(np.clip(p[row, label], _EPS, 1 - _EPS)))
         if k == 2:
             positive, score = label == self.options.positive, p[:, self.options.positive]
-            table.add("threshold", unit, column=2 * positive + self._called[:, self.options.positive], width=4)
+            table.add(
+                "threshold",
+                unit,
+                column=2 * positive + self._called[:, self.options.positive],
+                width=4,
+            )
         else:
             positive, score = label == guess, p.max(axis=1)
         self._add_bins(table, "bins", unit, positive, score)
@@ -229,7 +247,9 @@ class Scorer:
     def _add_labels(self, table: _Table, unit: np.ndarray) -> None:
         known, p = ~np.isnan(self._label), self._probability
         clipped = np.clip(p, _EPS, 1 - _EPS)
-        entropy = np.where(known, np.where(self._label == 1, -np.log(clipped), -np.log1p(-clipped)), 0.0).sum(axis=1)
+        entropy = np.where(
+            known, np.where(self._label == 1, -np.log(clipped), -np.log1p(-clipped)), 0.0
+        ).sum(axis=1)
         told = known.any(axis=1)
         table.add("n", unit[told])
         table.add("loss", unit[told], entropy[told] / known[told].sum(axis=1))
@@ -239,10 +259,16 @@ class Scorer:
             table.add(f"brier{j}", who, np.square(positive - score))
             self._add_bins(table, f"bins{j}", who, positive, score)
 
-    def _add_bins(self, table: _Table, name: str, unit: np.ndarray, positive: np.ndarray, score: np.ndarray) -> None:
+    def _add_bins(
+        self, table: _Table, name: str, unit: np.ndarray, positive: np.ndarray, score: np.ndarray
+    ) -> None:
         bins = max(1, min(self.options.bins, len(score) // _BIN))
         place = kernels.equal_mass_bins(score, bins)
-        for part, value in (("n", np.ones(len(score))), ("y", positive.astype(np.float64)), ("p", score)):
+        for part, value in (
+            ("n", np.ones(len(score))),
+            ("y", positive.astype(np.float64)),
+            ("p", score),
+        ):
             table.add(f"{name}.{part}", unit, value, column=place, width=bins)
 
     def _by_sums(self, sums: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -259,20 +285,29 @@ class Scorer:
             values["accuracy"] = mean(kernels.accuracy(tables))
             values["balanced_accuracy"] = mean(kernels.balanced_accuracy(tables))
             values["mcc"] = mean(kernels.matthews(tables))
-            values["brier"] = mean(np.stack([sums[f"brier{j}"][:, 0] for j in range(k)], 1) / tables.sum(axis=(2, 3)))
+            values["brier"] = mean(
+                np.stack([sums[f"brier{j}"][:, 0] for j in range(k)], 1) / tables.sum(axis=(2, 3))
+            )
             values["ece"] = mean(np.stack([ece(f"bins{j}") for j in range(k)], axis=1))
         else:
             confusion = sums["confusion"].reshape(r, k, k)
             tables = kernels.one_against_rest(confusion)
             called = sums["threshold"].reshape(r, 1, 2, 2) if k == 2 else tables
-            values |= {f.__name__: f(confusion) for f in (kernels.accuracy, kernels.balanced_accuracy)}
-            values |= {"mcc": kernels.matthews(confusion), "kappa_quadratic": kernels.quadratic_kappa(confusion)}
+            values |= {
+                f.__name__: f(confusion) for f in (kernels.accuracy, kernels.balanced_accuracy)
+            }
+            values |= {
+                "mcc": kernels.matthews(confusion),
+                "kappa_quadratic": kernels.quadratic_kappa(confusion),
+            }
             values |= {"brier": sums["brier"][:, 0] / sums["n"][:, 0], "ece": ece("bins")}
             if k == 2 and math.isnan(self._threshold):
                 called = np.full_like(called, np.nan)
         f1, share = kernels.f1_score(tables), tables[..., 1, :].sum(axis=-1)
         values["f1_macro"] = mean(f1)
-        values["f1_weighted"] = np.sum(np.where(share > 0, f1, 0.0) * share, axis=1) / share.sum(axis=1)
+        values["f1_weighted"] = np.sum(np.where(share > 0, f1, 0.0) * share, axis=1) / share.sum(
+            axis=1
+        )
         rates = kernels.diagnostic_rates(called, prevalence=self.options.prevalence)
         return values | {name: mean(rate) for name, rate in rates.items()}
 
@@ -286,8 +321,12 @@ class Scorer:
             if not two or j == 1:
                 found["auroc"] = ranks.auroc(ranking, weights)
             if not two or j == self.options.positive:
-                found["sensitivity_at_specificity"] = ranks.sensitivity_at(ranking, weights, self.options.specificity)
-                found["specificity_at_sensitivity"] = ranks.specificity_at(ranking, weights, self.options.sensitivity)
+                found["sensitivity_at_specificity"] = ranks.sensitivity_at(
+                    ranking, weights, self.options.specificity
+                )
+                found["specificity_at_sensitivity"] = ranks.specificity_at(
+                    ranking, weights, self.options.sensitivity
+                )
                 found["calibration_slope"] = ranks.calibration_slope(ranking, weights)
                 found["calibration_intercept"] = ranks.calibration_intercept(ranking, weights)
             for name, value in found.items():
@@ -308,7 +347,9 @@ class Scorer:
             if math.isnan(self._threshold):
                 return "there is no operating threshold"
             if name in ("ppv", "npv") and not (self.options.prevalence and absent):
-                side = classes[self.options.positive if name == "ppv" else 1 - self.options.positive]
+                side = classes[
+                    self.options.positive if name == "ppv" else 1 - self.options.positive
+                ]
                 return f"no example is called {side!r} at the threshold"
         elif name == "f1_macro":
             unused = [c for c, s, g in zip(classes, seen, guessed, strict=True) if not s and not g]
@@ -334,7 +375,9 @@ def support(scorers: Sequence[Scorer]) -> np.ndarray:
     chosen = [first.options.positive] if two else list(range(len(first.classes)))
     positive, negative, called, refused = (int(n) for n in sides[:, chosen].sum(axis=2).min(axis=1))
     of = dict.fromkeys(NAMES, min(positive, negative))
-    of |= dict.fromkeys(("accuracy", "f1_weighted", "brier", "loss", "ece"), int(sides[:2].any(axis=(0, 1)).sum()))
+    of |= dict.fromkeys(
+        ("accuracy", "f1_weighted", "brier", "loss", "ece"), int(sides[:2].any(axis=(0, 1)).sum())
+    )
     of |= dict.fromkeys(("sensitivity", "sensitivity_at_specificity"), positive)
     of |= dict.fromkeys(("specificity", "specificity_at_sensitivity"), negative)
     of |= {"ppv": called, "npv": refused}
@@ -436,7 +479,9 @@ class _Table:
         start = max((c.stop for c in self.columns.values()), default=0)
         self.columns[name] = slice(start, start + width)
         value = np.ones(len(unit)) if value is None else value
-        self.parts.append((unit, np.full(len(unit), start) if column is None else start + column, value))
+        self.parts.append(
+            (unit, np.full(len(unit), start) if column is None else start + column, value)
+        )
 
     def matrix(self):
         """float64[columns, units], sparse: most units have few examples."""
@@ -444,7 +489,9 @@ class _Table:
 
         unit, column, value = (np.concatenate(parts) for parts in zip(*self.parts, strict=True))
         width = max(c.stop for c in self.columns.values())
-        return coo_array((value, (column.astype(np.int32), unit.astype(np.int32))), shape=(width, self.units)).tocsr()
+        return coo_array(
+            (value, (column.astype(np.int32), unit.astype(np.int32))), shape=(width, self.units)
+        ).tocsr()
 
 
 def _threshold_rule(rule: str) -> tuple[str, float]:
@@ -467,7 +514,9 @@ def _check(k: int, multi_label: bool, classes: tuple[str, ...], options: Options
             f"probability has {k} columns for {len(classes)} classes; one label an example wants at least 2"
         )
     if k == 2 and options.positive not in (0, 1):
-        raise UserError(f"positive is {options.positive}; it is the index of one of the two classes, 0 or 1")
+        raise UserError(
+            f"positive is {options.positive}; it is the index of one of the two classes, 0 or 1"
+        )
     if options.prevalence and (multi_label or k != 2 or not 0 < options.prevalence < 1):
         raise UserError(
             f"prevalence is {options.prevalence}; it is from 0 to 1 and that of the one positive class of two"

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from medtl.base import UserError
+from medtl.errors import UserError
 
 _CHUNK = 1 << 16  # rows whose cells are held as text at one time
 
@@ -56,7 +56,9 @@ class Codes(dict):
         return code
 
 
-def read(path: pathlib.Path, *, check: Callable[[str, list[str]], None], number: Callable[[str], bool]) -> Sheet:
+def read(
+    path: pathlib.Path, *, check: Callable[[str, list[str]], None], number: Callable[[str], bool]
+) -> Sheet:
     """Reads a file whose first row names the columns; rows whose cells are all empty do not count.
 
     Args:
@@ -88,7 +90,9 @@ def read(path: pathlib.Path, *, check: Callable[[str, list[str]], None], number:
         lines.append(np.array(starts, np.int64))
         numbers.append(_numbers(path, starts, {name: columns[name] for name in numeric}))
         for name, known in codes.items():
-            coded[name].append(np.fromiter(map(known.__getitem__, columns[name]), np.int32, len(rows)))
+            coded[name].append(
+                np.fromiter(map(known.__getitem__, columns[name]), np.int32, len(rows))
+            )
     if not lines:
         raise UserError(f"{path} has a header and no rows")
     return Sheet(
@@ -112,17 +116,23 @@ def _records(path: pathlib.Path) -> Iterator[tuple[int, list[str]]]:
                     yield line, row
                 line = reader.line_num + 1
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not a CSV file in UTF-8 ({error.reason} at byte {error.start})") from None
+        raise UserError(
+            f"{path} is not a CSV file in UTF-8 ({error.reason} at byte {error.start})"
+        ) from None
     except csv.Error as error:
         raise UserError(f"{path}, line {line}: not a CSV file ({error})") from None
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror})") from None
 
 
-def _numbers(path: pathlib.Path, lines: Sequence[int], columns: dict[str, Sequence[str]]) -> np.ndarray:
+def _numbers(
+    path: pathlib.Path, lines: Sequence[int], columns: dict[str, Sequence[str]]
+) -> np.ndarray:
     """K columns of n cells -> float64[n, K]."""
     try:
-        parsed = [np.fromiter(map(float, cells), np.float64, len(lines)) for cells in columns.values()]
+        parsed = [
+            np.fromiter(map(float, cells), np.float64, len(lines)) for cells in columns.values()
+        ]
     except ValueError:
         for line, *cells in zip(lines, *columns.values(), strict=True):
             for name, cell in zip(columns, cells, strict=True):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from medtl.base import UserError
+from medtl.errors import UserError
 from medtl.evaluation import bootstrap, details
 from medtl.evaluation.bootstrap import LOWER_IS_BETTER, PROPORTIONS, Cell, Options, Resampled
 
@@ -87,18 +87,26 @@ def subgroups(
     first = next(iter(arms.values()))
     if [np.shape(v) for v in values] != [(len(cell.label),) for cell in first]:
         found, wanted = [list(np.shape(v)) for v in values], [[len(cell.label)] for cell in first]
-        raise UserError(f"the column of groups has the shapes {found} over the cells; the examples want {wanted}")
+        raise UserError(
+            f"the column of groups has the shapes {found} over the cells; the examples want {wanted}"
+        )
     once = range(len(first)) if once is None else once
     groups, note = _groups(first, values, classes=classes, least=min_patients, once=once, unit=unit)
     large = [group for group in groups if not group.too_few]
     of_groups = {_key(arm, g): _part(cells, g) for arm, cells in arms.items() for g in large}
-    resampled = bootstrap.resample(of_groups, classes=classes, options=options) if of_groups else None
+    resampled = (
+        bootstrap.resample(of_groups, classes=classes, options=options) if of_groups else None
+    )
     if resampled and metric not in resampled.names:
-        raise UserError(f"groups cannot be compared in {metric!r}; it can be {', '.join(resampled.names)}")
+        raise UserError(
+            f"groups cannot be compared in {metric!r}; it can be {', '.join(resampled.names)}"
+        )
     return {arm: _of_arm(arm, groups, resampled, metric, note) for arm in arms}
 
 
-def _of_arm(arm: str, groups: Sequence[_Group], resampled: Resampled | None, metric: str, note: str) -> dict[str, Any]:
+def _of_arm(
+    arm: str, groups: Sequence[_Group], resampled: Resampled | None, metric: str, note: str
+) -> dict[str, Any]:
     entries: dict[str, Any] = {}
     ranked = []
     for group in groups:
@@ -112,7 +120,10 @@ def _of_arm(arm: str, groups: Sequence[_Group], resampled: Resampled | None, met
     if resampled is not None and len(ranked) > 1:
         sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
         ranked.sort(key=lambda g: sign * entries[g.name]["metrics"][metric]["value"])
-        worst = {"group": ranked[0].name, "value": entries[ranked[0].name]["metrics"][metric]["value"]}
+        worst = {
+            "group": ranked[0].name,
+            "value": entries[ranked[0].name]["metrics"][metric]["value"],
+        }
         gap = _gap(resampled, arm, ranked[-1], ranked[0], metric, sign)
     return {"groups": entries, "worst": worst, "gap": gap} | ({"note": note} if note else {})
 
@@ -123,7 +134,9 @@ def _estimates(resampled: Resampled, arm: str, group: _Group) -> dict[str, dict[
     # What `Resampled.interval` does, but with this group's patients, not those of all groups.
     units = np.where(share, resampled.support[key], group.units)
     value, draws = resampled.value[key], resampled.draws[key]
-    low, high = bootstrap.interval(value, draws, level=resampled.level, units=units, proportion=share)
+    low, high = bootstrap.interval(
+        value, draws, level=resampled.level, units=units, proportion=share
+    )
     found = {}
     for m, name in enumerate(resampled.names):
         cells = resampled.by_cell[key][:, m]
@@ -134,11 +147,15 @@ def _estimates(resampled: Resampled, arm: str, group: _Group) -> dict[str, dict[
     return found
 
 
-def _gap(resampled: Resampled, arm: str, best: _Group, worst: _Group, metric: str, sign: float) -> dict[str, Any]:
+def _gap(
+    resampled: Resampled, arm: str, best: _Group, worst: _Group, metric: str, sign: float
+) -> dict[str, Any]:
     m, (a, b) = resampled.names.index(metric), (_key(arm, best), _key(arm, worst))
     value = sign * (resampled.value[a][m] - resampled.value[b][m])
     draws = sign * (resampled.draws[a][:, m] - resampled.draws[b][:, m])
-    low, high = bootstrap.interval(value, draws, level=resampled.level, units=min(best.units, worst.units))
+    low, high = bootstrap.interval(
+        value, draws, level=resampled.level, units=min(best.units, worst.units)
+    )
     return details.estimate(value, float(low), float(high)) | {"between": [best.name, worst.name]}
 
 
@@ -153,7 +170,9 @@ def _groups(
 ) -> tuple[list[_Group], str]:
     """The groups in their order, and what is to be said about them."""
     names, code = _encode(values)
-    name, note = _joined(names, np.sum([np.bincount(code[i], minlength=len(names)) for i in once], axis=0))
+    name, note = _joined(
+        names, np.sum([np.bincount(code[i], minlength=len(names)) for i in once], axis=0)
+    )
     order = sorted(set(name), key=lambda g: (g == UNKNOWN, g == OTHER, g))
     number = np.array([order.index(g) for g in name], np.int64)
     group_of = [number[c] for c in code]
@@ -176,7 +195,11 @@ def _encode(values: Sequence[np.ndarray]) -> tuple[list[str], list[np.ndarray]]:
     code = []
     for own in values:
         distinct, inverse = np.unique(np.asarray(own, str), return_inverse=True)
-        code.append(np.array([index.setdefault(str(v) or UNKNOWN, len(index)) for v in distinct], np.int64)[inverse])
+        code.append(
+            np.array([index.setdefault(str(v) or UNKNOWN, len(index)) for v in distinct], np.int64)[
+                inverse
+            ]
+        )
     return list(index), code
 
 
@@ -187,7 +210,9 @@ def _joined(names: Sequence[str], count: np.ndarray) -> tuple[list[str], str]:
     ranking = sorted(range(len(names)), key=lambda i: (names[i] != UNKNOWN, -count[i], names[i]))
     joined = sorted(names[i] for i in ranking[MOST_GROUPS - 1 :])
     away = set(joined)
-    listed = ", ".join(map(repr, joined[:5])) + (f" and {len(joined) - 5} more" if len(joined) > 5 else "")
+    listed = ", ".join(map(repr, joined[:5])) + (
+        f" and {len(joined) - 5} more" if len(joined) > 5 else ""
+    )
     note = f"{len(names)} values; the {len(joined)} with fewest examples are joined into {OTHER!r}: {listed}"
     return [OTHER if name in away else name for name in names], note
 
@@ -195,7 +220,10 @@ def _joined(names: Sequence[str], count: np.ndarray) -> tuple[list[str], str]:
 def _part(cells: Sequence[Cell], group: _Group) -> list[Cell]:
     return [
         dataclasses.replace(
-            cell, label=cell.label[rows], probability=cell.probability[rows], patient=cell.patient[rows]
+            cell,
+            label=cell.label[rows],
+            probability=cell.probability[rows],
+            patient=cell.patient[rows],
         )
         for cell, rows in zip(cells, group.rows, strict=True)
     ]

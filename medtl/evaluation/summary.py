@@ -40,7 +40,10 @@ def summarize(results: Results, *, runs: str = "seeds") -> dict[str, Any]:
         if found != layout:
             raise ValueError(f"summarize: seed {seed} has {found}; seed {seeds[0]} has {layout}")
     first = results[seeds[0]]
-    cells = {arm: {split: {s: results[s][arm][split] for s in seeds} for split in first[arm]} for arm in first}
+    cells = {
+        arm: {split: {s: results[s][arm][split] for s in seeds} for split in first[arm]}
+        for arm in first
+    }
     summary: dict[str, Any] = {"arms": _each_cell(cells, _mean)}
     if len(seeds) > 1:
         summary["std"] = _each_cell(cells, _std)
@@ -78,14 +81,19 @@ def plain(value: Any) -> Any:
 
 
 def _each_cell(cells: Mapping, reduce) -> dict[str, dict[str, Any]]:
-    return {arm: {split: reduce(by_seed) for split, by_seed in splits.items()} for arm, splits in cells.items()}
+    return {
+        arm: {split: reduce(by_seed) for split, by_seed in splits.items()}
+        for arm, splits in cells.items()
+    }
 
 
 def _mean(by_seed: Mapping[Any, Mapping[str, Any]]) -> dict[str, Any]:
     entries = list(by_seed.values())
     if len(entries) == 1:
         return dict(entries[0])
-    mean: dict[str, Any] = {name: float(np.mean([entry[name] for entry in entries])) for name in ("n", *metrics.NAMES)}
+    mean: dict[str, Any] = {
+        name: float(np.mean([entry[name] for entry in entries])) for name in ("n", *metrics.NAMES)
+    }
     mean["n"] = int(mean["n"]) if mean["n"].is_integer() else mean["n"]
     mean["confusion"] = np.mean([entry["confusion"] for entry in entries], axis=0).tolist()
     undefined: dict[str, str] = {}
@@ -96,4 +104,7 @@ def _mean(by_seed: Mapping[Any, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _std(by_seed: Mapping[Any, Mapping[str, Any]]) -> dict[str, float]:
-    return {name: float(np.std([entry[name] for entry in by_seed.values()], ddof=1)) for name in metrics.NAMES}
+    return {
+        name: float(np.std([entry[name] for entry in by_seed.values()], ddof=1))
+        for name in metrics.NAMES
+    }

@@ -31,7 +31,9 @@ def render(summary: Mapping[str, Any]) -> str:
     arms = summary["arms"]
     verdict = summary["evaluation"]["verdict"]
     # With one comparison that is told the headline is its sentence.
-    told = dict.fromkeys((*verdict["sentences"], *([] if verdict["sentences"] else [verdict["headline"]])))
+    told = dict.fromkeys(
+        (*verdict["sentences"], *([] if verdict["sentences"] else [verdict["headline"]]))
+    )
     said = [line for sentence in told for line in _wrap(sentence)]
     sections = [_table(arms, summary.get("std")), _undefined(arms), said]
     return "\n\n".join("\n".join(lines) for lines in sections if lines)
@@ -42,12 +44,17 @@ def _table(arms: Mapping[str, Any], std: Mapping[str, Any] | None) -> list[str]:
     for arm, splits in arms.items():
         for split, entry in splits.items():
             spread = std[arm][split] if std else {}
-            rows.append((arm, split, f"{entry['n']:.7g}", *(_cell(entry[m], spread.get(m)) for m in NAMES)))
+            rows.append(
+                (arm, split, f"{entry['n']:.7g}", *(_cell(entry[m], spread.get(m)) for m in NAMES))
+            )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     gap = "  " if sum(widths) + 2 * (len(widths) - 1) <= WIDTH else " "
 
     def line(row: Sequence[str]) -> str:
-        cells = (c.ljust(w) if i < _LEFT else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        cells = (
+            c.ljust(w) if i < _LEFT else c.rjust(w)
+            for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        )
         return gap.join(cells).rstrip()
 
     return [line(row) for row in rows]

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from medtl.base import UserError, nearest
+from medtl.errors import UserError, nearest
 
 
 class Outputs(Protocol):
@@ -23,7 +23,9 @@ class Outputs(Protocol):
         """float[B, K]."""
 
 
-def cross_entropy(outputs: Outputs, batch: Mapping[str, jax.Array], *, label_smoothing: float = 0.0) -> jax.Array:
+def cross_entropy(
+    outputs: Outputs, batch: Mapping[str, jax.Array], *, label_smoothing: float = 0.0
+) -> jax.Array:
     """Softmax cross-entropy, `-Σ_k q_k log softmax(logits)_k` with `q = (1 - α) label + α / K`.
 
     Label smoothing: Szegedy et al. 2016, https://arxiv.org/abs/1512.00567, section 7.
@@ -40,13 +42,17 @@ def cross_entropy(outputs: Outputs, batch: Mapping[str, jax.Array], *, label_smo
       UserError: α lies outside [0, 1], or `label` does not fit the logits.
     """
     if not 0 <= label_smoothing <= 1:
-        raise UserError(f"cross_entropy: label_smoothing is {label_smoothing}; it must be in [0, 1]")
+        raise UserError(
+            f"cross_entropy: label_smoothing is {label_smoothing}; it must be in [0, 1]"
+        )
     logits = outputs.logits.astype(jnp.float32)
     labels = optax.losses.smooth_labels(_one_hot(batch["label"], logits), label_smoothing)
     return optax.losses.softmax_cross_entropy(logits, labels)
 
 
-def mean_squared_error(outputs: Outputs, batch: Mapping[str, jax.Array], *, on: str = "probabilities") -> jax.Array:
+def mean_squared_error(
+    outputs: Outputs, batch: Mapping[str, jax.Array], *, on: str = "probabilities"
+) -> jax.Array:
     """Mean squared error over the classes, `1/K Σ_k (p_k - label_k)²`: the Brier score divided by K.
 
     Args:
@@ -62,7 +68,9 @@ def mean_squared_error(outputs: Outputs, batch: Mapping[str, jax.Array], *, on: 
       UserError: `on` is something else, or `label` does not fit the logits.
     """
     if on not in ("probabilities", "logits"):
-        raise UserError(f"mean_squared_error: on is {on!r}{nearest(str(on), ('probabilities', 'logits'))}")
+        raise UserError(
+            f"mean_squared_error: on is {on!r}{nearest(str(on), ('probabilities', 'logits'))}"
+        )
     logits = outputs.logits.astype(jnp.float32)
     predictions = jax.nn.softmax(logits) if on == "probabilities" else logits
     return jnp.mean(jnp.square(predictions - _one_hot(batch["label"], logits)), axis=-1)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from medtl import base
-from medtl.models.names import NAMES, check, features, freeze_prefixes
+from medtl.errors import UserError, nearest
+from medtl.models.architectures import NAMES, check, features, freeze_prefixes
 
 if TYPE_CHECKING:
     from flax import linen as nn
@@ -44,19 +44,21 @@ def backbone(
       remat: the backward pass computes the inside of each block (VGG: stage) again, to save memory.
 
     Raises:
-      base.UserError: there is no such backbone, or not with these options.
+      UserError: there is no such backbone, or not with these options.
     """
     known = check(name, stages, stride_in, classifier=classifier)
     if dtype not in DTYPES:
-        raise base.UserError(f"config.model.dtype: {dtype!r} is not a compute dtype{base.nearest(dtype, DTYPES)}")
+        raise UserError(
+            f"config.model.dtype: {dtype!r} is not a compute dtype{nearest(dtype, DTYPES)}"
+        )
 
     import jax.numpy as jnp
 
-    from medtl.models import names, resnet, vgg
+    from medtl.models import architectures, resnet, vgg
 
     if known.family == "vgg":
         return vgg.VGG(
-            names.vgg_layers(name),
+            architectures.vgg_layers(name),
             known.features,
             batch_norm=known.batch_norm,
             stages=stages,

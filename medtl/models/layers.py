@@ -96,7 +96,9 @@ def _product_forward(x: jax.Array, w: jax.Array) -> tuple[jax.Array, tuple[jax.A
     return jnp.dot(x, w), (x, w)
 
 
-def _product_backward(residuals: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _product_backward(
+    residuals: tuple[jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     x, w = residuals
     over_rows = (((0,), (0,)), ((), ()))
     if x.shape[1] <= w.shape[1]:
@@ -134,11 +136,15 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> dtype[B, h, w, features], h = floor((H + 2 padding - size) / stride) + 1."""
-        kernel = self.param("kernel", he_normal, (self.size, self.size, x.shape[-1], self.features), jnp.float32)
+        kernel = self.param(
+            "kernel", he_normal, (self.size, self.size, x.shape[-1], self.features), jnp.float32
+        )
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         y = convolve(x, kernel, stride=self.stride, padding=self.padding)
         if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
+            y = y + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(
+                self.dtype
+            )
         return y
 
 
@@ -171,7 +177,9 @@ class BatchNorm(nn.Module):
     scale_init: nn.initializers.Initializer = nn.initializers.ones
 
     @nn.compact
-    def __call__(self, x: jax.Array, use_batch_stats: bool, mask: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, use_batch_stats: bool, mask: jax.Array | None = None
+    ) -> jax.Array:
         """Normalises x, and updates the running statistics where `batch_stats` is mutable.
 
         Args:
@@ -190,7 +198,9 @@ class BatchNorm(nn.Module):
         x = x.astype(jnp.float32)
 
         if not use_batch_stats:
-            y = (x - running_mean.value) * (scale * jax.lax.rsqrt(running_var.value + self.epsilon)) + bias
+            y = (x - running_mean.value) * (
+                scale * jax.lax.rsqrt(running_var.value + self.epsilon)
+            ) + bias
             return y.astype(self.dtype)
 
         # The axis is not bound while the variables are initialised.
@@ -203,7 +213,9 @@ class BatchNorm(nn.Module):
         centre = jax.lax.stop_gradient(mean)
         offset = mean - centre
         centred = x - centre
-        var = _masked_sum(jnp.square(centred), mask, axis_name) / jnp.maximum(count, 1.0) - jnp.square(offset)
+        var = _masked_sum(jnp.square(centred), mask, axis_name) / jnp.maximum(
+            count, 1.0
+        ) - jnp.square(offset)
         gain = scale * jax.lax.rsqrt(var + self.epsilon)
         y = centred * gain + (bias - offset * gain)
 
@@ -235,7 +247,9 @@ def _count(x: jax.Array, mask: jax.Array | None, axis_name: str | None) -> jax.A
     return count if axis_name is None else jax.lax.psum(count, axis_name)
 
 
-def max_pool(x: jax.Array, *, size: int, stride: int, padding: int = 0, form: str | None = None) -> jax.Array:
+def max_pool(
+    x: jax.Array, *, size: int, stride: int, padding: int = 0, form: str | None = None
+) -> jax.Array:
     """[B, H, W, C] -> [B, h, w, C], h = floor((H + 2 padding - size) / stride) + 1; the padding never wins.
 
     Args:
@@ -261,12 +275,18 @@ def _max_pool_forward(
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     height, width = x.shape[1:3]
     h, w = ((side + 2 * padding - size) // stride + 1 for side in (height, width))
-    padded = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)), constant_values=-jnp.inf)
+    padded = jnp.pad(
+        x, ((0, 0), (padding, padding), (padding, padding), (0, 0)), constant_values=-jnp.inf
+    )
     best: Any = None
     where: Any = None
     for row in range(size):
         for column in range(size):
-            here = padded[:, row : row + (h - 1) * stride + 1 : stride, column : column + (w - 1) * stride + 1 : stride]
+            here = padded[
+                :,
+                row : row + (h - 1) * stride + 1 : stride,
+                column : column + (w - 1) * stride + 1 : stride,
+            ]
             if best is None:
                 best, where = here, jnp.zeros(here.shape, jnp.int8)
                 continue
@@ -274,10 +294,15 @@ def _max_pool_forward(
             best = jnp.maximum(best, here)  # of a NaN, too
     # The barrier keeps XLA from computing the places again, pixel by pixel, in the backward pass.
     best, where = jax.lax.optimization_barrier((best, where))
-    return best, (where, jnp.zeros((height, width, 0)))  # residuals are arrays: the empty one carries the size
+    return best, (
+        where,
+        jnp.zeros((height, width, 0)),
+    )  # residuals are arrays: the empty one carries the size
 
 
-def _max_pool_backward(size: int, stride: int, padding: int, residuals: Any, dy: jax.Array) -> tuple[jax.Array]:
+def _max_pool_backward(
+    size: int, stride: int, padding: int, residuals: Any, dy: jax.Array
+) -> tuple[jax.Array]:
     where, image = residuals
     height, width = image.shape[:2]
     batch, h, w, channels = dy.shape
@@ -296,10 +321,15 @@ def _max_pool_backward(size: int, stride: int, padding: int, residuals: Any, dy:
         return total
 
     phases = jnp.stack([phase(row, column) for row in range(stride) for column in range(stride)])
-    phases = phases.reshape(stride, stride, batch, rows, columns, channels).transpose(2, 3, 0, 4, 1, 5)
+    phases = phases.reshape(stride, stride, batch, rows, columns, channels).transpose(
+        2, 3, 0, 4, 1, 5
+    )
     dx = phases.reshape(batch, rows * stride, columns * stride, channels)
     # Pixels beyond the last window: none looked at them.
-    beyond = [max(0, side + padding - found) for side, found in zip((height, width), dx.shape[1:3], strict=True)]
+    beyond = [
+        max(0, side + padding - found)
+        for side, found in zip((height, width), dx.shape[1:3], strict=True)
+    ]
     dx = jnp.pad(dx, ((0, 0), (0, beyond[0]), (0, beyond[1]), (0, 0)))
     return (dx[:, padding : padding + height, padding : padding + width],)
 

@@ -50,10 +50,14 @@ class Head(nn.Module):
         for i, width in enumerate(self.hidden):
             x = nn.relu(nn.Dense(width, name=f"hidden_{i}")(x))
         if keys is not None and self.dropout > 0:
-            keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.dropout, x.shape[1:]))(keys)
+            keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.dropout, x.shape[1:]))(
+                keys
+            )
             x = jnp.where(keep, x / (1 - self.dropout), 0.0)
         prior = self.prior
-        bias_init = nn.initializers.zeros if prior is None else lambda *_: jnp.asarray(prior, jnp.float32)
+        bias_init = (
+            nn.initializers.zeros if prior is None else lambda *_: jnp.asarray(prior, jnp.float32)
+        )
         return nn.Dense(self.classes, name="logits", bias_init=bias_init)(x)
 
 
@@ -78,7 +82,9 @@ class Model:
         image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
         # Not jitted: as one program, the random draws of all layers take longer to compile than layer by layer.
         backbone = self.backbone.lazy_init(jax.random.fold_in(key, 0), image, use_batch_stats=False)
-        feature_map = jax.eval_shape(lambda v, x: self.backbone.apply(v, x, use_batch_stats=False), backbone, image)
+        feature_map = jax.eval_shape(
+            lambda v, x: self.backbone.apply(v, x, use_batch_stats=False), backbone, image
+        )
         features = jnp.zeros((1, feature_map.shape[-1]), jnp.float32)
         heads = {
             name: head.init(jax.random.fold_in(key, 1 + i), features)["params"]
@@ -90,10 +96,18 @@ class Model:
         }
 
     def features(
-        self, variables: Variables, image: jax.Array, *, use_batch_stats: bool = False, mask: jax.Array | None = None
+        self,
+        variables: Variables,
+        image: jax.Array,
+        *,
+        use_batch_stats: bool = False,
+        mask: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, Any]]:
         """Normalised images f32[B, H, W, C] -> features f32[B, D] (global average pool), and the new running statistics."""
-        backbone = {"params": variables["params"]["backbone"], "batch_stats": variables["batch_stats"]["backbone"]}
+        backbone = {
+            "params": variables["params"]["backbone"],
+            "batch_stats": variables["batch_stats"]["backbone"],
+        }
         applied: Any = self.backbone.apply(
             backbone, image, use_batch_stats=use_batch_stats, mask=mask, mutable=["batch_stats"]
         )
@@ -139,6 +153,8 @@ class Model:
         for domain in domains:
             name = self.head_of[domain]
             keys = batch[domain].get("key") if train else None
-            logits: Any = self.heads[name].apply({"params": variables["params"]["heads"][name]}, features[domain], keys)
+            logits: Any = self.heads[name].apply(
+                {"params": variables["params"]["heads"][name]}, features[domain], keys
+            )
             outputs[domain] = Outputs(logits=logits.astype(jnp.float32), features=features[domain])
         return outputs, stats

@@ -120,7 +120,9 @@ class ResNet(nn.Module):
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, use_batch_stats: bool, mask: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, *, use_batch_stats: bool, mask: jax.Array | None = None
+    ) -> jax.Array:
         """Computes the feature map.
 
         Args:
@@ -133,7 +135,9 @@ class ResNet(nn.Module):
           ceil(H / 4) after three CIFAR stages.
         """
         conv = functools.partial(layers.Conv, dtype=self.dtype)
-        norm = functools.partial(layers.BatchNorm, epsilon=self.epsilon, axis_name=self.axis_name, dtype=self.dtype)
+        norm = functools.partial(
+            layers.BatchNorm, epsilon=self.epsilon, axis_name=self.axis_name, dtype=self.dtype
+        )
         scale_init = nn.initializers.zeros if self.zero_init_residual else nn.initializers.ones
         kind: Any = Bottleneck if self.bottleneck else BasicBlock
         if self.remat:

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from medtl import base
-from medtl.models import layers, names
+from medtl.errors import UserError
+from medtl.models import architectures, layers
 
 _CLASSIFIER_MAP = 7  # 224 px after five poolings
 
@@ -22,7 +22,7 @@ class VGG(nn.Module):
     """Image to feature map; `medtl.models.backbone` builds it by name.
 
     Attributes:
-      convs: for each stage the i of its convolutions `features_<i>` (`names.vgg_layers`).
+      convs: for each stage the i of its convolutions `features_<i>` (`architectures.vgg_layers`).
       features: output channels of each stage.
       batch_norm: a BatchNorm `features_<i + 1>` after each convolution.
       stages: keep the first n stages, each up to and with its pooling; 0 keeps all.
@@ -44,7 +44,9 @@ class VGG(nn.Module):
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, use_batch_stats: bool, mask: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, *, use_batch_stats: bool, mask: jax.Array | None = None
+    ) -> jax.Array:
         """Computes the feature map.
 
         Args:
@@ -57,11 +59,11 @@ class VGG(nn.Module):
           dtype[B, 1, 1, 4096].
 
         Raises:
-          base.UserError: the image is too small; with `classifier`, the map is not 7x7.
+          UserError: the image is too small; with `classifier`, the map is not 7x7.
         """
         stages = self.stages or len(self.convs)
         if min(x.shape[1:3]) < 2**stages:
-            raise base.UserError(
+            raise UserError(
                 f"data.image_size: {stages} stages of a VGG need at least {2**stages} px, not {x.shape[1]}x{x.shape[2]}"
             )
         one: Any = VGG._stage
@@ -71,16 +73,26 @@ class VGG(nn.Module):
             x = one(self, x, stage, use_batch_stats, mask)
         return self._classify(x) if self.classifier else x
 
-    def _stage(self, x: jax.Array, stage: int, use_batch_stats: bool, mask: jax.Array | None) -> jax.Array:
+    def _stage(
+        self, x: jax.Array, stage: int, use_batch_stats: bool, mask: jax.Array | None
+    ) -> jax.Array:
         """[B, H, W, C] -> [B, H // 2, W // 2, D]."""
         for i in self.convs[stage]:
             conv = layers.Conv(
-                self.features[stage], 3, padding=1, use_bias=True, dtype=self.dtype, name=f"features_{i}"
+                self.features[stage],
+                3,
+                padding=1,
+                use_bias=True,
+                dtype=self.dtype,
+                name=f"features_{i}",
             )
             x = conv(x)
             if self.batch_norm:
                 norm = layers.BatchNorm(
-                    self.epsilon, axis_name=self.axis_name, dtype=self.dtype, name=f"features_{i + 1}"
+                    self.epsilon,
+                    axis_name=self.axis_name,
+                    dtype=self.dtype,
+                    name=f"features_{i + 1}",
                 )
                 x = norm(x, use_batch_stats, mask)
             x = nn.relu(x)
@@ -89,7 +101,7 @@ class VGG(nn.Module):
     def _classify(self, x: jax.Array) -> jax.Array:
         """[B, 7, 7, 512] -> [B, 1, 1, 4096]."""
         if x.shape[1:3] != (_CLASSIFIER_MAP, _CLASSIFIER_MAP):
-            raise base.UserError(
+            raise UserError(
                 "data.image_size: VGG's fully connected layers need 224 px (a 7x7 map), "
                 f"but the map is {x.shape[1]}x{x.shape[2]}"
             )
@@ -97,7 +109,10 @@ class VGG(nn.Module):
         x = jnp.transpose(x, (0, 3, 1, 2)).reshape(x.shape[0], -1)
         for name in ("classifier_0", "classifier_3"):
             dense = nn.Dense(
-                names.CLASSIFIER_FEATURES, dtype=self.dtype, kernel_init=nn.initializers.normal(0.01), name=name
+                architectures.CLASSIFIER_FEATURES,
+                dtype=self.dtype,
+                kernel_init=nn.initializers.normal(0.01),
+                name=name,
             )
             x = nn.relu(dense(x))
         return x[:, None, None, :]

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from medtl import base
+from medtl.errors import UserError, nearest
 from medtl.weights import keras_h5
 
 SUFFIXES = (".safetensors", ".npz", ".pth", ".th", ".pt", ".bin", ".h5")
@@ -48,15 +48,19 @@ def check(path: str) -> None:
     """Whether a local file can be a weight file, from its name, its first bytes and its size.
 
     Raises:
-      base.UserError: it cannot, or the library that reads it is missing.
+      UserError: it cannot, or the library that reads it is missing.
     """
     _check_exists(Path(path))
     with open(path, "rb") as file:
         head = file.read(512)
     if head.startswith(b"version https://git-lfs"):
-        raise base.UserError(f"config.weights.path: {path} is a Git LFS pointer, not the weights; run git lfs pull")
+        raise UserError(
+            f"config.weights.path: {path} is a Git LFS pointer, not the weights; run git lfs pull"
+        )
     if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        raise base.UserError(f"config.weights.path: {path} is a web page, not weights; download the file itself")
+        raise UserError(
+            f"config.weights.path: {path} is a web page, not weights; download the file itself"
+        )
     suffix = Path(path).suffix
     if suffix == ".safetensors":
         _check_safetensors(path, head)
@@ -64,17 +68,23 @@ def check(path: str) -> None:
         keras_h5.check(path)
     elif head.startswith(_ZIP):
         if not zipfile.is_zipfile(path):
-            raise base.UserError(f"config.weights.path: {path} is truncated: its zip directory is missing")
+            raise UserError(
+                f"config.weights.path: {path} is truncated: its zip directory is missing"
+            )
     elif suffix == ".npz" or not head.startswith(_PICKLE):
-        raise base.UserError(f"config.weights.path: {path} is no {'NumPy' if suffix == '.npz' else 'PyTorch'} file")
+        raise UserError(
+            f"config.weights.path: {path} is no {'NumPy' if suffix == '.npz' else 'PyTorch'} file"
+        )
     if suffix in _TORCH and importlib.util.find_spec("torch") is None:
-        raise base.UserError(f"config.weights.path: reading {path} needs PyTorch: pip install medtl[torch]")
+        raise UserError(
+            f"config.weights.path: reading {path} needs PyTorch: pip install medtl[torch]"
+        )
 
 
 def check_sha256(sha256: str) -> None:
-    """Raises base.UserError unless it is empty or 64 hexadecimal digits."""
+    """Raises UserError unless it is empty or 64 hexadecimal digits."""
     if not re.fullmatch(r"(?:[0-9a-fA-F]{64})?", sha256):
-        raise base.UserError(f"config.weights.sha256: {sha256!r} is not 64 hexadecimal digits")
+        raise UserError(f"config.weights.sha256: {sha256!r} is not 64 hexadecimal digits")
 
 
 def has_expected_digest(path: str, sha256: str) -> bool:
@@ -86,15 +96,17 @@ def digest(path: str, sha256: str = "") -> str:
     """The file's sha256, after comparing it with the one that is wanted and with the one in a torch-hub name.
 
     Raises:
-      base.UserError: it is another one.
+      UserError: it is another one.
     """
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if sha256 and found != sha256.lower():
-        raise base.UserError(f"config.weights.sha256: {path} has {found}, not {sha256}; it is damaged or another file")
+        raise UserError(
+            f"config.weights.sha256: {path} has {found}, not {sha256}; it is damaged or another file"
+        )
     named = _HUB_HASH.search(Path(path).name)
     if named and not found.startswith(named[1]):
-        raise base.UserError(
+        raise UserError(
             f"config.weights.path: the sha256 of {path} begins with {found[:8]}, not as its name says; "
             "it is truncated or another file (rename it if those digits are no hash)"
         )
@@ -105,7 +117,7 @@ def read(path: str) -> WeightFile:
     """Reads a file that passed `check`.
 
     Raises:
-      base.UserError: it is damaged, or holds anything but named tensors.
+      UserError: it is damaged, or holds anything but named tensors.
     """
     suffix = Path(path).suffix
     metadata: dict[str, str] = {}
@@ -118,7 +130,7 @@ def read(path: str) -> WeightFile:
     else:
         tensors = _read_torch(path)
     if not tensors:
-        raise base.UserError(f"config.weights.path: {path} holds no tensor")
+        raise UserError(f"config.weights.path: {path} holds no tensor")
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     return WeightFile(_from_timm(tensors), metadata, "" if suffix == ".npz" else "torchvision")
@@ -126,16 +138,18 @@ def read(path: str) -> WeightFile:
 
 def _check_exists(path: Path) -> None:
     if path.suffix not in SUFFIXES:
-        raise base.UserError(f"config.weights.path: {path} should end in {', '.join(SUFFIXES)}")
+        raise UserError(f"config.weights.path: {path} should end in {', '.join(SUFFIXES)}")
     if not path.is_file():
         siblings = [p.name for p in path.parent.glob("*") if p.suffix in SUFFIXES]
-        raise base.UserError(f"config.weights.path: there is no file {path}{base.nearest(path.name, siblings)}")
+        raise UserError(
+            f"config.weights.path: there is no file {path}{nearest(path.name, siblings)}"
+        )
     try:
         with open(path, "rb") as file:
             if not file.read(1):
-                raise base.UserError(f"config.weights.path: {path} is empty")
+                raise UserError(f"config.weights.path: {path} is empty")
     except OSError as error:
-        raise base.UserError(f"config.weights.path: {path} cannot be read ({error.strerror})") from error
+        raise UserError(f"config.weights.path: {path} cannot be read ({error.strerror})") from error
 
 
 def _check_safetensors(path: str, head: bytes) -> None:
@@ -143,16 +157,21 @@ def _check_safetensors(path: str, head: bytes) -> None:
     size = Path(path).stat().st_size
     length = int.from_bytes(head[:8], "little")
     if head[8:9] != b"{":
-        raise base.UserError(f"config.weights.path: {path} is no safetensors file")
+        raise UserError(f"config.weights.path: {path} is no safetensors file")
     try:
         with open(path, "rb") as file:
             file.seek(8)
             entries = json.loads(file.read(min(length, size)))
-        end = max((e["data_offsets"][1] for name, e in entries.items() if name != "__metadata__"), default=0)
+        end = max(
+            (e["data_offsets"][1] for name, e in entries.items() if name != "__metadata__"),
+            default=0,
+        )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise base.UserError(f"config.weights.path: the header of {path} is truncated or damaged") from error
+        raise UserError(
+            f"config.weights.path: the header of {path} is truncated or damaged"
+        ) from error
     if size != 8 + length + end:
-        raise base.UserError(
+        raise UserError(
             f"config.weights.path: {path} is truncated or damaged: {size} bytes instead of {8 + length + end}"
         )
 
@@ -165,7 +184,7 @@ def _read_safetensors(path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]
         with safetensors.safe_open(path, "numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (safetensors.SafetensorError, TypeError) as error:
-        raise base.UserError(f"config.weights.path: {path} is damaged ({error})") from error
+        raise UserError(f"config.weights.path: {path} is damaged ({error})") from error
 
 
 def _read_npz(path: str) -> dict[str, np.ndarray]:
@@ -173,7 +192,9 @@ def _read_npz(path: str) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise base.UserError(f"config.weights.path: {path} is damaged or holds more than arrays ({error})") from error
+        raise UserError(
+            f"config.weights.path: {path} is damaged or holds more than arrays ({error})"
+        ) from error
 
 
 def _read_torch(path: str) -> dict[str, np.ndarray]:
@@ -182,16 +203,20 @@ def _read_torch(path: str) -> dict[str, np.ndarray]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise base.UserError(
+        raise UserError(
             f"config.weights.path: {path} is damaged, or a pickle of more than tensors, which is never run; "
             "save its state_dict"
         ) from error
-    except Exception as error:  # a damaged stream makes the unpickler raise anything, struct.error for one
+    except (
+        Exception
+    ) as error:  # a damaged stream makes the unpickler raise anything, struct.error for one
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise base.UserError(f"config.weights.path: {path} is truncated or damaged ({reason})") from error
+        raise UserError(
+            f"config.weights.path: {path} is truncated or damaged ({reason})"
+        ) from error
     tensors = _state_dict(content)
     if tensors is None:
-        raise base.UserError(f"config.weights.path: {path} holds no state_dict of named tensors")
+        raise UserError(f"config.weights.path: {path} holds no state_dict of named tensors")
     return {
         name: (tensor.float() if tensor.is_floating_point() else tensor).detach().numpy()
         for name, tensor in tensors.items()
@@ -213,12 +238,18 @@ def _state_dict(content: Any) -> Mapping[str, Any] | None:
 
 def _from_timm(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """timm's names are torchvision's but for the fully connected layers of a VGG, which it keeps as convolutions."""
-    renamed = {"pre_logits.fc1.": "classifier.0.", "pre_logits.fc2.": "classifier.3.", "head.fc.": "classifier.6."}
+    renamed = {
+        "pre_logits.fc1.": "classifier.0.",
+        "pre_logits.fc2.": "classifier.3.",
+        "head.fc.": "classifier.6.",
+    }
     if "pre_logits.fc1.weight" not in tensors:
         return tensors
     result = {}
     for name, tensor in tensors.items():
         old = next((prefix for prefix in renamed if name.startswith(prefix)), "")
         flat = old and name.endswith(".weight")
-        result[renamed.get(old, "") + name.removeprefix(old)] = tensor.reshape(len(tensor), -1) if flat else tensor
+        result[renamed.get(old, "") + name.removeprefix(old)] = (
+            tensor.reshape(len(tensor), -1) if flat else tensor
+        )
     return result

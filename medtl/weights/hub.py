@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 
-from medtl import base
+from medtl.errors import UserError
 
 _ADDRESS = re.compile(r"hf://(?P<repo>[^/@]+/[^/@]+)/(?P<file>[^@]+?)(?:@(?P<revision>[^@]+))?")
 
@@ -19,13 +19,17 @@ def check(address: str) -> re.Match[str]:
     """Checks the form of an address; asks no server.
 
     Raises:
-      base.UserError: it is not hf://org/repo/file[@revision], or huggingface_hub is missing.
+      UserError: it is not hf://org/repo/file[@revision], or huggingface_hub is missing.
     """
     match = _ADDRESS.fullmatch(address)
     if match is None:
-        raise base.UserError(f"config.weights.path: {address!r} is not of the form hf://org/repo/file[@revision]")
+        raise UserError(
+            f"config.weights.path: {address!r} is not of the form hf://org/repo/file[@revision]"
+        )
     if importlib.util.find_spec("huggingface_hub") is None:
-        raise base.UserError(f"config.weights.path: reading {address} needs huggingface_hub: pip install medtl[hub]")
+        raise UserError(
+            f"config.weights.path: reading {address} needs huggingface_hub: pip install medtl[hub]"
+        )
     return match
 
 
@@ -33,7 +37,7 @@ def fetch(address: str) -> str:
     """Downloads the file unless the cache has it, and returns its local path.
 
     Raises:
-      base.UserError: there is no such file, or neither a network nor a copy in the cache.
+      UserError: there is no such file, or neither a network nor a copy in the cache.
     """
     match = check(address)
     from huggingface_hub import errors, hf_hub_download
@@ -41,14 +45,27 @@ def fetch(address: str) -> str:
     try:
         return hf_hub_download(match["repo"], match["file"], revision=match["revision"])
     except errors.LocalEntryNotFoundError as error:
-        raise base.UserError(
+        raise UserError(
             f"config.weights.path: {address} is not in the cache, and the Hub cannot be reached; "
             "download the file elsewhere and give its local path"
         ) from error
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError) as error:
-        what = {errors.RepositoryNotFoundError: "repository", errors.RevisionNotFoundError: "revision"}
+    except (
+        errors.RepositoryNotFoundError,
+        errors.RevisionNotFoundError,
+        errors.EntryNotFoundError,
+    ) as error:
+        what = {
+            errors.RepositoryNotFoundError: "repository",
+            errors.RevisionNotFoundError: "revision",
+        }
         kind = next((name for cls, name in what.items() if isinstance(error, cls)), "file")
-        raise base.UserError(f"config.weights.path: the Hub has no such {kind}, or not for you: {address}") from error
-    except Exception as error:  # whichever HTTP client the library uses, it lets that client's own errors through
+        raise UserError(
+            f"config.weights.path: the Hub has no such {kind}, or not for you: {address}"
+        ) from error
+    except (
+        Exception
+    ) as error:  # whichever HTTP client the library uses, it lets that client's own errors through
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise base.UserError(f"config.weights.path: {address} cannot be downloaded ({reason})") from error
+        raise UserError(
+            f"config.weights.path: {address} cannot be downloaded ({reason})"
+        ) from error

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from medtl import base
+from medtl.errors import UserError
+from medtl.examples import NORMALIZATIONS
 from medtl.weights import naming, stated
 
 EPSILON = 1.001e-5
@@ -29,7 +30,7 @@ def check(path: str) -> None:
     """Opens the file, which finds a truncated one.
 
     Raises:
-      base.UserError: it is truncated or no HDF5 file, or h5py is missing.
+      UserError: it is truncated or no HDF5 file, or h5py is missing.
     """
     with _open(path):
         pass
@@ -45,19 +46,24 @@ def read(path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
       torchvision name -> tensor (OIHW), and metadata as `export` writes it.
 
     Raises:
-      base.UserError: the file is broken or holds another model.
+      UserError: the file is broken or holds another model.
     """
     layers = _read_layers(path)
-    metadata = {"normalization": stated.to_metadata(base.NORMALIZATIONS["caffe"]), "bn_eps": repr(EPSILON)}
+    metadata = {
+        "normalization": stated.to_metadata(NORMALIZATIONS["caffe"]),
+        "bn_eps": repr(EPSILON),
+    }
     try:
         if "block1_conv1" in layers:
             return _vgg(layers), metadata
         if "conv1_conv" in layers:
             return _resnet(layers), {**metadata, "stride_in": "1x1"}
     except (ValueError, KeyError, TypeError) as error:
-        raise base.UserError(f"config.weights.path: {path} is no Keras-applications ResNet or VGG: {error}") from error
+        raise UserError(
+            f"config.weights.path: {path} is no Keras-applications ResNet or VGG: {error}"
+        ) from error
     found = ", ".join(list(layers)[:5]) or "no layer"
-    raise base.UserError(
+    raise UserError(
         f"config.weights.path: {path} holds neither conv1_conv nor block1_conv1 but {found}; "
         "the Keras models that can be read are ResNet50/101/152 and VGG16/19"
     )
@@ -65,13 +71,15 @@ def read(path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 def _open(path: str) -> Any:
     if importlib.util.find_spec("h5py") is None:
-        raise base.UserError(f"config.weights.path: reading {path} needs h5py: pip install medtl[keras]")
+        raise UserError(f"config.weights.path: reading {path} needs h5py: pip install medtl[keras]")
     import h5py
 
     try:
         return h5py.File(path)
     except OSError as error:
-        raise base.UserError(f"config.weights.path: {path} is truncated or no HDF5 file ({error})") from error
+        raise UserError(
+            f"config.weights.path: {path} is truncated or no HDF5 file ({error})"
+        ) from error
 
 
 def _read_layers(path: str) -> Layers:
@@ -82,14 +90,16 @@ def _read_layers(path: str) -> Layers:
             if "layers" in group and not _names(group, "layer_names"):
                 return _keras_3_layers(group["layers"])
             return {
-                layer: [np.asarray(group[layer][name]) for name in _names(group[layer], "weight_names")]
+                layer: [
+                    np.asarray(group[layer][name]) for name in _names(group[layer], "weight_names")
+                ]
                 for layer in _names(group, "layer_names")
                 if _names(group[layer], "weight_names")
             }
-        except base.UserError:
+        except UserError:
             raise
         except Exception as error:  # h5py gives a damaged file's errors half a dozen types
-            raise base.UserError(f"config.weights.path: {path} is damaged ({error})") from error
+            raise UserError(f"config.weights.path: {path} is damaged ({error})") from error
 
 
 def _names(group: Any, attribute: str) -> list[str]:
@@ -97,7 +107,11 @@ def _names(group: Any, attribute: str) -> list[str]:
     keys = [attribute] if attribute in group.attrs else []
     while f"{attribute}{len(keys)}" in group.attrs:
         keys.append(f"{attribute}{len(keys)}")
-    return [name.decode() if isinstance(name, bytes) else str(name) for key in keys for name in group.attrs[key]]
+    return [
+        name.decode() if isinstance(name, bytes) else str(name)
+        for key in keys
+        for name in group.attrs[key]
+    ]
 
 
 def _keras_3_layers(group: Any) -> Layers:
@@ -108,7 +122,7 @@ def _keras_3_layers(group: Any) -> Layers:
         if len(variables):
             name = variables.attrs.get("name")
             if name is None:
-                raise base.UserError(
+                raise UserError(
                     f"config.weights.path: {group.file.filename} lacks its layers' names; save it with a newer Keras 3"
                 )
             layers[str(name)] = [np.asarray(variables[key]) for key in sorted(variables, key=int)]
@@ -126,7 +140,11 @@ def _resnet(layers: Layers) -> dict[str, np.ndarray]:
         else:
             bias = layers[layer.removesuffix("_bn") + "_conv"][1:]
             gamma, beta, mean, variance = arrays
-            tensors |= {f"{target}.weight": gamma, f"{target}.bias": beta, f"{target}.running_var": variance}
+            tensors |= {
+                f"{target}.weight": gamma,
+                f"{target}.bias": beta,
+                f"{target}.running_var": variance,
+            }
             tensors[f"{target}.running_mean"] = mean - bias[0] if bias else mean
     tensors["conv1.weight"] = _to_rgb(tensors["conv1.weight"])
     return tensors
@@ -149,13 +167,18 @@ def _vgg(layers: Layers) -> dict[str, np.ndarray]:
     tensors: dict[str, np.ndarray] = {}
     for index, key in zip(naming.vgg_convs(depths, batch_norm=False), sorted(convs), strict=True):
         kernel, bias = layers[convs[key]]
-        tensors |= {f"features.{index}.weight": _conv_kernel(convs[key], kernel), f"features.{index}.bias": bias}
+        tensors |= {
+            f"features.{index}.weight": _conv_kernel(convs[key], kernel),
+            f"features.{index}.bias": bias,
+        }
     for layer in set(layers) - set(convs.values()):
         if layer not in _VGG_DENSE:
             raise ValueError(f"it has a layer {layer!r}")
         tensors |= _dense(_VGG_DENSE[layer], layers[layer])
     if (first := tensors.get("classifier.0.weight")) is not None:
-        tensors["classifier.0.weight"] = _channels_first(first, tensors[f"features.{index}.weight"].shape[0])
+        tensors["classifier.0.weight"] = _channels_first(
+            first, tensors[f"features.{index}.weight"].shape[0]
+        )
     tensors["features.0.weight"] = _to_rgb(tensors["features.0.weight"])
     return tensors
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from medtl import base
+from medtl.errors import UserError
 
 Shape = tuple[int, ...]
 
@@ -41,11 +41,13 @@ def torch_name(path: Sequence[str]) -> str:
     """The state_dict name of a variable, e.g. ("params", "layer1_0", "bn1", "scale") -> "layer1.0.bn1.weight".
 
     Raises:
-      base.UserError: such a variable has no counterpart there.
+      UserError: such a variable has no counterpart there.
     """
     collection, *modules, leaf = path
     if (collection, leaf) not in _LEAVES:
-        raise base.UserError(f"weights: the backbone's {'/'.join(path)} has no counterpart in a PyTorch state_dict")
+        raise UserError(
+            f"weights: the backbone's {'/'.join(path)} has no counterpart in a PyTorch state_dict"
+        )
     parts = [re.sub(r"_(?=\d+(?:_|$))", ".", module) for module in modules]
     return ".".join([*parts, _LEAVES[collection, leaf]])
 
@@ -53,11 +55,14 @@ def torch_name(path: Sequence[str]) -> str:
 def leaves(variables: Mapping[str, Any]) -> dict[str, Leaf]:
     """State_dict name -> our variable, in the order of `variables`."""
     return {
-        torch_name(path): Leaf(path, value, _torch_shape(path, value.shape)) for path, value in _walk(variables, ())
+        torch_name(path): Leaf(path, value, _torch_shape(path, value.shape))
+        for path, value in _walk(variables, ())
     }
 
 
-def nest(values: Mapping[tuple[str, ...], np.ndarray], collections: Iterable[str]) -> dict[str, Any]:
+def nest(
+    values: Mapping[tuple[str, ...], np.ndarray], collections: Iterable[str]
+) -> dict[str, Any]:
     """Arrays by path -> nested dicts, with every collection, the empty ones too."""
     tree: dict[str, Any] = {collection: {} for collection in collections}
     for (*parents, leaf), value in values.items():
@@ -142,22 +147,30 @@ def guess(shapes: Mapping[str, Shape]) -> tuple[str, ...]:
         width = shapes.get("layer1.0.conv2.weight", ())[:2]
         found = (width, any(".conv3." in name for name in shapes))
         return tuple(
-            n for n, (*kind, full) in _RESNETS.items() if tuple(kind) == found and full[: len(depths)] == depths
+            n
+            for n, (*kind, full) in _RESNETS.items()
+            if tuple(kind) == found and full[: len(depths)] == depths
         )
-    convs = [i for i in _feature_indices(shapes) if len(shapes.get(f"features.{i}.weight", ())) == 4]
+    convs = [
+        i for i in _feature_indices(shapes) if len(shapes.get(f"features.{i}.weight", ())) == 4
+    ]
     if not convs:
         return ()
     suffix = "_bn" if "features.1.running_mean" in shapes else ""
     return tuple(
         f"{name}{suffix}"
         for name, full in _VGGS.items()
-        if any(convs == vgg_convs(full[:n], batch_norm=bool(suffix)) for n in range(1, len(full) + 1))
+        if any(
+            convs == vgg_convs(full[:n], batch_norm=bool(suffix)) for n in range(1, len(full) + 1)
+        )
     )
 
 
 def held_stages(names: Iterable[str]) -> Shape:
     """The number of residual blocks in each stage that is there, from the first on."""
-    blocks = {(int(m[1]), int(m[2])) for name in names if (m := re.match(r"layer(\d+)\.(\d+)\.", name))}
+    blocks = {
+        (int(m[1]), int(m[2])) for name in names if (m := re.match(r"layer(\d+)\.(\d+)\.", name))
+    }
     depths: list[int] = []
     while count := sum(stage == len(depths) + 1 for stage, _ in blocks):
         depths.append(count)

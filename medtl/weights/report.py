@@ -33,15 +33,21 @@ class LoadReport:
         lines = []
         for kind in ("loaded", "left_random", "unused", "mismatched"):
             entries = getattr(self, kind)
-            names = [f"{name} {' not '.join(str(list(s)) for s in shapes)}" for name, *shapes in entries[:3]]
+            names = [
+                f"{name} {' not '.join(str(list(s)) for s in shapes)}"
+                for name, *shapes in entries[:3]
+            ]
             more = f", ... {len(entries) - 3} more" if len(entries) > 3 else ""
             lines.append(
-                f"{kind.replace('_', ' ')}: {len(entries)}" + (f" ({', '.join(names)}{more})" if names else "")
+                f"{kind.replace('_', ' ')}: {len(entries)}"
+                + (f" ({', '.join(names)}{more})" if names else "")
             )
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def as_dict(self) -> dict[str, Any]:
         """The same as lists, for JSON."""
         kinds = ("loaded", "left_random", "unused", "mismatched")
-        entries = {k: [[name, *map(list, shapes)] for name, *shapes in getattr(self, k)] for k in kinds}
+        entries = {
+            k: [[name, *map(list, shapes)] for name, *shapes in getattr(self, k)] for k in kinds
+        }
         return {**entries, "notes": list(self.notes)}

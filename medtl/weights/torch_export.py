@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from medtl import __version__, base
+from medtl import __version__
+from medtl.errors import UserError
+from medtl.examples import Normalization
 from medtl.weights import naming, stated
 
 
@@ -19,7 +21,7 @@ def export(
     architecture: str,
     variables: Mapping[str, Any],
     *,
-    normalization: base.Normalization,
+    normalization: Normalization,
     stages: int = 0,
     stride_in: str = "3x3",
     epsilon: float = stated.TORCH_EPSILON,
@@ -38,17 +40,19 @@ def export(
       metadata: more to say about the file.
 
     Raises:
-      base.UserError: the path has another suffix or no folder, or a value is NaN or Inf.
+      UserError: the path has another suffix or no folder, or a value is NaN or Inf.
     """
     path = Path(path)
     if path.suffix != ".safetensors" or not path.parent.is_dir():
-        raise base.UserError(f"export: {path} must end in .safetensors and lie in a folder that exists")
+        raise UserError(f"export: {path} must end in .safetensors and lie in a folder that exists")
     tensors: dict[str, np.ndarray] = {}
     for name, leaf in naming.leaves(variables).items():
         tensors[name] = naming.to_torch(leaf.path, leaf.value)
         if not np.isfinite(tensors[name]).all():
-            raise base.UserError(f"export: {name} of {architecture} has NaN or Inf; nothing was written")
-        if name.endswith(".running_mean"):  # PyTorch counts the steps of a BatchNorm, and asks for the count
+            raise UserError(f"export: {name} of {architecture} has NaN or Inf; nothing was written")
+        if name.endswith(
+            ".running_mean"
+        ):  # PyTorch counts the steps of a BatchNorm, and asks for the count
             tensors[name.replace("running_mean", "num_batches_tracked")] = np.zeros((), np.int64)
     own = {
         "format": "pt",
@@ -71,7 +75,11 @@ def _write(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str,
     offset = 0
     for name, tensor in ordered:
         dtype = {np.dtype(np.float32): "F32", np.dtype(np.int64): "I64"}[tensor.dtype]
-        header[name] = {"dtype": dtype, "shape": tensor.shape, "data_offsets": [offset, offset + tensor.nbytes]}
+        header[name] = {
+            "dtype": dtype,
+            "shape": tensor.shape,
+            "data_offsets": [offset, offset + tensor.nbytes],
+        }
         offset += tensor.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medtl import base, data
+from medtl import data
 from medtl.data import cache, images
+from medtl.errors import UserError
 
 KEY = "config.data.target"
 RNG = np.random.default_rng(0)
@@ -42,7 +43,10 @@ def test_more_than_8_bits_are_stretched_to_the_full_range():
     values = RNG.integers(100, 4096, (10, 10)).astype(np.uint16)
     low, high = int(values.min()), int(values.max())
     expected = np.rint((values.astype(float) - low) * 255 / (high - low))
-    for data_ in (encoded(Image.fromarray(values)), encoded(Image.fromarray(values.astype(np.float32)), "TIFF")):
+    for data_ in (
+        encoded(Image.fromarray(values)),
+        encoded(Image.fromarray(values.astype(np.float32)), "TIFF"),
+    ):
         np.testing.assert_array_equal(decode(data_)[..., 0], expected)
     assert (decode(encoded(Image.fromarray(np.full((10, 10), 7, np.uint16)))) == 0).all()
     with pytest.raises(images.UnreadableImageError, match="NaN"):
@@ -51,10 +55,14 @@ def test_more_than_8_bits_are_stretched_to_the_full_range():
 
 def test_palette_bilevel_and_transparency():
     palette = Image.fromarray(COLOR).quantize(16)
-    np.testing.assert_array_equal(decode(encoded(palette), channels=3), np.asarray(palette.convert("RGB"))[:, 5:15])
+    np.testing.assert_array_equal(
+        decode(encoded(palette), channels=3), np.asarray(palette.convert("RGB"))[:, 5:15]
+    )
     bits = Image.fromarray(GREY > 100)
     np.testing.assert_array_equal(decode(encoded(bits))[..., 0], 255 * (GREY > 100)[:, 5:15])
-    alpha = np.dstack([np.full((10, 20, 3), 200, np.uint8), np.repeat(np.uint8([0, 255]), 10)[None].repeat(10, 0)])
+    alpha = np.dstack(
+        [np.full((10, 20, 3), 200, np.uint8), np.repeat(np.uint8([0, 255]), 10)[None].repeat(10, 0)]
+    )
     seen = decode(encoded(Image.fromarray(alpha)))[..., 0]
     assert (seen[:, :5] == 0).all()
     assert (seen[:, 5:] == 200).all()
@@ -73,8 +81,12 @@ def test_squash_crop_and_pad():
     data_ = encoded(Image.fromarray(wide))
     np.testing.assert_array_equal(decode(data_, 10, resize="crop")[0, :, 0], [255] * 5 + [0] * 5)
     squashed = decode(data_, 10, resize="squash")[..., 0]
-    np.testing.assert_array_equal(squashed[:, [0, 1, 2, 7, 8, 9]], np.uint8([[255] * 3 + [0] * 3] * 10))
-    padded = decode(encoded(Image.fromarray(np.full((10, 20), 255, np.uint8))), 20, resize="pad")[..., 0]
+    np.testing.assert_array_equal(
+        squashed[:, [0, 1, 2, 7, 8, 9]], np.uint8([[255] * 3 + [0] * 3] * 10)
+    )
+    padded = decode(encoded(Image.fromarray(np.full((10, 20), 255, np.uint8))), 20, resize="pad")[
+        ..., 0
+    ]
     np.testing.assert_array_equal(padded[:, 0], [0] * 5 + [255] * 10 + [0] * 5)
 
 
@@ -91,7 +103,13 @@ def test_files_of_several_frames_are_refused():
 
 
 def load(spec, folder, **options):
-    working = {"image_size": 6, "channels": 3, "resize": "pad", "cache": "disk", "cache_dir": str(folder / "cache")}
+    working = {
+        "image_size": 6,
+        "channels": 3,
+        "resize": "pad",
+        "cache": "disk",
+        "cache_dir": str(folder / "cache"),
+    }
     return data.load(spec, key=KEY, **working | options)
 
 
@@ -127,7 +145,11 @@ def test_a_damaged_cache_is_built_again(write, twelve, folder, damage):
     expected = np.array(load(spec, folder).image)
     (file,) = (folder / "cache").iterdir()
     content = file.read_bytes()
-    file.write_bytes({"cut": content[:-7], "longer": content + b"x", "empty": b"", "garbage": os.urandom(500)}[damage])
+    file.write_bytes(
+        {"cut": content[:-7], "longer": content + b"x", "empty": b"", "garbage": os.urandom(500)}[
+            damage
+        ]
+    )
     np.testing.assert_array_equal(load(spec, folder).image, expected)
     assert file.read_bytes() == content
     assert [f.name for f in (folder / "cache").iterdir()] == [file.name]
@@ -144,14 +166,14 @@ def test_auto_goes_by_size(write, twelve, folder, monkeypatch):
 
 def test_a_cache_folder_that_cannot_be_written(write, twelve, folder):
     (folder / "file").write_text("")
-    with pytest.raises(base.UserError, match=r"config\.data\.cache_dir: cannot write"):
+    with pytest.raises(UserError, match=r"config\.data\.cache_dir: cannot write"):
         load(write(twelve), folder, cache_dir=str(folder / "file"))
 
 
 def test_an_image_that_vanishes_in_the_run_is_named(write, twelve, folder):
     stream = load(write(twelve), folder, cache="stream").image
     (folder / "02.png").unlink()
-    with pytest.raises(base.UserError, match=r"'02.png' \(line 4: No such file"):
+    with pytest.raises(UserError, match=r"'02.png' \(line 4: No such file"):
         stream[2]
 
 
@@ -165,6 +187,6 @@ def test_an_image_that_vanishes_in_the_run_is_named(write, twelve, folder):
     ],
 )
 def test_refuses_options_that_are_none(write, twelve, folder, option, said):
-    with pytest.raises(base.UserError) as error:
+    with pytest.raises(UserError) as error:
         load(write(twelve), folder, **option)
     assert said in str(error.value)

@@ -5,8 +5,9 @@ import threading
 import numpy as np
 import pytest
 
-from medtl import base, data
+from medtl import data
 from medtl.data import loading, phantom
+from medtl.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +20,10 @@ def rows(batches, n):
 
 
 def equal(one, other):
-    return all(one[k].dtype == other[k].dtype and np.array_equal(one[k], other[k]) for k in one.keys() | other.keys())
+    return all(
+        one[k].dtype == other[k].dtype and np.array_equal(one[k], other[k])
+        for k in one.keys() | other.keys()
+    )
 
 
 def test_a_batch(examples):
@@ -38,7 +42,9 @@ def test_a_batch(examples):
 def test_every_epoch_takes_each_row_once_in_another_order(examples, batch_size):
     train = examples.indices("train")
     n = len(train)
-    epochs = rows(loading.train_batches(examples, "train", batch_size, seed=3), 4 * n)[: 4 * n].reshape(4, n)
+    epochs = rows(loading.train_batches(examples, "train", batch_size, seed=3), 4 * n)[
+        : 4 * n
+    ].reshape(4, n)
     for epoch in epochs:
         np.testing.assert_array_equal(np.sort(epoch), train)
     assert len({tuple(epoch) for epoch in epochs}) == 4
@@ -91,7 +97,7 @@ def test_features_take_the_place_of_images(examples):
 
 def test_an_empty_split_is_refused(examples):
     none = dataclasses.replace(examples, split=np.full(100, "train"))
-    with pytest.raises(base.UserError, match="split val is empty; it has train"):
+    with pytest.raises(UserError, match="split val is empty; it has train"):
         next(loading.train_batches(none, "val", 4, seed=0))
 
 
@@ -99,7 +105,13 @@ def test_an_empty_split_is_refused(examples):
 def both(write, twelve, folder):
     """The same examples in memory and streamed."""
     spec = write(twelve)
-    working = {"image_size": 8, "channels": 3, "resize": "squash", "cache_dir": str(folder / "cache"), "key": "key"}
+    working = {
+        "image_size": 8,
+        "channels": 3,
+        "resize": "squash",
+        "cache_dir": str(folder / "cache"),
+        "key": "key",
+    }
     return data.load(spec, cache="memory", **working), data.load(spec, cache="stream", **working)
 
 
@@ -130,7 +142,7 @@ def test_grain_processes_give_the_batches_of_memory(both):
 def test_a_damaged_image_stops_the_stream(both, folder):
     _, stream = both
     (folder / "03.png").write_bytes(b"damaged")
-    with pytest.raises(base.UserError, match=r"'03.png' \(line 5: not an image\)"):
+    with pytest.raises(UserError, match=r"'03.png' \(line 5: not an image\)"):
         list(itertools.islice(loading.train_batches(stream, "train", 4, seed=0), 9))
 
 
@@ -154,9 +166,9 @@ def test_prefetch_gives_the_same_batches_ahead_and_in_order():
 def test_prefetch_passes_on_what_the_iterator_raises():
     def source():
         yield {"i": np.array(0)}
-        raise base.UserError("the disk is gone")
+        raise UserError("the disk is gone")
 
     ahead = loading.prefetch(source())
     next(ahead)
-    with pytest.raises(base.UserError, match="the disk is gone"):
+    with pytest.raises(UserError, match="the disk is gone"):
         next(ahead)

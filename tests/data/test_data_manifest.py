@@ -5,11 +5,18 @@ import numpy as np
 import pytest
 
 from medtl import data
-from medtl.base import UserError
 from medtl.config import dataset
+from medtl.errors import UserError
 
 KEY = "config.data.target"
-WORKING = {"image_size": 8, "channels": 1, "resize": "squash", "cache": "memory", "cache_dir": "", "key": KEY}
+WORKING = {
+    "image_size": 8,
+    "channels": 1,
+    "resize": "squash",
+    "cache": "memory",
+    "cache_dir": "",
+    "key": KEY,
+}
 
 
 def load(spec, **options):
@@ -50,7 +57,9 @@ def test_byte_order_mark_crlf_spaces_quotes_and_absolute_paths(write, folder):
 
 def test_classes_that_are_numbers_are_in_the_order_of_numbers(write):
     labels = ["10", "9", "2", "9", "2"]
-    rows = "".join(f"{i:02d}.png,{label},{'train' if i < 3 else 'val'}\n" for i, label in enumerate(labels))
+    rows = "".join(
+        f"{i:02d}.png,{label},{'train' if i < 3 else 'val'}\n" for i, label in enumerate(labels)
+    )
     assert load(write("image_path,diagnosis,split\n" + rows)).classes == ("2", "9", "10")
 
 
@@ -79,7 +88,10 @@ def test_a_manifest_to_be_scored_needs_only_images(write):
 def test_the_fingerprint_covers_labels_splits_and_pixels(write, twelve, folder):
     first = load(write(twelve))
     assert load(write(twelve)).fingerprint == first.fingerprint
-    assert load(write(twelve.replace("05.png,ill,train", "05.png,ill,val"))).fingerprint != first.fingerprint
+    assert (
+        load(write(twelve.replace("05.png,ill,train", "05.png,ill,val"))).fingerprint
+        != first.fingerprint
+    )
     assert load(write(twelve.replace("05.png,ill", "05.png,well"))).fingerprint != first.fingerprint
     (folder / "05.png").write_bytes((folder / "04.png").read_bytes())
     changed = load(write(twelve))
@@ -89,7 +101,10 @@ def test_the_fingerprint_covers_labels_splits_and_pixels(write, twelve, folder):
 
 def test_groups_follow_their_images_and_are_not_part_of_what_is_trained(write, twelve):
     lines = twelve.splitlines()
-    cells = ["site,Note,subgroup_sex", *(f"site {i % 3},x,{'fm'[i % 2] if i else ''}" for i in range(12))]
+    cells = [
+        "site,Note,subgroup_sex",
+        *(f"site {i % 3},x,{'fm'[i % 2] if i else ''}" for i in range(12)),
+    ]
     text = "\n".join(f"{line},{cell}" for line, cell in zip(lines, cells, strict=True))
     examples = load(write(text))
     assert list(examples.groups) == ["site", "subgroup_sex"]
@@ -101,8 +116,13 @@ def test_groups_follow_their_images_and_are_not_part_of_what_is_trained(write, t
     fewer = load(write(text, train_size=2))
     assert len(fewer) == 8
     assert fewer.groups["site"].tolist() == [f"site {int(i[:2]) % 3}" for i in fewer.id]
-    assert load(write(text), require_label=False).groups["site"].tolist() == examples.groups["site"].tolist()
-    assert list(load(write(text, label="site")).groups) == ["subgroup_sex"]  # the diagnosis is not a group
+    assert (
+        load(write(text), require_label=False).groups["site"].tolist()
+        == examples.groups["site"].tolist()
+    )
+    assert list(load(write(text, label="site")).groups) == [
+        "subgroup_sex"
+    ]  # the diagnosis is not a group
 
 
 HEAD = "image_path,diagnosis,split\n"
@@ -123,28 +143,58 @@ HEAD = "image_path,diagnosis,split\n"
             ["line 1 has no column 'diagnosis'", f"{KEY}.label", "did you mean 'diagnose'?"],
         ),
         ("image,diagnosis\n00.png,ill\n", ["no column 'image_path'"]),
-        ("image_path,diagnosis,Split\n00.png,ill,train\n", ["column 'Split'; did you mean 'split'?"]),
-        ("image_path,diagnosis,Patient\n00.png,ill,1\n", ["column 'Patient'; did you mean 'patient_id'?"]),
-        ("image_path,diagnosis,patientid\n00.png,ill,1\n", ["column 'patientid'; did you mean 'patient_id'?"]),
+        (
+            "image_path,diagnosis,Split\n00.png,ill,train\n",
+            ["column 'Split'; did you mean 'split'?"],
+        ),
+        (
+            "image_path,diagnosis,Patient\n00.png,ill,1\n",
+            ["column 'Patient'; did you mean 'patient_id'?"],
+        ),
+        (
+            "image_path,diagnosis,patientid\n00.png,ill,1\n",
+            ["column 'patientid'; did you mean 'patient_id'?"],
+        ),
         ("image_path,diagnosis,Site\n00.png,ill,1\n", ["column 'Site'; did you mean 'site'?"]),
         (
             "image_path,diagnosis,Subgroup_age\n00.png,ill,1\n",
             ["column 'Subgroup_age'; did you mean 'subgroup_<name>'?"],
         ),
-        ("image_path,diagnosis,sub group\n00.png,ill,1\n", ["column 'sub group'; did you mean 'subgroup'?"]),
-        ("image_path,diagnosis,split,split\n00.png,ill,val,val\n", ["two columns are called 'split'"]),
-        (HEAD + "00.png,ill,train\n01.png,well, or not,train\n", ["line 3: 4 cells", "3 columns", "quotes"]),
+        (
+            "image_path,diagnosis,sub group\n00.png,ill,1\n",
+            ["column 'sub group'; did you mean 'subgroup'?"],
+        ),
+        (
+            "image_path,diagnosis,split,split\n00.png,ill,val,val\n",
+            ["two columns are called 'split'"],
+        ),
+        (
+            HEAD + "00.png,ill,train\n01.png,well, or not,train\n",
+            ["line 3: 4 cells", "3 columns", "quotes"],
+        ),
         (HEAD + '00.png,"ill,train\n', ["line 2: not a CSV file"]),
-        (HEAD + "00.png,ill,train\n,well,train\n", ["line 3, column image_path: the cell is empty"]),
-        (HEAD + "00.png,ill,train\n\n01.png,,train\n", ["line 4, column diagnosis: the cell is empty"]),
+        (
+            HEAD + "00.png,ill,train\n,well,train\n",
+            ["line 3, column image_path: the cell is empty"],
+        ),
+        (
+            HEAD + "00.png,ill,train\n\n01.png,,train\n",
+            ["line 4, column diagnosis: the cell is empty"],
+        ),
         (HEAD + '00.png,"i\nll",train\n01.png,NaN,train\n', ["line 4, column diagnosis", "'NaN'"]),
         (
             HEAD + "00.png,ill,train\n01.png,Ill,train\n",
             ["line 2, column diagnosis", "'Ill'", "'ill'", "differ in case"],
         ),
-        (HEAD + "00.png,ill,training\n", ["line 2, column split: 'training' is not a split; did you mean 'train'?"]),
+        (
+            HEAD + "00.png,ill,training\n",
+            ["line 2, column split: 'training' is not a split; did you mean 'train'?"],
+        ),
         (HEAD + "00.png,ill,\n", ["line 2, column split: the cell is empty", "test, train, val"]),
-        (HEAD + "00.png,ill,train\n01.png,ill,train\n", ["split train has 2 example(s)", "class 'ill'", "two classes"]),
+        (
+            HEAD + "00.png,ill,train\n01.png,ill,train\n",
+            ["split train has 2 example(s)", "class 'ill'", "two classes"],
+        ),
         (
             HEAD + "00.png,ill,train\n01.png,well,train\n02.png,ill,val\n",
             ["split val has 1 example(s)", "all of the class 'ill'"],
@@ -163,7 +213,9 @@ HEAD = "image_path,diagnosis,split\n"
             ["patient 'q' is in train (line 3) and in val (line 4)"],
         ),
         (
-            HEAD + "".join(f"x{i}.png,{'ill' if i % 2 else 'well'},train\n" for i in range(7)) + "00.png,ill,train\n",
+            HEAD
+            + "".join(f"x{i}.png,{'ill' if i % 2 else 'well'},train\n" for i in range(7))
+            + "00.png,ill,train\n",
             [
                 "column image_path: 7 of 8 images are missing",
                 "'x0.png' (line 2)",
@@ -216,7 +268,9 @@ def test_refuses_paths_that_are_no_manifest(write, twelve, folder):
 
 
 def test_refuses_an_unknown_kind():
-    assert "config.data.target.kind is 'manifst'; did you mean 'manifest'?" in refusal(dataset("manifst"))
+    assert "config.data.target.kind is 'manifst'; did you mean 'manifest'?" in refusal(
+        dataset("manifst")
+    )
 
 
 def test_a_function_of_ones_own(folder):
@@ -227,7 +281,9 @@ def test_a_function_of_ones_own(folder):
     )
     assert len(load(dataset(f"{folder}/mine.py:mine"))) == 60
     assert len(load(dataset(f"{folder}/mine.py:mine(n=90)"))) == 90
-    with pytest.raises(UserError, match=r"returned images of uint8\[9, 9, 1\]; they must be uint8\[8, 8, 1\]"):
+    with pytest.raises(
+        UserError, match=r"returned images of uint8\[9, 9, 1\]; they must be uint8\[8, 8, 1\]"
+    ):
         load(dataset(f"{folder}/mine.py:mine(n=61)"))
     (folder / "grouped.py").write_text(
         "import dataclasses\nfrom medtl.data import phantom\n"
@@ -238,7 +294,9 @@ def test_a_function_of_ones_own(folder):
     assert list(load(dataset(f"{folder}/grouped.py:mine")).groups) == ["site"]
     with pytest.raises(UserError, match="returned 60 ids but 59 of the group 'site'"):
         load(dataset(f"{folder}/grouped.py:mine(n=59)"))
-    with pytest.raises(UserError, match="returned a group 'age'; it must be site, subgroup or subgroup_<name>"):
+    with pytest.raises(
+        UserError, match="returned a group 'age'; it must be site, subgroup or subgroup_<name>"
+    ):
         load(dataset(f"{folder}/grouped.py:mine(name='age')"))
     assert "did you mean 'mine'?" in refusal(dataset(f"{folder}/mine.py:min"))
 
@@ -247,10 +305,17 @@ def test_leakage_between_the_domains(write, twelve):
     source = load(write(twelve))
     target = load(write(twelve))
     # 00 and 01 are in train of the source and in val of this one.
-    moved = twelve.replace("00.png,well,train", "00.png,well,val").replace("01.png,ill,train", "01.png,ill,val")
-    moved = moved.replace("06.png,well,val", "06.png,well,train").replace("07.png,ill,val", "07.png,ill,train")
+    moved = twelve.replace("00.png,well,train", "00.png,well,val").replace(
+        "01.png,ill,train", "01.png,ill,val"
+    )
+    moved = moved.replace("06.png,well,val", "06.png,well,train").replace(
+        "07.png,ill,val", "07.png,ill,train"
+    )
     leaking = load(write(moved))
-    with pytest.raises(UserError, match=r"^2 of the 6 val and test .* '00.png' \(val\) = '00.png', '01.png' \(val\)"):
+    with pytest.raises(
+        UserError,
+        match=r"^2 of the 6 val and test .* '00.png' \(val\) = '00.png', '01.png' \(val\)",
+    ):
         data.check_domains(source, leaking)
     data.check_domains(source, target)
     data.check_domains(None, target)
@@ -265,5 +330,7 @@ def test_a_bad_manifest_is_refused_without_jax(write):
         "slow = {'jax', 'grain', 'tensorflow', 'tensorflow_datasets', 'sklearn', 'pandas'} & set(sys.modules)\n"
         "sys.exit(str(slow) if slow else 0)\n"
     )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr

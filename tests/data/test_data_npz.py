@@ -3,8 +3,8 @@ import pytest
 from PIL import Image
 
 from medtl import data
-from medtl.base import UserError
 from medtl.config import dataset
+from medtl.errors import UserError
 
 KEY = "config.data.target"
 
@@ -52,14 +52,20 @@ def test_resizes_only_where_the_size_differs(load):
     examples = load(content, channels=3)
     np.testing.assert_array_equal(examples.image[:6], content["train_images"])
     small = load(content, channels=1, image_size=4)
-    expected = Image.fromarray(content["train_images"][0]).convert("L").resize((4, 4), Image.Resampling.BILINEAR)
+    expected = (
+        Image.fromarray(content["train_images"][0])
+        .convert("L")
+        .resize((4, 4), Image.Resampling.BILINEAR)
+    )
     np.testing.assert_array_equal(small.image[0, ..., 0], expected)
 
 
 def test_class_names(load):
     assert load(arrays(), stem="breastmnist_28").classes == ("malignant", "normal_or_benign")
     assert load(arrays() | {"classes": np.array(["well", "ill"])}).classes == ("well", "ill")
-    with pytest.raises(UserError, match="`classes` has 1 different names, the labels have 2 classes"):
+    with pytest.raises(
+        UserError, match="`classes` has 1 different names, the labels have 2 classes"
+    ):
         load(arrays() | {"classes": np.array(["well"])})
 
 
@@ -72,7 +78,9 @@ def test_several_diagnoses_of_which_some_are_unknown(load):
     assert examples.label.dtype == np.float32
     assert np.isnan(examples.label[0, 1])
     assert examples.classes == ("0", "1", "2", "3", "4", "5")
-    with pytest.raises(UserError, match="train_labels has 6 columns; set config.data.target.multi_label to True"):
+    with pytest.raises(
+        UserError, match="train_labels has 6 columns; set config.data.target.multi_label to True"
+    ):
         load(content)
     content["val_labels"][2, 3] = 0.5
     with pytest.raises(UserError, match="val_labels, row 2: 0.5 is not 0, 1 or NaN"):
@@ -95,9 +103,15 @@ def test_a_file_without_labels_can_be_scored(load):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"train_images": np.zeros((6, 8, 8), np.float32)}, r"train_images is float32\[6, 8, 8\]; it must be uint8"),
+        (
+            {"train_images": np.zeros((6, 8, 8), np.float32)},
+            r"train_images is float32\[6, 8, 8\]; it must be uint8",
+        ),
         ({"train_labels": np.arange(5) % 2}, "6 train_images but 5 train_labels"),
-        ({"val_labels": np.array([0.0, 1, np.nan, 1])}, "val_labels, row 2: nan is not a class number"),
+        (
+            {"val_labels": np.array([0.0, 1, np.nan, 1])},
+            "val_labels, row 2: nan is not a class number",
+        ),
         ({"val_labels": np.array([0, 1, -1, 1])}, "val_labels, row 2: -1 is not a class number"),
         ({"val_labels": np.array([0, 1, 2, 1])}, "row 2: label '2' occurs in val but not in train"),
         ({"val_labels": np.zeros(4, int)}, "split val has 4 example"),

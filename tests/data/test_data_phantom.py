@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from medtl import data
-from medtl.base import UserError
 from medtl.config import dataset
 from medtl.data import phantom
+from medtl.errors import UserError
 
 KEY = "config.data.source"
 
@@ -21,7 +21,14 @@ def test_a_function_of_the_seed_and_the_scanner():
 
 def test_labelled_as_what_it_is():
     spec = dataset("phantom", size=90, scanner="b", split_seed=4)
-    working = {"image_size": 12, "channels": 3, "resize": "squash", "cache": "auto", "cache_dir": "", "key": KEY}
+    working = {
+        "image_size": 12,
+        "channels": 3,
+        "resize": "squash",
+        "cache": "auto",
+        "cache_dir": "",
+        "key": KEY,
+    }
     data.check(spec, key=KEY)
     examples = data.load(spec, **working)
     assert examples.synthetic

@@ -6,7 +6,13 @@ import pytest
 from medtl import data
 from medtl.config import dataset
 
-WORKING = {"channels": 1, "resize": "squash", "cache": "memory", "cache_dir": "", "key": "config.data.target"}
+WORKING = {
+    "channels": 1,
+    "resize": "squash",
+    "cache": "memory",
+    "cache_dir": "",
+    "key": "config.data.target",
+}
 
 
 def counts(examples):
@@ -14,12 +20,18 @@ def counts(examples):
 
 
 def test_covid_ct_and_sao_paulo(shared):
-    target = data.load(dataset("manifest", path=str(shared / "data/covid_ct/manifest.csv")), image_size=32, **WORKING)
+    target = data.load(
+        dataset("manifest", path=str(shared / "data/covid_ct/manifest.csv")),
+        image_size=32,
+        **WORKING,
+    )
     assert target.classes == ("covid", "non_covid")
     assert counts(target) == {"train": [191, 234], "val": [60, 58]}
     assert target.image.std() > 30
     source = data.load(
-        dataset("manifest", path=str(shared / "data/sao_paulo_ct/manifest.csv")), image_size=32, **WORKING
+        dataset("manifest", path=str(shared / "data/sao_paulo_ct/manifest.csv")),
+        image_size=32,
+        **WORKING,
     )
     assert sum(np.array(list(counts(source).values()))).tolist() == [1252, 1229]
     assert source.patient is None
@@ -28,13 +40,22 @@ def test_covid_ct_and_sao_paulo(shared):
 
 def test_breastmnist(shared):
     examples = data.load(
-        dataset("npz", path=str(shared / "data/breastmnist/breastmnist.npz")), image_size=28, **WORKING
+        dataset("npz", path=str(shared / "data/breastmnist/breastmnist.npz")),
+        image_size=28,
+        **WORKING,
     )
     assert examples.classes == ("malignant", "normal_or_benign")
-    assert {s: sum(c) for s, c in counts(examples).items()} == {"train": 546, "val": 78, "test": 156}
+    assert {s: sum(c) for s, c in counts(examples).items()} == {
+        "train": 546,
+        "val": 78,
+        "test": 156,
+    }
 
 
 @pytest.mark.parametrize("name", ["cleveland", "hungarian"])
 def test_a_table_without_images_is_refused(shared, name):
     with pytest.raises(data.base.UserError, match="has no column 'image_path'"):
-        data.check(dataset("manifest", path=str(shared / f"data/uci_heart/{name}.csv")), key="config.data.target")
+        data.check(
+            dataset("manifest", path=str(shared / f"data/uci_heart/{name}.csv")),
+            key="config.data.target",
+        )

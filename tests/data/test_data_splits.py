@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from medtl.base import UserError
 from medtl.data import phantom, splits
+from medtl.errors import UserError
 
 
 @pytest.mark.parametrize("fractions", [(0.7, 0.15, 0.15), (0.1, 0.1, 0.8), (0.5, 0.5, 0.0)])
@@ -33,11 +33,15 @@ def test_rows_without_a_patient_are_not_kept_together():
 
 
 def test_several_diagnoses_are_spread_each_in_proportion():
-    label = (np.random.default_rng(2).random((400, 5)) < [0.5, 0.2, 0.1, 0.05, 0.3]).astype(np.float32)
+    label = (np.random.default_rng(2).random((400, 5)) < [0.5, 0.2, 0.1, 0.05, 0.3]).astype(
+        np.float32
+    )
     label[0, 0] = np.nan
     drawn = splits.assign(label, (0.5, 0.25, 0.25), seed=0)
     for name, fraction in zip(splits.NAMES, (0.5, 0.25, 0.25), strict=True):
-        np.testing.assert_allclose(np.nansum(label[drawn == name], 0), fraction * np.nansum(label, 0), atol=3)
+        np.testing.assert_allclose(
+            np.nansum(label[drawn == name], 0), fraction * np.nansum(label, 0), atol=3
+        )
 
 
 def test_a_split_is_a_function_of_the_seed():
@@ -59,7 +63,9 @@ def test_training_subsets_nest_and_are_stratified_at_every_size():
 
 def test_train_size_takes_from_train_only_and_nests():
     def draw(size):
-        return phantom.examples(300, scanner="a", seed=0, image_size=4, split=(0.6, 0.2, 0.2), train_size=size)
+        return phantom.examples(
+            300, scanner="a", seed=0, image_size=4, split=(0.6, 0.2, 0.2), train_size=size
+        )
 
     whole, fifty, twenty_five = draw(0), draw(50), draw(25)
     ids = lambda e, s: set(e.id[e.indices(s)])  # noqa: E731
@@ -72,7 +78,9 @@ def test_train_size_takes_from_train_only_and_nests():
         draw(999)
 
 
-@pytest.mark.parametrize("fractions", [(0.7, 0.2, 0.2), (0.5, 0.5), (1.2, -0.1, -0.1), (0.0, 0.5, 0.5)])
+@pytest.mark.parametrize(
+    "fractions", [(0.7, 0.2, 0.2), (0.5, 0.5), (1.2, -0.1, -0.1), (0.0, 0.5, 0.5)]
+)
 def test_refuses_fractions_that_are_none(fractions):
     with pytest.raises(UserError, match=r"phantom\.split is"):
         phantom.examples(60, scanner="a", seed=0, image_size=4, split=fractions)
@@ -87,5 +95,7 @@ def test_a_split_that_would_be_empty_is_refused(tmp_path):
     (tmp_path / "m.csv").write_text("image_path,diagnosis,patient_id\n" + rows)
     for i in range(8):
         (tmp_path / f"{i}.png").write_bytes(b"not read")
-    with pytest.raises(UserError, match=r"8 examples are too few to draw split \w+ from, .*change k\.split"):
+    with pytest.raises(
+        UserError, match=r"8 examples are too few to draw split \w+ from, .*change k\.split"
+    ):
         data.check(dataset(path=str(tmp_path / "m.csv")), key="k")

@@ -9,13 +9,20 @@ import pytest
 from PIL import Image
 
 from medtl import data
-from medtl.base import UserError
 from medtl.config import dataset
+from medtl.errors import UserError
 
 tfds = pytest.importorskip("tensorflow_datasets")
 
 KEY = "config.data.target"
-WORKING = {"image_size": 8, "channels": 1, "resize": "squash", "cache": "memory", "cache_dir": "", "key": KEY}
+WORKING = {
+    "image_size": 8,
+    "channels": 1,
+    "resize": "squash",
+    "cache": "memory",
+    "cache_dir": "",
+    "key": KEY,
+}
 COUNTS = {"train": 6, "validation": 4, "test": 2}
 
 
@@ -61,8 +68,14 @@ def prepare(folder, *, counts=COUNTS, patients=True):
                 example["patient_id"] = f"{split}{i // 2}"
             writer.write(serializer.serialize_example(features.encode_example(example)))
         writer.close()
-        infos.append(tfds.core.SplitInfo(name=split, shard_lengths=[n], num_bytes=1, filename_template=template))
-    tfds.folder_dataset.write_metadata(data_dir=folder, features=features, split_infos=infos, check_data=False)
+        infos.append(
+            tfds.core.SplitInfo(
+                name=split, shard_lengths=[n], num_bytes=1, filename_template=template
+            )
+        )
+    tfds.folder_dataset.write_metadata(
+        data_dir=folder, features=features, split_infos=infos, check_data=False
+    )
     return pixels
 
 
@@ -72,7 +85,10 @@ def test_by_folder_and_by_name(tmp_path, monkeypatch):
     by_name = dataset("tfds", path=str(tmp_path), name="tiny:1.0.0")
     newest = dataset("tfds", path=str(tmp_path), name="tiny")
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    found = [data.load(spec, **WORKING) for spec in (by_folder, by_name, newest, dataset("tfds", name="tiny"))]
+    found = [
+        data.load(spec, **WORKING)
+        for spec in (by_folder, by_name, newest, dataset("tfds", name="tiny"))
+    ]
     assert len({e.fingerprint for e in found}) == 1
     examples = found[0]
     assert examples.classes == ("well", "ill")
@@ -93,16 +109,21 @@ def test_other_labels(tmp_path):
     assert findings.label[:3].tolist() == [[0, 0, 0], [1, 0, 0], [1, 1, 0]]
     spec.multi_label = False
     with pytest.raises(
-        UserError, match=r"row 0, feature findings: 0 labels; set config.data.target.multi_label to True"
+        UserError,
+        match=r"row 0, feature findings: 0 labels; set config.data.target.multi_label to True",
     ):
         data.load(spec, **WORKING)
-    with pytest.raises(UserError, match=r"target.label: .* has no feature 'lable'; did you mean 'label'\?"):
+    with pytest.raises(
+        UserError, match=r"target.label: .* has no feature 'lable'; did you mean 'label'\?"
+    ):
         data.load(dataset("tfds", path=str(tmp_path / "1.0.0"), label="lable"), **WORKING)
 
 
 def test_a_set_with_train_only_is_split_by_patients(tmp_path):
     prepare(tmp_path / "1.0.0", counts={"train": 40})
-    examples = data.load(dataset("tfds", path=str(tmp_path / "1.0.0"), split=(0.5, 0.25, 0.25)), **WORKING)
+    examples = data.load(
+        dataset("tfds", path=str(tmp_path / "1.0.0"), split=(0.5, 0.25, 0.25)), **WORKING
+    )
     assert [len(examples.indices(s)) for s in ("train", "val", "test")] == [20, 10, 10]
     assert all(len(set(examples.split[examples.patient == p])) == 1 for p in examples.patient)
 
@@ -130,7 +151,9 @@ def test_tensorflow_is_never_imported(tmp_path):
         "sys.exit(str([name for name in ('tensorflow', 'jax') if name in sys.modules] or 0) if "
         "{'tensorflow', 'jax'} & set(sys.modules) else 0)\n"
     )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr
 
 
@@ -139,7 +162,8 @@ def test_a_missing_shard_is_an_error_of_one_line(tmp_path):
     (shard,) = (tmp_path / "1.0.0").glob("tiny-validation*")
     shard.unlink()
     with pytest.raises(
-        UserError, match=r"config.data.target: cannot read .*1.0.0 \(validation record 0: .*tiny-validation"
+        UserError,
+        match=r"config.data.target: cannot read .*1.0.0 \(validation record 0: .*tiny-validation",
     ):
         data.load(dataset("tfds", path=str(tmp_path / "1.0.0")), **WORKING)
 
@@ -159,4 +183,6 @@ def test_refuses_what_is_not_prepared(tmp_path):
     prepare(tmp_path / "tiny" / "1.0.0")
     info = tmp_path / "tiny" / "1.0.0" / "dataset_info.json"
     info.write_text(json.dumps(json.loads(info.read_text()) | {"fileFormat": "tfrecord"}))
-    assert "is in the format tfrecord, which is not read; prepare it with" in said(path=str(info.parent))
+    assert "is in the format tfrecord, which is not read; prepare it with" in said(
+        path=str(info.parent)
+    )

@@ -14,7 +14,9 @@ from medtl.evaluation import scores
 
 ARMS = ("transfer", "pooled", "target_only", "scratch")
 SHIFT = {"transfer": 1.9, "pooled": 1.35, "target_only": 1.6, "scratch": 0.7}
-METRICS = [name for name in scores.NAMES if name != "kappa_quadratic"]  # of classes that are no grades
+METRICS = [
+    name for name in scores.NAMES if name != "kappa_quadratic"
+]  # of classes that are no grades
 NAN = float("nan")
 
 
@@ -32,13 +34,18 @@ def two_class():
     rng = np.random.default_rng(0)
     n, classes = 543, ["other", "covid"]
     label = (rng.uniform(size=n) < 0.47).astype(int)
-    score = {arm: 1 / (1 + np.exp(-(rng.normal(size=n) + shift * (label - 0.5)))) for arm, shift in SHIFT.items()}
+    score = {
+        arm: 1 / (1 + np.exp(-(rng.normal(size=n) + shift * (label - 0.5))))
+        for arm, shift in SHIFT.items()
+    }
     arms = {arm: _arm(rng, label, score[arm], classes, i) for i, arm in enumerate(ARMS)}
     area = {arm: result["metrics"]["auroc"]["value"] for arm, result in arms.items()}
     arms["scratch"]["metrics"]["calibration_slope"] = undefined(
         "repeat 2, fold 3: the probabilities separate the labels"
     )
-    arms["scratch"]["calibration"] = {"undefined": "val has 3 examples of covid; temperature scaling wants 5"}
+    arms["scratch"]["calibration"] = {
+        "undefined": "val has 3 examples of covid; temperature scaling wants 5"
+    }
     return {
         "task": "two_class",
         "classes": classes,
@@ -63,7 +70,9 @@ def two_class():
         "verdict": {
             "kind": "helps",
             "headline": f"Transfer helps: AUROC rises from {area['target_only']:.3f} to {area['transfer']:.3f} on the target.",
-            "sentences": [f"Pooling with the source hurts: AUROC falls to {area['pooled']:.3f} (negative transfer)."],
+            "sentences": [
+                f"Pooling with the source hurts: AUROC falls to {area['pooled']:.3f} (negative transfer)."
+            ],
         },
         "arms": arms,
         "reference": "target_only",
@@ -83,9 +92,23 @@ def multi_class(classes=("no", "mild", "moderate", "severe", "proliferative")):
     rng = np.random.default_rng(1)
     analysis = two_class()
     k = len(classes)
-    analysis |= {"task": "multi_class", "classes": list(classes), "positive": None, "n": 900, "errors": []}
-    analysis["class_counts"] = {name: int(c) for name, c in zip(classes, rng.integers(40, 400, k), strict=True)}
-    analysis["design"] |= {"kind": "split", "folds": 1, "repeats": 1, "cells": 1, "words": "One test split, one seed."}
+    analysis |= {
+        "task": "multi_class",
+        "classes": list(classes),
+        "positive": None,
+        "n": 900,
+        "errors": [],
+    }
+    analysis["class_counts"] = {
+        name: int(c) for name, c in zip(classes, rng.integers(40, 400, k), strict=True)
+    }
+    analysis["design"] |= {
+        "kind": "split",
+        "folds": 1,
+        "repeats": 1,
+        "cells": 1,
+        "words": "One test split, one seed.",
+    }
     analysis["arms"] = {arm: analysis["arms"][arm] for arm in ("transfer", "target_only")}
     analysis["comparisons"] = analysis["comparisons"][:1]
     analysis["learning_curve"] = None
@@ -97,7 +120,8 @@ def multi_class(classes=("no", "mild", "moderate", "severe", "proliferative")):
         arm["confusion"] = (rng.integers(0, 20, (k, k)) + 90 * np.eye(k, dtype=int)).tolist()
         curves = arm["curves"]
         arm["curves"] = {
-            kind: [{**curves[kind][0], "name": name} for name in classes] for kind in ("roc", "pr", "reliability")
+            kind: [{**curves[kind][0], "name": name} for name in classes]
+            for kind in ("roc", "pr", "reliability")
         } | {"decision": None}
         for result in arm["metrics"].values():
             result.pop("std", None)
@@ -118,7 +142,10 @@ def multi_label():
 
 def minimal():
     """One arm of another tool, without patients or intervals."""
-    metrics = {"accuracy": {"value": 0.8, "low": None, "high": None}, "auroc": undefined("only covid is in the labels")}
+    metrics = {
+        "accuracy": {"value": 0.8, "low": None, "high": None},
+        "auroc": undefined("only covid is in the labels"),
+    }
     return {
         "task": "two_class",
         "classes": ["other", "covid"],
@@ -165,13 +192,20 @@ def record():
                 "steps": steps[19::20],
                 "auroc": (0.5 + 0.2 * SHIFT[arm] * (1 - np.exp(-np.arange(1, 11) / 3))).tolist(),
             }
-            training.append({"arm": arm, "seed": 0, "stage": stage, "steps": steps, "parts": parts, "val": val})
+            training.append(
+                {"arm": arm, "seed": 0, "stage": stage, "steps": steps, "parts": parts, "val": val}
+            )
     counts = {
         "train": {"other": 120, "covid": 110},
         "val": {"other": 40, "covid": 35},
         "test": {"other": 289, "covid": 254},
     }
-    card = {"classes": ["other", "covid"], "patients": 216, "fingerprint": "9f2c" * 16, "splits": counts}
+    card = {
+        "classes": ["other", "covid"],
+        "patients": 216,
+        "fingerprint": "9f2c" * 16,
+        "splits": counts,
+    }
     return {
         "name": "covid_ct",
         "command": "medtl --config=configs/covid_ct.py --config.evaluation.folds=5 --config.evaluation.repeats=3 --workdir=runs/covid_ct",
@@ -181,12 +215,26 @@ def record():
             "evaluation": {"folds": 5, "repeats": 3},
             "weights": {"path": "resnet50.pth"},
         },
-        "versions": {"python": "3.13.1", "jax": "0.12.0", "device": "2 x cpu (cpu)", "machine": "x86_64, 2 cores"},
-        "weights": {"path": "weights/resnet50.pth", "sha256": "11ad3fa6" * 8, "summary": "161 of 161 arrays loaded"},
+        "versions": {
+            "python": "3.13.1",
+            "jax": "0.12.0",
+            "device": "2 x cpu (cpu)",
+            "machine": "x86_64, 2 cores",
+        },
+        "weights": {
+            "path": "weights/resnet50.pth",
+            "sha256": "11ad3fa6" * 8,
+            "summary": "161 of 161 arrays loaded",
+        },
         "seconds": 421.7,
         "data": {
             "source": {"name": "sao_paulo", "synthetic": False, "allowed": [], **card},
-            "target": {"name": "covid_ct", "synthetic": False, "allowed": ["weights: head/*"], **card},
+            "target": {
+                "name": "covid_ct",
+                "synthetic": False,
+                "allowed": ["weights: head/*"],
+                **card,
+            },
         },
         "training": training,
     }
@@ -214,11 +262,19 @@ def _arm(rng, label, score, classes, i):
         "loss": 0.38 + 0.05 * i,
         "ece": 0.03 + 0.01 * i,
     }
-    before = {name: values[name] for name in ("loss", "brier", "ece", "calibration_slope", "calibration_intercept")}
+    before = {
+        name: values[name]
+        for name in ("loss", "brier", "ece", "calibration_slope", "calibration_intercept")
+    }
     better = before | {"ece": 0.02, "calibration_slope": 1.01, "calibration_intercept": 0.004}
     coverage = {"coverage": 0.905, "low": 0.872, "high": 0.931, "n": 543, "size": 1.21 + 0.1 * i}
-    by_class = {name: {k: coverage[k] for k in ("coverage", "low", "high", "n", "size")} for name in classes}
-    groups = {name: _group(rng, values, n) for name, n in (("Wuhan", 301), ("São Paulo", 190), ("Lyon", 52))}
+    by_class = {
+        name: {k: coverage[k] for k in ("coverage", "low", "high", "n", "size")} for name in classes
+    }
+    groups = {
+        name: _group(rng, values, n)
+        for name, n in (("Wuhan", 301), ("São Paulo", 190), ("Lyon", 52))
+    }
     groups["Lyon"]["small"] = "Lyon has 52 examples of 9 patients: too few to tell"
     return {
         "metrics": {
@@ -276,7 +332,11 @@ def _curves(label, score):
     benefit = [float(np.mean((score >= x) * (label - (1 - label) * x / (1 - x)))) for x in t]
     everyone = (share - (1 - share) * t / (1 - t)).tolist()
     low, high = np.maximum(hit - 0.05, 0).tolist(), np.minimum(hit + 0.05, 1).tolist()
-    reliability = {"name": "covid", "predicted": [float(score[b].mean()) for b in bins], "observed": observed}
+    reliability = {
+        "name": "covid",
+        "predicted": [float(score[b].mean()) for b in bins],
+        "observed": observed,
+    }
     reliability |= {
         "low": [max(o - 0.12, 0) for o in observed],
         "high": [min(o + 0.12, 1) for o in observed],
@@ -285,8 +345,17 @@ def _curves(label, score):
     decision = {"threshold": t.tolist(), "model": benefit, "all": everyone, "none": [0.0] * len(t)}
     decision |= {"low": [b - 0.03 for b in benefit], "high": [b + 0.03 for b in benefit]}
     return {
-        "roc": [{"name": "covid", "x": false.tolist(), "y": hit.tolist(), "low": low, "high": high}],
-        "pr": [{"name": "covid", "x": hit.tolist(), "y": precision.tolist(), "prevalence": float(share)}],
+        "roc": [
+            {"name": "covid", "x": false.tolist(), "y": hit.tolist(), "low": low, "high": high}
+        ],
+        "pr": [
+            {
+                "name": "covid",
+                "x": hit.tolist(),
+                "y": precision.tolist(),
+                "prevalence": float(share),
+            }
+        ],
         "reliability": [reliability],
         "decision": decision,
     }
@@ -297,14 +366,20 @@ def _auroc(label, score):
 
 
 def _comparison(arms, arm, half, p, p_holm, verdict, needed):
-    pair = [{name: e["value"] for name, e in arms[a]["metrics"].items()} for a in (arm, "target_only")]
+    pair = [
+        {name: e["value"] for name, e in arms[a]["metrics"].items()} for a in (arm, "target_only")
+    ]
     difference = {name: estimate(pair[0][name] - pair[1][name], half) for name in pair[0]}
     for name, found in difference.items():
         if math.isnan(found["value"]):
             difference[name] = undefined("it is undefined for scratch")
     main = difference["auroc"]
     sides = {"low": main["low"], "high": main["high"], "difference": main["value"]}
-    words = {"helps": "is better than", "hurts": "is worse than", "cannot_tell": "cannot be told from"}[verdict]
+    words = {
+        "helps": "is better than",
+        "hurts": "is worse than",
+        "cannot_tell": "cannot be told from",
+    }[verdict]
     return {
         "arm": arm,
         "reference": "target_only",
@@ -320,7 +395,14 @@ def _comparison(arms, arm, half, p, p_holm, verdict, needed):
         "tests": [
             {"name": "patient bootstrap", **sides, "p": p, "note": ""},
             {"name": "DeLong", **sides, "p": p * 1.1, "note": "scores averaged over the repeats"},
-            {"name": "McNemar", "difference": 0.02, "low": -0.01, "high": 0.05, "p": 0.2, "note": "on accuracy"},
+            {
+                "name": "McNemar",
+                "difference": 0.02,
+                "low": -0.01,
+                "high": 0.05,
+                "p": 0.2,
+                "note": "on accuracy",
+            },
             {"name": "corrected resampled t", **sides, "p": p * 2, "note": "15 differences"},
         ],
         "all_metrics": difference,
@@ -335,7 +417,10 @@ def _learning_curve():
         "scratch": (0.55, 0.6, 0.64, 0.69),
     }
     points = {
-        arm: [{"size": s, **estimate(v, 0.5 / math.sqrt(s))} for s, v in zip(sizes, values, strict=True)]
+        arm: [
+            {"size": s, **estimate(v, 0.5 / math.sqrt(s))}
+            for s, v in zip(sizes, values, strict=True)
+        ]
         for arm, values in level.items()
     }
     differences = [
@@ -353,11 +438,16 @@ def _learning_curve():
 
 
 def _error(rng, i):
-    grey = np.clip(110 + 60 * np.sin(np.linspace(0, 6, 96))[:, None] + rng.normal(size=(96, 96)) * 9, 0, 255).astype(
-        np.uint8
-    )
+    grey = np.clip(
+        110 + 60 * np.sin(np.linspace(0, 6, 96))[:, None] + rng.normal(size=(96, 96)) * 9, 0, 255
+    ).astype(np.uint8)
     warm = np.stack([grey, grey // 2, grey // 3], axis=-1)
-    found = {"arm": ARMS[i % 4], "id": f"patient_{i:03d}/slice_{i}.png", "label": "covid", "predicted": "other"}
+    found = {
+        "arm": ARMS[i % 4],
+        "id": f"patient_{i:03d}/slice_{i}.png",
+        "label": "covid",
+        "predicted": "other",
+    }
     found |= {"probability": 0.99 - 0.01 * i, "patient": f"p{i}", "image": png(grey)}
     return found | ({"saliency": png(warm), "method": "Grad-CAM"} if i < 4 else {})
 

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from medtl.base import UserError
+from medtl.errors import UserError
 from medtl.evaluation import analysis, details, scores, to_json
 from medtl.evaluation.predictions import Predictions
 
@@ -21,7 +21,9 @@ def said(arm, split, *, skill, rng, n=90, first=0, **cell):
     number = np.arange(first, first + n)
     label = ((number // 3) % 2).astype(np.int64)
     score = 1 / (1 + np.exp(-(skill * (1 - 2 * label) + rng.normal(size=n))))
-    name = "test" if "fold" in cell else split  # in cross-validation an example is both, at different times
+    name = (
+        "test" if "fold" in cell else split
+    )  # in cross-validation an example is both, at different times
     return Predictions(
         arm,
         split,
@@ -36,7 +38,12 @@ def said(arm, split, *, skill, rng, n=90, first=0, **cell):
 
 def split_of(seeds=(0, 1), skills=(("good", 1.5), ("target_only", 0.3)), splits=("val", "test")):
     rng = np.random.default_rng(0)
-    return [said(arm, split, skill=skill, rng=rng, seed=s) for s in seeds for arm, skill in skills for split in splits]
+    return [
+        said(arm, split, skill=skill, rng=rng, seed=s)
+        for s in seeds
+        for arm, skill in skills
+        for split in splits
+    ]
 
 
 def crossed(folds=3, repeats=2):
@@ -47,8 +54,20 @@ def crossed(folds=3, repeats=2):
         for fold in range(folds):
             for arm, skill in (("good", 1.0), ("target_only", 0.5)):
                 cell = {"seed": 0, "repeat": repeat, "fold": fold}
-                frames.append(said(arm, "test", skill=skill, rng=rng, n=30, first=30 * fold, **cell))
-                frames.append(said(arm, "val", skill=skill, rng=rng, n=15, first=30 * ((fold + 1) % folds), **cell))
+                frames.append(
+                    said(arm, "test", skill=skill, rng=rng, n=30, first=30 * fold, **cell)
+                )
+                frames.append(
+                    said(
+                        arm,
+                        "val",
+                        skill=skill,
+                        rng=rng,
+                        n=15,
+                        first=30 * ((fold + 1) % folds),
+                        **cell,
+                    )
+                )
     return frames
 
 
@@ -71,10 +90,14 @@ def test_the_order_of_rows_and_of_splits_says_nothing(frames):
     rng = np.random.default_rng(5)
     other = [shuffled(p, rng) for p in frames]
     a, b = (analysis.analyse(f, CLASSES, SETTINGS) for f in (frames, other))
-    assert [t["name"] for t in a["comparisons"][0]["tests"]] == [t["name"] for t in b["comparisons"][0]["tests"]]
+    assert [t["name"] for t in a["comparisons"][0]["tests"]] == [
+        t["name"] for t in b["comparisons"][0]["tests"]
+    ]
     for arm in a["arms"]:
         for name, found in a["arms"][arm]["metrics"].items():
-            assert found["value"] == pytest.approx(b["arms"][arm]["metrics"][name]["value"], abs=1e-9), name
+            assert found["value"] == pytest.approx(
+                b["arms"][arm]["metrics"][name]["value"], abs=1e-9
+            ), name
         assert a["arms"][arm]["confusion"] == b["arms"][arm]["confusion"]
         assert a["arms"][arm]["threshold"] == b["arms"][arm]["threshold"]
     one, two = (c["comparisons"][0]["difference"] for c in (a, b))
@@ -84,7 +107,11 @@ def test_the_order_of_rows_and_of_splits_says_nothing(frames):
 def test_an_estimate_is_the_mean_over_the_cells_of_scikit_learn_s_value():
     frames = split_of()
     found = analysis.analyse(frames, CLASSES, SETTINGS)["arms"]["good"]["metrics"]["auroc"]
-    each = [roc_auc_score(p.label == 0, p.probability[:, 0]) for p in frames if (p.arm, p.split) == ("good", "test")]
+    each = [
+        roc_auc_score(p.label == 0, p.probability[:, 0])
+        for p in frames
+        if (p.arm, p.split) == ("good", "test")
+    ]
     assert found["value"] == pytest.approx(np.mean(each), abs=1e-12)
     assert found["std"] == pytest.approx(np.std(each, ddof=1), abs=1e-12)
     assert found["low"] < found["value"] < found["high"]
@@ -92,17 +119,24 @@ def test_an_estimate_is_the_mean_over_the_cells_of_scikit_learn_s_value():
 
 def test_the_threshold_is_chosen_on_the_val_of_the_same_model_and_fixed():
     frames = split_of(seeds=(0,))
-    val, test = (next(p for p in frames if (p.arm, p.split) == ("good", s)) for s in ("val", "test"))
+    val, test = (
+        next(p for p in frames if (p.arm, p.split) == ("good", s)) for s in ("val", "test")
+    )
     threshold = scores.operating_threshold(val.label == 0, val.probability[:, 0], rule="youden")
     found = analysis.analyse(frames, CLASSES, SETTINGS)["arms"]["good"]
     assert found["threshold"]["value"] == threshold and found["threshold"]["chosen_on"] == "val"
     called = test.probability[:, 0] >= threshold
     assert found["metrics"]["sensitivity"]["value"] == pytest.approx(called[test.label == 0].mean())
-    assert found["metrics"]["specificity"]["value"] == pytest.approx((~called)[test.label == 1].mean())
+    assert found["metrics"]["specificity"]["value"] == pytest.approx(
+        (~called)[test.label == 1].mean()
+    )
     assert np.sum(found["confusion"]) == len(test.id)
     # Whatever test says, the threshold stays.
     wrong = [dataclasses.replace(p, label=1 - p.label) if p.split == "test" else p for p in frames]
-    assert analysis.analyse(wrong, CLASSES, SETTINGS)["arms"]["good"]["threshold"]["value"] == threshold
+    assert (
+        analysis.analyse(wrong, CLASSES, SETTINGS)["arms"]["good"]["threshold"]["value"]
+        == threshold
+    )
 
 
 def test_without_val_the_threshold_is_one_half_and_calibration_says_why_it_is_not_there():
@@ -112,7 +146,10 @@ def test_without_val_the_threshold_is_one_half_and_calibration_says_why_it_is_no
     assert found["threshold"]["words"] == "0.5: there is no val with both classes to choose it on"
     assert "no predictions of val" in found["calibration"]["temperature"]["undefined"]
     assert "no predictions of val" in found["conformal"]["undefined"]
-    one_class = [dataclasses.replace(p, label=np.zeros_like(p.label)) if p.split == "val" else p for p in split_of()]
+    one_class = [
+        dataclasses.replace(p, label=np.zeros_like(p.label)) if p.split == "val" else p
+        for p in split_of()
+    ]
     card = analysis.analyse(one_class, CLASSES, SETTINGS)["arms"]["good"]["threshold"]
     assert (card["value"], card["chosen_on"]) == (0.5, None)
 
@@ -125,15 +162,23 @@ def test_over_folds_the_verdict_follows_nadeau_and_bengio():
     by_cell = {}
     for p in crossed():
         if p.split == "test":
-            by_cell.setdefault((p.repeat, p.fold), {})[p.arm] = roc_auc_score(p.label == 0, p.probability[:, 0])
+            by_cell.setdefault((p.repeat, p.fold), {})[p.arm] = roc_auc_score(
+                p.label == 0, p.probability[:, 0]
+            )
     d = np.array([cell["good"] - cell["target_only"] for cell in by_cell.values()])
     se = math.sqrt((1 / len(d) + 30 / 45) * d.var(ddof=1))
     half = stats.t.ppf(0.975, len(d) - 1) * se
     assert comparison["difference"]["value"] == pytest.approx(d.mean(), abs=1e-12)
     assert comparison["difference"]["low"] == pytest.approx(d.mean() - half, abs=1e-9)
-    assert comparison["p"] == pytest.approx(2 * stats.t.sf(abs(d.mean() / se), len(d) - 1), abs=1e-9)
-    assert found["design"]["words"].startswith("3-fold cross-validation, repeated 2 times, grouped by patient")
-    assert np.sum(found["arms"]["good"]["confusion"]) == 90  # summed over folds, averaged over repeats
+    assert comparison["p"] == pytest.approx(
+        2 * stats.t.sf(abs(d.mean() / se), len(d) - 1), abs=1e-9
+    )
+    assert found["design"]["words"].startswith(
+        "3-fold cross-validation, repeated 2 times, grouped by patient"
+    )
+    assert (
+        np.sum(found["arms"]["good"]["confusion"]) == 90
+    )  # summed over folds, averaged over repeats
 
 
 def test_harm_is_called_negative_transfer_only_of_an_arm_that_learns_from_the_source():
@@ -177,12 +222,16 @@ def test_mistakes_are_ranked_by_their_confidence_and_unknown_labels_are_none():
     found = details.confident_mistakes(dataclasses.replace(p, label=label), CLASSES, most=7)
     wrong = [
         (max(row), name, CLASSES[own], CLASSES[1 - own], patient)
-        for row, name, own, patient in zip(p.probability.tolist(), p.id, label, p.patient, strict=True)
+        for row, name, own, patient in zip(
+            p.probability.tolist(), p.id, label, p.patient, strict=True
+        )
         if own >= 0 and row[own] < 0.5
     ]
     wanted = sorted(wrong, key=lambda entry: -entry[0])[:7]
     assert len(wrong) > 7 and {e["arm"] for e in found} == {"good"}
-    assert [tuple(e[k] for k in ("probability", "id", "label", "predicted", "patient")) for e in found] == wanted
+    assert [
+        tuple(e[k] for k in ("probability", "id", "label", "predicted", "patient")) for e in found
+    ] == wanted
 
 
 def test_the_analysis_is_json_and_the_same_each_time():

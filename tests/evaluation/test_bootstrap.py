@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 from scipy.special import expit
 
-from medtl.base import UserError
+from medtl.errors import UserError
 from medtl.evaluation import bootstrap
 from medtl.evaluation.bootstrap import Cell, Options, Resampled, interval, resample
 from medtl.evaluation.scores import Scorer
@@ -27,13 +27,22 @@ def sample(rng, patients, per=1, *, shared=0.0, distance=1.5):
         return np.sqrt(shared) * patient + np.sqrt(1 - shared) * rng.normal(size=patients * per)
 
     common = noise()
-    scores = (expit(2 * (d * label + (common + noise()) / np.sqrt(2) - 0.9)) for d in (distance, distance - 0.3))
+    scores = (
+        expit(2 * (d * label + (common + noise()) / np.sqrt(2) - 0.9))
+        for d in (distance, distance - 0.3)
+    )
     patient = np.repeat(np.arange(patients), per)
-    return {name: [Cell(label, np.stack([1 - p, p], axis=1), patient)] for name, p in zip("ab", scores, strict=True)}
+    return {
+        name: [Cell(label, np.stack([1 - p, p], axis=1), patient)]
+        for name, p in zip("ab", scores, strict=True)
+    }
 
 
 def with_patients(arms, patient):
-    return {a: [dataclasses.replace(cell, patient=patient) for cell in cells] for a, cells in arms.items()}
+    return {
+        a: [dataclasses.replace(cell, patient=patient) for cell in cells]
+        for a, cells in arms.items()
+    }
 
 
 def made(arms, **options):
@@ -64,7 +73,9 @@ def test_the_bootstrap_of_a_mean_has_its_known_spread():
     terms = np.square(cell.label - cell.probability[:, 1])
     assert np.std(found.draws["a"][:, m]) == pytest.approx(np.std(terms) / np.sqrt(300), rel=0.04)
     share = found.value["a"][0]
-    assert np.std(found.draws["a"][:, 0]) == pytest.approx(np.sqrt(share * (1 - share) / 300), rel=0.04)
+    assert np.std(found.draws["a"][:, 0]) == pytest.approx(
+        np.sqrt(share * (1 - share) / 300), rel=0.04
+    )
 
 
 def test_cells_are_averaged_not_pooled():
@@ -72,7 +83,8 @@ def test_cells_are_averaged_not_pooled():
     one, other = sample(rng, 60)["a"][0], sample(rng, 60)["a"][0]
     # The second fold's model gives all scores lower: within each fold the AUROC is as good.
     lower = dataclasses.replace(
-        other, probability=np.stack([1 - other.probability[:, 1] / 9, other.probability[:, 1] / 9], 1)
+        other,
+        probability=np.stack([1 - other.probability[:, 1] / 9, other.probability[:, 1] / 9], 1),
     )
     lower = dataclasses.replace(lower, patient=lower.patient + 60)
     found, m = made({"a": [one, lower]}), bootstrap.NAMES.index("auroc")
@@ -124,7 +136,11 @@ def test_many_examples_get_fewer_resamples(monkeypatch):
     arms = sample(np.random.default_rng(7), 500)
     assert made(arms, resamples=2000).resamples == 2000
     monkeypatch.setattr(bootstrap, "_WORK", 500 * 2 * 2 * 300)
-    assert made(arms, resamples=2000).draws["a"].shape[0] == made(arms, resamples=2000).resamples == 300
+    assert (
+        made(arms, resamples=2000).draws["a"].shape[0]
+        == made(arms, resamples=2000).resamples
+        == 300
+    )
     monkeypatch.setattr(bootstrap, "_WORK", 1)
     assert made(arms, resamples=2000).resamples == 200 and made(arms, resamples=50).resamples == 50
 
@@ -146,7 +162,9 @@ low, high = found.interval("a")
 assert np.all(low < found.value["a"]) and np.all(found.value["a"] < high)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / (1 if sys.platform == "darwin" else 1024))
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert float(done.stdout) < 250  # MiB
 
 
@@ -164,23 +182,34 @@ def test_undefined_cells_and_draws_are_said():
 
     half = [Cell(label[:20], p[:20], np.arange(20)), Cell(label[20:], p[20:], np.arange(20, 40))]
     found = made({"a": half})
-    assert found.value["a"][m] == found.by_cell["a"][1, m] == 1 and math.isnan(found.by_cell["a"][0, m])
+    assert found.value["a"][m] == found.by_cell["a"][1, m] == 1 and math.isnan(
+        found.by_cell["a"][0, m]
+    )
     assert "1 of 2 evaluation sets: no example has the label 'yes'" in found.notes["a"]["auroc"]
 
     found = made({"a": half[:1]})
-    assert math.isnan(found.value["a"][m]) and found.undefined["a"]["auroc"] == "no example has the label 'yes'"
+    assert (
+        math.isnan(found.value["a"][m])
+        and found.undefined["a"]["auroc"] == "no example has the label 'yes'"
+    )
     assert all(math.isnan(side[m]) for side in found.interval("a"))
 
 
 def test_always_right_is_not_certain():
     label = np.repeat([0, 1], [30, 10])
     right = np.stack([1 - label, label], axis=1) * 0.8 + 0.1
-    found = made({"a": [Cell(label, right, np.arange(40))], "b": [Cell(label, right, np.arange(40))]})
+    found = made(
+        {"a": [Cell(label, right, np.arange(40))], "b": [Cell(label, right, np.arange(40))]}
+    )
     low, high = (dict(zip(found.names, side, strict=True)) for side in found.interval("a"))
     for name, n in (("accuracy", 40), ("sensitivity", 10), ("specificity", 30), ("auroc", 10)):
         t = stats.t.ppf(0.975, n - 1)
-        assert high[name] == 1 and low[name] == pytest.approx(n / (n + t**2))  # Wilson's, with Student's t
-    difference = dict(zip(found.names, zip(*found.difference("a", "b")[:3], strict=True), strict=True))
+        assert high[name] == 1 and low[name] == pytest.approx(
+            n / (n + t**2)
+        )  # Wilson's, with Student's t
+    difference = dict(
+        zip(found.names, zip(*found.difference("a", "b")[:3], strict=True), strict=True)
+    )
     bound = 1 - 0.025 ** (1 / 40)
     assert difference["accuracy"] == pytest.approx((0, -bound, bound))
     assert difference["brier"] == (0, 0, 0)
@@ -192,7 +221,9 @@ def test_a_share_has_wilsons_interval():
 
     label = np.repeat([0, 1], [700, 300])
     score = np.where(np.random.default_rng(0).random(1000) < 0.93, label, 1 - label) * 0.8 + 0.1
-    found = made({"a": [Cell(label, np.stack([1 - score, score], axis=1), np.arange(1000))]}, resamples=4000)
+    found = made(
+        {"a": [Cell(label, np.stack([1 - score, score], axis=1), np.arange(1000))]}, resamples=4000
+    )
     low, high = (side[0] for side in found.interval("a"))
     wanted = proportion_confint(round(found.value["a"][0] * 1000), 1000, method="wilson")
     assert (low, high) == pytest.approx(wanted, abs=6e-4)
@@ -201,7 +232,9 @@ def test_a_share_has_wilsons_interval():
 def test_an_interval_of_a_normal_sample_is_students():
     # The expanded percentile of a normal bootstrap is mean +- t s / sqrt(n), s with n - 1.
     n, s = 8, 2.0
-    draws = stats.norm.ppf((np.arange(200_000) + 0.5) / 200_000, loc=5, scale=s * np.sqrt((n - 1) / n) / np.sqrt(n))
+    draws = stats.norm.ppf(
+        (np.arange(200_000) + 0.5) / 200_000, loc=5, scale=s * np.sqrt((n - 1) / n) / np.sqrt(n)
+    )
     low, high = interval(np.float64(5), draws, level=0.95, units=n)
     assert (low, high) == pytest.approx(stats.t.interval(0.95, n - 1, 5, s / np.sqrt(n)), abs=1e-3)
 
@@ -233,7 +266,9 @@ def coverage(patients, per, *, replicates, shared=0.0, rows=False, seed=1):
 
     def wanted(name: str) -> np.ndarray:
         cell = many[name][0]
-        return Scorer(cell, classes=CLASSES, options=Options())(np.ones((1, cell.patient.max() + 1)))[0]
+        return Scorer(cell, classes=CLASSES, options=Options())(
+            np.ones((1, cell.patient.max() + 1))
+        )[0]
 
     many = sample(np.random.default_rng(0), 400_000 // per, per, shared=shared)
     truth, other = wanted("a"), wanted("b")

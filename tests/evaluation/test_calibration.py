@@ -10,7 +10,7 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 
-from medtl.base import UserError
+from medtl.errors import UserError
 from medtl.evaluation import calibration
 
 NAMES = ("a", "b", "c", "d", "e")
@@ -42,7 +42,9 @@ def test_temperature_is_the_least_log_loss_of_a_search(k):
     label, p = simulated(300, k, weight=0.5)
     temperature = fit("temperature", label, p).parameters["temperature"]
 
-    def slope(inverse):  # of the log loss in 1 / T: the mean logit under the model less that of the label
+    def slope(
+        inverse,
+    ):  # of the log loss in 1 / T: the mean logit under the model less that of the label
         z = np.log(p)
         return np.mean((softmax(inverse * z) * z).sum(axis=1) - z[np.arange(len(z)), label])
 
@@ -53,11 +55,15 @@ def test_temperature_is_the_least_log_loss_of_a_search(k):
 def test_vector_scaling_of_two_classes_is_logistic_regression_on_the_logit():
     label, p = simulated(400, 2, weight=0.6, bias=np.array([0.0, 1.0]))
     logit = np.log(p[:, 1] / p[:, 0])
-    known = sm.Logit(label, sm.add_constant(logit)).fit(disp=0, method="newton", tol=1e-14, maxiter=100)
+    known = sm.Logit(label, sm.add_constant(logit)).fit(
+        disp=0, method="newton", tol=1e-14, maxiter=100
+    )
     calibrator = fit("vector", label, p)
     weight, bias = calibrator.parameters["weight"], calibrator.parameters["bias"]
     assert weight[0] == weight[1] == pytest.approx(known.params[1], rel=1e-9)
-    assert bias[1] - bias[0] == pytest.approx(known.params[0], rel=1e-9) and sum(bias) == pytest.approx(0, abs=1e-12)
+    assert bias[1] - bias[0] == pytest.approx(known.params[0], rel=1e-9) and sum(
+        bias
+    ) == pytest.approx(0, abs=1e-12)
     np.testing.assert_allclose(calibrator(p)[:, 1], known.predict(), rtol=1e-9)
     # scikit-learn's own optimum is less exact
     sk = LogisticRegression(C=np.inf, tol=1e-10).fit(logit[:, None], label)
@@ -73,12 +79,16 @@ def test_vector_scaling_of_more_classes_is_the_least_log_loss_of_a_search(k):
         logits = x[:k] * z + x[k:]
         return np.mean(np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(z)), label])
 
-    search = optimize.minimize(loss, np.r_[np.ones(k), np.zeros(k)], method="BFGS", options={"gtol": 1e-8})
+    search = optimize.minimize(
+        loss, np.r_[np.ones(k), np.zeros(k)], method="BFGS", options={"gtol": 1e-8}
+    )
     found = fit("vector", label, p).parameters
     best = loss(np.r_[found["weight"], found["bias"]])
     assert best == pytest.approx(search.fun, abs=1e-9)
     bias = search.x[k:] - search.x[k:].mean()
-    np.testing.assert_allclose(np.r_[found["weight"], found["bias"]], np.r_[search.x[:k], bias], atol=1e-4)
+    np.testing.assert_allclose(
+        np.r_[found["weight"], found["bias"]], np.r_[search.x[:k], bias], atol=1e-4
+    )
     gradient = optimize.approx_fprime(np.r_[found["weight"], found["bias"]], loss, 1e-7)
     assert np.abs(gradient).max() < 1e-6
 
@@ -105,7 +115,9 @@ def test_probabilities_that_are_right_are_left_nearly_alone(k):
 @pytest.mark.parametrize("kind", calibration.KINDS)
 def test_rows_sum_to_one_and_the_log_loss_on_val_is_no_worse(kind, k):
     for seed in range(5):
-        label, p = simulated(200, k, weight=3.0 if seed % 2 else 0.3, bias=np.arange(k) / k, seed=seed)
+        label, p = simulated(
+            200, k, weight=3.0 if seed % 2 else 0.3, bias=np.arange(k) / k, seed=seed
+        )
         q = fit(kind, label, p)(p)
         np.testing.assert_allclose(q.sum(axis=1), 1, atol=1e-12)
         if kind == "isotonic":
@@ -141,7 +153,9 @@ def test_isotonic_agrees_with_scikit_learn_between_the_bounds():
     assert inside.sum() > 100
     # a block that touches the bound only at one corner differs along the line from there: compare at the examples
     at = fit("isotonic", label, p)(p)[:, 1]
-    expected = np.clip(IsotonicRegression().fit_transform(p[:, 1], label), 1 / (zeros + 2), (ones + 1) / (ones + 2))
+    expected = np.clip(
+        IsotonicRegression().fit_transform(p[:, 1], label), 1 / (zeros + 2), (ones + 1) / (ones + 2)
+    )
     np.testing.assert_allclose(at, expected, atol=1e-12)
     np.testing.assert_allclose(q[inside, 1], wanted[inside], atol=0.01)
 
@@ -155,7 +169,10 @@ def test_isotonic_of_more_classes_is_one_against_the_rest_divided_by_the_sum():
         parts.append(np.clip(IsotonicRegression().fit_transform(p[:, k], own), low, high))
     wanted = np.stack(parts, axis=1)
     np.testing.assert_allclose(
-        fit("isotonic", label, p)(p), wanted / wanted.sum(axis=1, keepdims=True), rtol=1e-9, atol=1e-12
+        fit("isotonic", label, p)(p),
+        wanted / wanted.sum(axis=1, keepdims=True),
+        rtol=1e-9,
+        atol=1e-12,
     )
 
 
@@ -163,7 +180,8 @@ def test_isotonic_of_more_classes_is_one_against_the_rest_divided_by_the_sum():
 def test_each_of_several_labels_is_a_two_class_task_over_its_known_examples(kind):
     rng = np.random.default_rng(4)
     columns = [
-        simulated(200, 2, weight=w, bias=np.array([0, b]), seed=s) for s, (w, b) in enumerate([(0.5, 1), (2, 0)])
+        simulated(200, 2, weight=w, bias=np.array([0, b]), seed=s)
+        for s, (w, b) in enumerate([(0.5, 1), (2, 0)])
     ]
     label = np.stack([y for y, _ in columns], axis=1).astype(float)
     p = np.stack([q[:, 1] for _, q in columns], axis=1)
@@ -172,13 +190,17 @@ def test_each_of_several_labels_is_a_two_class_task_over_its_known_examples(kind
     for k in range(2):
         known = ~np.isnan(label[:, k])
         two = np.stack([1 - p[:, k], p[:, k]], axis=1)
-        np.testing.assert_allclose(q[:, k], fit(kind, label[known, k].astype(int), two[known])(two)[:, 1], atol=1e-12)
+        np.testing.assert_allclose(
+            q[:, k], fit(kind, label[known, k].astype(int), two[known])(two)[:, 1], atol=1e-12
+        )
 
 
 def test_a_label_that_cannot_be_fitted_is_left_as_it_was_and_named():
     label, p = simulated(100, 2)
     both = np.stack([label, np.zeros(100)], axis=1).astype(float)
-    found = calibration.fit("vector", both, np.stack([p[:, 1], p[:, 0]], axis=1), classes=["edema", "mass"])
+    found = calibration.fit(
+        "vector", both, np.stack([p[:, 1], p[:, 0]], axis=1), classes=["edema", "mass"]
+    )
     assert found.undefined == {"mass": "every labelled example of val is 'not mass'"}
     assert np.array_equal(found(p)[:, 1], p[:, 1]) and found.parameters["weight"][1] is None
     reason = calibration.fit("vector", np.zeros((100, 2)), p, classes=["edema", "mass"])
@@ -219,7 +241,9 @@ def test_what_cannot_be_fitted_is_a_reason():
         assert "19 labelled examples" in reason(kind, label[:19], p[:19])
         assert "every labelled example of val is 'b'" in reason(kind, np.ones(200, int), p)
     rare = np.r_[np.zeros(196, int), np.ones(4, int)]
-    assert "4 examples of 'b'" in reason("vector", rare, p) and "4 examples of 'b'" in reason("isotonic", rare, p)
+    assert "4 examples of 'b'" in reason("vector", rare, p) and "4 examples of 'b'" in reason(
+        "isotonic", rare, p
+    )
     for kind in ("temperature", "vector"):
         assert "separate" in reason(kind, p.argmax(axis=1), p)
         assert "do not vary" in reason(kind, label, np.full((200, 2), 0.5))
@@ -245,8 +269,18 @@ def test_one_class_of_three_that_is_separated_is_found():
         ("platt", np.zeros(3, int), np.full((3, 2), 0.5), "temperature, vector, isotonic"),
         ("vector", np.zeros(3, int), np.full((3, 3), 0.5), "[3, 2]"),
         ("vector", np.array([0, 2, 1]), np.full((3, 2), 0.5), "0..1"),
-        ("vector", np.zeros(3, int), np.array([[0.5, 0.5], [np.nan, 0.5], [0.5, 0.5]]), "probability[1]"),
-        ("vector", np.zeros(3, int), np.array([[0.5, 0.5], [0.5, 0.5], [3.0, -1.0]]), "probability[2]"),
+        (
+            "vector",
+            np.zeros(3, int),
+            np.array([[0.5, 0.5], [np.nan, 0.5], [0.5, 0.5]]),
+            "probability[1]",
+        ),
+        (
+            "vector",
+            np.zeros(3, int),
+            np.array([[0.5, 0.5], [0.5, 0.5], [3.0, -1.0]]),
+            "probability[2]",
+        ),
     ],
 )
 def test_mistakes_are_named(kind, label, p, words):

@@ -12,7 +12,7 @@ from sklearn.model_selection import RepeatedStratifiedKFold, cross_val_score
 from sklearn.svm import SVC
 from statsmodels.stats import contingency_tables, multitest, power
 
-from medtl.base import UserError
+from medtl.errors import UserError
 from medtl.evaluation import compare
 
 # Ovarian cancer, DeLong, DeLong & Clarke-Pearson (1988): albumin, total protein, K-G score, whether surgery helped; as printed
@@ -40,7 +40,9 @@ def clustered_case(seed, n=60, patients=17, decimals=1):
 def textbook(label, scores, patient):
     """Obuchowski's (1997) covariance by its sums over pairs of examples and over patients, without any rank."""
     m, n, ids = label.sum(), (~label).sum(), sorted(set(patient.tolist()))
-    kernels = [np.array([[(x > y) + 0.5 * (x == y) for y in s[~label]] for x in s[label]]) for s in scores]
+    kernels = [
+        np.array([[(x > y) + 0.5 * (x == y) for y in s[~label]] for x in s[label]]) for s in scores
+    ]
     auc = [k.mean() for k in kernels]
     v10, v01 = [k.mean(axis=1) for k in kernels], [k.mean(axis=0) for k in kernels]
     of_positive, of_negative = patient[label], patient[~label]
@@ -72,7 +74,9 @@ def test_delong_agrees_with_the_published_example():
         found = compare.delong(label, score[name])
         assert found.auc[0] == pytest.approx(area, abs=5e-5)
         assert math.sqrt(found.covariance[0, 0]) == pytest.approx(se, abs=5e-5)
-        wald = found.auc[0] + np.array([-1, 1]) * stats.norm.ppf(0.975) * math.sqrt(found.covariance[0, 0])
+        wald = found.auc[0] + np.array([-1, 1]) * stats.norm.ppf(0.975) * math.sqrt(
+            found.covariance[0, 0]
+        )
         np.testing.assert_allclose(wald, [low, high], atol=5e-5)
     for name, difference, low, high, chi_square, p in (
         ("albumin", 0.0108, -0.1761, 0.1976, 0.0127, 0.9102),
@@ -80,7 +84,9 @@ def test_delong_agrees_with_the_published_example():
     ):
         found = compare.delong(label, score[name], score["kg"])
         wanted = [difference, low, high, chi_square, p]
-        np.testing.assert_allclose([found.difference, found.low, found.high, found.z**2, found.p], wanted, atol=5e-5)
+        np.testing.assert_allclose(
+            [found.difference, found.low, found.high, found.z**2, found.p], wanted, atol=5e-5
+        )
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -89,7 +95,9 @@ def test_delong_is_the_textbook_sum_over_pairs(seed, clustered):
     label, a, b, patient = clustered_case(seed)
     found = compare.delong(label, a, b, patient=patient if clustered else None)
     auc, covariance = textbook(label, (a, b), patient if clustered else np.arange(len(label)))
-    np.testing.assert_allclose(found.auc, [roc_auc_score(label, a), roc_auc_score(label, b)], rtol=1e-12)
+    np.testing.assert_allclose(
+        found.auc, [roc_auc_score(label, a), roc_auc_score(label, b)], rtol=1e-12
+    )
     np.testing.assert_allclose(found.auc, auc, rtol=1e-12)
     np.testing.assert_allclose(found.covariance, covariance, rtol=1e-9)
     variance = np.array([1, -1]) @ covariance @ np.array([1, -1])
@@ -97,27 +105,37 @@ def test_delong_is_the_textbook_sum_over_pairs(seed, clustered):
     assert found.p == pytest.approx(2 * stats.norm.sf(abs(found.z)), rel=1e-9)
     half = stats.norm.ppf(0.975) * np.sqrt(np.diag(covariance)) / (auc * (1 - auc))
     for end, sign in ((found.auc_low, -1), (found.auc_high, 1)):
-        np.testing.assert_allclose(np.log(end / (1 - end)), np.log(auc / (1 - auc)) + sign * half, rtol=1e-9)
+        np.testing.assert_allclose(
+            np.log(end / (1 - end)), np.log(auc / (1 - auc)) + sign * half, rtol=1e-9
+        )
 
 
 def test_delong_does_not_change_with_what_does_not_matter():
     label, a, b, patient = clustered_case(7)
     found = compare.delong(label, a, b, patient=patient)
     order = np.random.default_rng(0).permutation(len(label))
-    shuffled = compare.delong(label[order], np.exp(a[order]), 3 * b[order] - 1, patient=1000 - 3 * patient[order])
-    copies = compare.delong(*(np.repeat(x, 3) for x in (label, a, b)), patient=np.repeat(patient, 3))
+    shuffled = compare.delong(
+        label[order], np.exp(a[order]), 3 * b[order] - 1, patient=1000 - 3 * patient[order]
+    )
+    copies = compare.delong(
+        *(np.repeat(x, 3) for x in (label, a, b)), patient=np.repeat(patient, 3)
+    )
     flipped = compare.delong(~label, -a, -b, patient=patient)
     for other in (shuffled, copies, flipped):
         np.testing.assert_allclose(other.covariance, found.covariance, rtol=1e-9)
         assert (other.difference, other.p) == pytest.approx((found.difference, found.p), rel=1e-9)
     turned = compare.delong(label, b, a, patient=patient)
-    assert (turned.difference, turned.low, turned.p) == pytest.approx((-found.difference, -found.high, found.p))
+    assert (turned.difference, turned.low, turned.p) == pytest.approx(
+        (-found.difference, -found.high, found.p)
+    )
 
 
 def test_several_models_are_compared_by_their_mean():
     label, a, b, patient = clustered_case(3)
     same = compare.delong(label, np.stack([a, a]), np.stack([b, b, b]), patient=patient)
-    np.testing.assert_allclose(same.covariance, compare.delong(label, a, b, patient=patient).covariance, rtol=1e-12)
+    np.testing.assert_allclose(
+        same.covariance, compare.delong(label, a, b, patient=patient).covariance, rtol=1e-12
+    )
     mean = compare.delong(label, np.stack([a, b]), patient=patient)
     auc, covariance = textbook(label, (a, b), patient)
     assert mean.auc[0] == pytest.approx(auc.mean(), rel=1e-12)
@@ -135,7 +153,9 @@ def test_scores_that_order_alike_do_not_differ():
 def test_where_delong_is_undefined_it_says_why():
     label = np.array([0, 0, 0, 1, 1, 1])
     perfect = compare.delong(label, label + 0.5)
-    assert perfect.auc[0] == 1 and np.isnan(perfect.auc_low[0]) and "AUROC is 1" in perfect.undefined
+    assert (
+        perfect.auc[0] == 1 and np.isnan(perfect.auc_low[0]) and "AUROC is 1" in perfect.undefined
+    )
     turned = compare.delong(label, label, -label)
     assert turned.difference == 1 and math.isnan(turned.p) and turned.undefined
     for bad, score, patient, reason in (
@@ -144,7 +164,12 @@ def test_where_delong_is_undefined_it_says_why():
         (label, np.array([0, 1, np.nan, 3, 4, 5]), None, "NaN in 2 of 6"),
         (np.zeros(0), np.zeros(0), None, "no example"),
         (np.eye(6)[0], np.arange(6.0), None, "fewer than two positive"),
-        (label, np.array([3, 1, 2, 2, 4, 5.0]), [0, 1, 2, 3, 3, 3], "two positive or two negative patients"),
+        (
+            label,
+            np.array([3, 1, 2, 2, 4, 5.0]),
+            [0, 1, 2, 3, 3, 3],
+            "two positive or two negative patients",
+        ),
     ):
         found = compare.delong(bad, score, score[::-1], patient=patient)
         assert reason in found.undefined and math.isnan(found.p) and np.isnan(found.auc_low).all()
@@ -169,8 +194,13 @@ def test_delong_intervals_cover(n, simulations):
     covered = np.zeros(2)
     for _ in range(simulations):
         found = compare.delong(label, *simulated_scores(rng, label, effects, n, 1))
-        covered += found.auc_low[0] < truth[0] < found.auc_high[0], found.low < truth[0] - truth[1] < found.high
-    assert np.all((covered / simulations > 0.93) & (covered / simulations < 0.97)), covered / simulations
+        covered += (
+            found.auc_low[0] < truth[0] < found.auc_high[0],
+            found.low < truth[0] - truth[1] < found.high,
+        )
+    assert np.all((covered / simulations > 0.93) & (covered / simulations < 0.97)), (
+        covered / simulations
+    )
 
 
 @pytest.mark.parametrize("n, simulations", [(100, 1000), (1000, 600)])
@@ -184,7 +214,10 @@ def test_clustered_intervals_cover_where_the_naive_ones_do_not(n, simulations):
         scores = simulated_scores(rng, label, effects, patients, per_patient)
         for i, units in enumerate((patient, None)):
             found = compare.delong(label, *scores, patient=units)
-            covered[i] += found.auc_low[0] < truth[0] < found.auc_high[0], found.low < truth[0] - truth[1] < found.high
+            covered[i] += (
+                found.auc_low[0] < truth[0] < found.auc_high[0],
+                found.low < truth[0] - truth[1] < found.high,
+            )
     clustered, naive = covered / simulations
     assert np.all((clustered > 0.93) & (clustered < 0.97)), clustered
     assert np.all(naive < 0.92), naive
@@ -196,14 +229,18 @@ def test_mcnemar_agrees_with_statsmodels():
         a, b = rng.random((2, n)) < np.array([[share], [0.7 if share < 1 else 1.0]])
         table = [[np.sum(a & b), np.sum(a & ~b)], [np.sum(b & ~a), np.sum(~a & ~b)]]
         found = compare.mcnemar(a, b)
-        assert found.p == pytest.approx(contingency_tables.mcnemar(table, exact=True).pvalue, rel=1e-9)
+        assert found.p == pytest.approx(
+            contingency_tables.mcnemar(table, exact=True).pvalue, rel=1e-9
+        )
         assert (found.n10, found.n01) == (table[0][1], table[1][0])
         assert found.difference == pytest.approx(a.mean() - b.mean(), abs=1e-12)
         each = compare.mcnemar(a, b, patient=np.arange(n))
         assert each.statistic == pytest.approx(found.statistic, rel=1e-12)
         if found.n10 + found.n01:
             asymptotic = contingency_tables.mcnemar(table, exact=False, correction=False)
-            assert (each.statistic, each.p) == pytest.approx((asymptotic.statistic, asymptotic.pvalue), rel=1e-9)
+            assert (each.statistic, each.p) == pytest.approx(
+                (asymptotic.statistic, asymptotic.pvalue), rel=1e-9
+            )
         else:
             assert (found.p, found.p_mid, each.p, each.difference) == (1, 0.5, 1, 0)
 
@@ -215,7 +252,9 @@ def test_mcnemar_agrees_with_the_published_example():
     found = compare.mcnemar(before, after)
     assert (found.n10, found.n01) == (1, 7)
     assert round(found.p, 3) == 0.070 and round(found.p_mid, 3) == 0.039
-    assert found.p == pytest.approx(2 * 9 / 256) and found.p_mid == pytest.approx(2 * 9 / 256 - 8 / 256)
+    assert found.p == pytest.approx(2 * 9 / 256) and found.p_mid == pytest.approx(
+        2 * 9 / 256 - 8 / 256
+    )
     half = stats.norm.ppf(0.975) * math.sqrt(
         (10 / 23 - (6 / 23) ** 2) / 23
     )  # Bonett & Price: one more of each discordance
@@ -228,11 +267,17 @@ def test_mcnemar_takes_the_patient_as_the_unit():
     patient = np.array([5, 5, 5, 9, 9, 2, 2, 2])  # d = 2, 0, 1; sizes 3, 2, 3
     found = compare.mcnemar(a, b, patient=patient)
     assert (found.n10, found.n01, found.difference) == (4, 1, 3 / 8)
-    assert found.statistic == pytest.approx(9 / 5) and found.p == pytest.approx(stats.chi2.sf(9 / 5, 1))
+    assert found.statistic == pytest.approx(9 / 5) and found.p == pytest.approx(
+        stats.chi2.sf(9 / 5, 1)
+    )
     se = math.sqrt(3 / 2 * ((2 - 9 / 8) ** 2 + (0 - 6 / 8) ** 2 + (1 - 9 / 8) ** 2)) / 8
-    assert found.high == pytest.approx(3 / 8 + stats.norm.ppf(0.975) * se) and math.isnan(found.p_mid)
+    assert found.high == pytest.approx(3 / 8 + stats.norm.ppf(0.975) * se) and math.isnan(
+        found.p_mid
+    )
     copies = compare.mcnemar(np.repeat(a, 4), np.repeat(b, 4), patient=np.repeat(patient, 4))
-    assert (copies.p, copies.low) == pytest.approx((found.p, found.low)) and compare.mcnemar(a, b).p > 0.3
+    assert (copies.p, copies.low) == pytest.approx((found.p, found.low)) and compare.mcnemar(
+        a, b
+    ).p > 0.3
     assert compare.mcnemar(np.repeat(a, 4), np.repeat(b, 4)).p < 0.02  # copies are not evidence
     assert "one patient" in compare.mcnemar(a, b, patient=np.zeros(8)).undefined
     assert "no example" in compare.mcnemar([], []).undefined
@@ -249,7 +294,9 @@ def test_clustered_mcnemar_keeps_its_level_where_the_plain_one_does_not():
         found = compare.mcnemar(a, b, patient=patient)
         rejected += found.p < 0.05, compare.mcnemar(a, b).p_mid < 0.05
         covered += found.low < 0 < found.high
-    assert 0.03 < rejected[0] / simulations < 0.07 and rejected[1] / simulations > 0.09, rejected / simulations
+    assert 0.03 < rejected[0] / simulations < 0.07 and rejected[1] / simulations > 0.09, (
+        rejected / simulations
+    )
     assert 0.93 < covered / simulations < 0.97
 
 
@@ -257,7 +304,9 @@ def test_the_corrected_t_agrees_with_scikit_learns_example():
     # Statistical comparison of models using grid search: t 0.750, one-sided p 0.227; uncorrected 2.611 and 0.005.
     x, y = make_moons(noise=0.352, random_state=1, n_samples=100)
     folds = RepeatedStratifiedKFold(n_splits=10, n_repeats=10, random_state=0)
-    rbf, linear = (cross_val_score(SVC(kernel=k), x, y, cv=folds, scoring="roc_auc") for k in ("rbf", "linear"))
+    rbf, linear = (
+        cross_val_score(SVC(kernel=k), x, y, cv=folds, scoring="roc_auc") for k in ("rbf", "linear")
+    )
     found = compare.corrected_resampled_t(rbf - linear, test_share=1 / 9)
     assert round(found.t, 3) == 0.750 and round(found.p / 2, 3) == 0.227 and found.df == 99
     plain = compare.corrected_resampled_t(rbf - linear, test_share=0)
@@ -266,7 +315,10 @@ def test_the_corrected_t_agrees_with_scikit_learns_example():
 
 def test_the_corrected_t_is_the_t_test_with_a_wider_standard_error():
     values = np.random.default_rng(0).normal(0.02, 0.05, 15)
-    plain, wanted = compare.corrected_resampled_t(values, test_share=0), stats.ttest_1samp(values, 0)
+    plain, wanted = (
+        compare.corrected_resampled_t(values, test_share=0),
+        stats.ttest_1samp(values, 0),
+    )
     interval = wanted.confidence_interval(0.95)
     got = (plain.mean, plain.low, plain.high, plain.t, plain.p, plain.df)
     assert got == pytest.approx(
@@ -277,7 +329,9 @@ def test_the_corrected_t_is_the_t_test_with_a_wider_standard_error():
     assert found.t == pytest.approx(wanted.statistic / wider, rel=1e-9)
     assert found.high - found.low == pytest.approx(wider * (interval.high - interval.low), rel=1e-9)
     # By hand: mean 2, s² 1, se = sqrt((1/3 + 1/2) 1).
-    assert compare.corrected_resampled_t([1, 2, 3], test_share=0.5).t == pytest.approx(2 / math.sqrt(5 / 6))
+    assert compare.corrected_resampled_t([1, 2, 3], test_share=0.5).t == pytest.approx(
+        2 / math.sqrt(5 / 6)
+    )
 
 
 def test_the_corrected_t_without_variance():
@@ -303,8 +357,12 @@ def test_the_corrected_t_keeps_its_level_where_the_naive_one_does_not():
             for k in range(5):
                 a, b = np.mean((x[fold == k] - x[fold != k].mean(axis=0)) ** 2, axis=0)
                 difference.append(a - b)
-        rejected += [compare.corrected_resampled_t(difference, test_share=s).p < 0.05 for s in (1 / 4, 0.0)]
-    assert 0.03 < rejected[0] / simulations < 0.07 and rejected[1] / simulations > 0.3, rejected / simulations
+        rejected += [
+            compare.corrected_resampled_t(difference, test_share=s).p < 0.05 for s in (1 / 4, 0.0)
+        ]
+    assert 0.03 < rejected[0] / simulations < 0.07 and rejected[1] / simulations > 0.3, (
+        rejected / simulations
+    )
 
 
 def test_the_bootstrap_p_turns_the_percentile_interval_round():
@@ -316,7 +374,9 @@ def test_the_bootstrap_p_turns_the_percentile_interval_round():
         assert compare.bootstrap_p(-moved) == compare.bootstrap_p(moved)
     assert compare.bootstrap_p(np.full(99, 0.3)) == 2 / 100  # never 0
     assert compare.bootstrap_p(np.zeros(99)) == 1
-    assert math.isnan(compare.bootstrap_p(np.full(99, np.nan))) and math.isnan(compare.bootstrap_p([]))
+    assert math.isnan(compare.bootstrap_p(np.full(99, np.nan))) and math.isnan(
+        compare.bootstrap_p([])
+    )
     assert compare.bootstrap_p(np.r_[np.full(99, 0.3), np.nan]) == 2 / 100
     assert math.isnan(compare.bootstrap_p(np.r_[np.full(90, 0.3), np.full(10, np.nan)]))
 
@@ -325,9 +385,13 @@ def test_holm_agrees_with_statsmodels_and_does_not_count_what_is_undefined():
     rng = np.random.default_rng(0)
     for n in (1, 2, 5, 20):
         p = np.round(rng.random(n) ** 2, 2)
-        np.testing.assert_allclose(compare.holm(p), multitest.multipletests(p, method="holm")[1], rtol=1e-12)
+        np.testing.assert_allclose(
+            compare.holm(p), multitest.multipletests(p, method="holm")[1], rtol=1e-12
+        )
         gaps = np.insert(p, n // 2, np.nan)
-        np.testing.assert_allclose(compare.holm(gaps), np.insert(compare.holm(p), n // 2, np.nan), rtol=1e-12)
+        np.testing.assert_allclose(
+            compare.holm(gaps), np.insert(compare.holm(p), n // 2, np.nan), rtol=1e-12
+        )
     assert len(compare.holm([])) == 0
     with pytest.raises(UserError, match="from 0 to 1"):
         compare.holm([0.1, 1.2])
@@ -338,7 +402,9 @@ def test_needed_is_the_sample_size_of_the_normal_test():
         wanted = power.normal_sample_size_one_tail(abs(difference), 0.8, 0.025, se * math.sqrt(n))
         assert compare.needed(difference, se, n) == pytest.approx(wanted, rel=1e-9)
     assert compare.needed(0.0, 0.1, 10) == math.inf
-    assert math.isnan(compare.needed(math.nan, 0.1, 10)) and math.isnan(compare.needed(0.1, math.nan, 10))
+    assert math.isnan(compare.needed(math.nan, 0.1, 10)) and math.isnan(
+        compare.needed(0.1, math.nan, 10)
+    )
     assert compare.needed(0.1, 0.05, 100, power=0.9) > compare.needed(0.1, 0.05, 100)
 
 
@@ -374,10 +440,15 @@ def test_what_cannot_be_told_says_how_many_would_tell():
 def test_a_verdict_takes_both_the_interval_and_the_corrected_p():
     assert judged(p=0.01, p_holm=0.03).verdict == "helps"
     corrected = judged(p=0.03, p_holm=0.06)
-    assert corrected.verdict == "cannot_tell" and "p = 0.030, 0.060 after Holm's correction" in corrected.sentence
+    assert (
+        corrected.verdict == "cannot_tell"
+        and "p = 0.030, 0.060 after Holm's correction" in corrected.sentence
+    )
     # By itself it would be told with fewer patients than there are, so their number is no advice.
     many = judged(0.05, 0.02, 0.08, 0.001, p_holm=0.06, standard_error=0.015)
-    assert many.verdict == "cannot_tell" and many.needed is None and "would need" not in many.sentence
+    assert (
+        many.verdict == "cannot_tell" and many.needed is None and "would need" not in many.sentence
+    )
     assert judged(0.05, -0.001, 0.1, 0.04).verdict == "cannot_tell"
     assert judged(p=0.05).verdict == "cannot_tell" and judged(p=math.nan).verdict == "cannot_tell"
     assert judged(p=0.03, level=0.99).verdict == "cannot_tell"
@@ -393,11 +464,15 @@ def test_less_loss_helps():
 
 
 def test_an_interval_that_leaves_out_0_never_reads_as_0():
-    assert "+0.0013 (95 % interval +0.0002 to +0.0024" in judged(0.0013, 0.0002, 0.0024, 0.02).sentence
+    assert (
+        "+0.0013 (95 % interval +0.0002 to +0.0024" in judged(0.0013, 0.0002, 0.0024, 0.02).sentence
+    )
 
 
 def test_an_undefined_difference_says_why():
-    found = judged(math.nan, math.nan, math.nan, math.nan, undefined="no example has the label 'covid'")
+    found = judged(
+        math.nan, math.nan, math.nan, math.nan, undefined="no example has the label 'covid'"
+    )
     assert found.verdict == "cannot_tell" and found.needed is None
     assert found.sentence == (
         "Whether transfer helps cannot be told: the difference in AUROC against target_only has no interval: "
@@ -409,7 +484,10 @@ def test_the_headline_is_the_main_arms_and_names_the_others_that_differ():
     helps, unknown = judged(), judged(0.01, -0.03, 0.05, 0.62, arm="scratch")
     hurts = judged(-0.04, -0.07, -0.01, 0.001, arm="pooled", negative_transfer=True)
     found = compare.headline([helps, unknown, hurts])
-    assert found["kind"] == "helps" and found["headline"] == f"{helps.sentence} pooled hurts (negative transfer)."
+    assert (
+        found["kind"] == "helps"
+        and found["headline"] == f"{helps.sentence} pooled hurts (negative transfer)."
+    )
     assert found["sentences"] == [helps.sentence, unknown.sentence, hurts.sentence]
     alone = compare.headline([unknown])
     assert (

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
-from medtl.base import UserError
+from medtl.errors import UserError
 from medtl.evaluation import conformal
 
 TWO = ("a", "b")
@@ -21,7 +21,9 @@ def score_of(thresholds):
     return thresholds.value[0]
 
 
-@pytest.mark.parametrize(("n", "level"), [(9, 0.9), (99, 0.9), (19, 0.95), (30, 0.8), (57, 0.9), (1000, 0.95)])
+@pytest.mark.parametrize(
+    ("n", "level"), [(9, 0.9), (99, 0.9), (19, 0.95), (30, 0.8), (57, 0.9), (1000, 0.95)]
+)
 def test_the_threshold_is_the_order_statistic(n, level):
     scores = np.random.default_rng(n).permutation(n) / (2 * n)
     found = conformal.split(np.ones(n, int), two_columns(1 - scores), classes=TWO, level=level)
@@ -46,7 +48,10 @@ def test_coverage_follows_its_exact_law():
     n, level, rng = 58, 0.9, np.random.default_rng(0)
     scores = rng.uniform(size=(4000, n))
     ones = np.ones(n, int)
-    covered = [score_of(conformal.split(ones, two_columns(1 - row), classes=TWO, level=level)) for row in scores]
+    covered = [
+        score_of(conformal.split(ones, two_columns(1 - row), classes=TWO, level=level))
+        for row in scores
+    ]
     r = math.ceil((n + 1) * level)
     assert stats.kstest(covered, stats.beta(r, n + 1 - r).cdf).pvalue > 0.01
     assert level <= r / (n + 1) <= level + 1 / (n + 1)
@@ -83,7 +88,9 @@ def test_the_rare_class_is_covered_by_its_own_threshold_alone():
     overall, common, rare = np.mean(shares["split"], axis=0)
     assert 0.895 < overall < 0.91 and common > 0.94 and rare < 0.4
     overall, common, rare = np.mean(shares["class_conditional"], axis=0)
-    assert 0.895 < common < 0.91 and 0.89 < rare < 0.935  # n of the rare class is about 40: up to 0.9 + 1 / 41
+    assert (
+        0.895 < common < 0.91 and 0.89 < rare < 0.935
+    )  # n of the rare class is about 40: up to 0.9 + 1 / 41
 
 
 def test_a_class_of_too_few_examples_is_in_every_set():
@@ -92,7 +99,9 @@ def test_a_class_of_too_few_examples_is_in_every_set():
     found = conformal.class_conditional(label, p, classes=("well", "ill"))
     chosen = conformal.sets(p, found)
     assert chosen[:, 1].all() and not chosen[:, 0].all()
-    assert found.notes == ("val has 8 examples of 'ill', fewer than the 9 that level 0.9 needs: every set holds it",)
+    assert found.notes == (
+        "val has 8 examples of 'ill', fewer than the 9 that level 0.9 needs: every set holds it",
+    )
     assert found.n.tolist() == [40, 8]
 
 
@@ -104,7 +113,9 @@ def test_patients_of_one_image_change_nothing_and_the_order_of_rows_neither():
     names = np.array([f"p{i}" for i in range(300)])
     again = conformal.class_conditional(label[order], p[order], classes=TWO, patient=names[order])
     assert np.array_equal(plain.value, again.value) and np.array_equal(plain.n, again.n)
-    doubled = conformal.split(np.repeat(label, 3), np.repeat(p, 3, axis=0), classes=TWO, patient=np.repeat(names, 3))
+    doubled = conformal.split(
+        np.repeat(label, 3), np.repeat(p, 3, axis=0), classes=TWO, patient=np.repeat(names, 3)
+    )
     assert np.array_equal(doubled.value, conformal.split(label, p, classes=TWO).value)
 
 
@@ -127,7 +138,9 @@ def test_with_patients_an_image_of_a_new_patient_is_covered_and_without_it_is_no
         for own, units in ((with_patients, patient), (without, None)):
             found = conformal.split(label, p, classes=TWO, patient=units)
             hit = conformal.sets(two_columns(1 - new), found)[:, 1]
-            own.append(np.mean(np.bincount(new_patient, hit) / each))  # one image of each patient, by chance
+            own.append(
+                np.mean(np.bincount(new_patient, hit) / each)
+            )  # one image of each patient, by chance
     assert 0.895 < np.mean(with_patients) < 0.9 + 2 / 40
     assert np.mean(without) < 0.8
 
@@ -136,7 +149,13 @@ def test_sets_are_measured_by_size_and_class():
     label = np.array([0, 0, 1, 1, -1])
     chosen = np.array([[1, 0], [0, 0], [1, 1], [1, 0], [1, 1]], bool)
     found = conformal.coverage(label, chosen, classes=TWO)
-    assert (found.coverage, found.n, found.size, found.empty, found.singleton) == (0.5, 4, 1.0, 0.25, 0.5)
+    assert (found.coverage, found.n, found.size, found.empty, found.singleton) == (
+        0.5,
+        4,
+        1.0,
+        0.25,
+        0.5,
+    )
     assert found.by_class["a"].coverage == found.by_class["b"].coverage == 0.5
     assert found.by_class["b"].size == 1.5 and found.by_class["a"].empty == 0.5
     entries = found.as_dict()
@@ -145,7 +164,12 @@ def test_sets_are_measured_by_size_and_class():
 
 def test_no_labelled_example_is_nan():
     found = conformal.coverage(np.array([0, 0]), np.ones((2, 2), bool), classes=TWO).by_class["b"]
-    assert found.n == 0 and math.isnan(found.coverage) and math.isnan(found.low) and math.isnan(found.size)
+    assert (
+        found.n == 0
+        and math.isnan(found.coverage)
+        and math.isnan(found.low)
+        and math.isnan(found.size)
+    )
 
 
 @pytest.mark.parametrize(("n", "hits"), [(20, 0), (20, 7), (20, 20), (500, 456)])
@@ -155,7 +179,9 @@ def test_the_interval_is_clopper_and_pearsons_for_independent_examples(n, hits):
     wanted = proportion_confint(hits, n, method="beta")
     for patient in (None, np.arange(n)):
         found = conformal.coverage(np.zeros(n, int), chosen, classes=TWO, patient=patient)
-        assert (found.low, found.high) == pytest.approx(np.clip(np.nan_to_num(wanted), 0, 1), abs=1e-12)
+        assert (found.low, found.high) == pytest.approx(
+            np.clip(np.nan_to_num(wanted), 0, 1), abs=1e-12
+        )
 
 
 def test_copies_of_a_patients_row_are_worth_about_one_row():
@@ -164,7 +190,10 @@ def test_copies_of_a_patients_row_are_worth_about_one_row():
     chosen[:hits, 0] = True
     n = groups * m
     found = conformal.coverage(
-        np.zeros(n, int), np.repeat(chosen, m, axis=0), classes=TWO, patient=np.repeat(np.arange(groups), m)
+        np.zeros(n, int),
+        np.repeat(chosen, m, axis=0),
+        classes=TWO,
+        patient=np.repeat(np.arange(groups), m),
     )
     share = hits / groups
     between = groups / (groups - 1) * groups * share * (1 - share) * m**2 / n**2
@@ -189,7 +218,9 @@ def test_the_interval_covers_under_clustering_where_clopper_and_pearsons_does_no
     for _ in range(600):
         count = rng.integers(1, 20, 80)
         patient = np.repeat(np.arange(80), count)
-        hit = rng.uniform(size=len(patient)) < rng.beta(4.5, 0.5, 80)[patient]  # 0.9 in the mean, correlation 1 / 6
+        hit = (
+            rng.uniform(size=len(patient)) < rng.beta(4.5, 0.5, 80)[patient]
+        )  # 0.9 in the mean, correlation 1 / 6
         chosen = np.stack([hit, np.zeros_like(hit)], axis=1)
         label = np.zeros(len(hit), int)
         for own, units in ((aware, patient), (naive, None)):
@@ -217,7 +248,11 @@ def test_several_labels_an_example_have_a_reason():
     ],
 )
 def test_mistakes_are_named(change, words):
-    given = {"label": np.array([0, 1]), "probability": np.full((2, 2), 0.5), "classes": TWO} | change
+    given = {
+        "label": np.array([0, 1]),
+        "probability": np.full((2, 2), 0.5),
+        "classes": TWO,
+    } | change
     with pytest.raises(UserError) as error:
         conformal.split(given.pop("label"), given.pop("probability"), **given)
     assert words in str(error.value)

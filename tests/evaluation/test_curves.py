@@ -8,7 +8,7 @@ from scipy import stats
 from sklearn import metrics as sk
 from statsmodels.stats.proportion import proportion_confint
 
-from medtl.base import UserError
+from medtl.errors import UserError
 from medtl.evaluation import curves
 
 
@@ -36,12 +36,18 @@ def test_a_thinned_curve_keeps_its_ends_and_stays_near(draw):
     whole, thin = draw(label, probability, points=10**6), draw(label, probability, points=200)
     assert 100 < len(thin.x) <= 200 < len(whole.x)
     points, kept = set(zip(whole.x, whole.y, strict=True)), list(zip(thin.x, thin.y, strict=True))
-    assert set(kept) <= points and kept[0] == (whole.x[0], whole.y[0]) and kept[-1] == (whole.x[-1], whole.y[-1])
+    assert (
+        set(kept) <= points
+        and kept[0] == (whole.x[0], whole.y[0])
+        and kept[-1] == (whole.x[-1], whole.y[-1])
+    )
     length = np.sum(np.abs(np.diff(whole.x)) + np.abs(np.diff(whole.y)))
     away = np.abs(whole.x[:, None] - thin.x) + np.abs(whole.y[:, None] - thin.y)
     assert away.min(axis=1).max() <= length / 199 + 1e-12
     if draw is curves.roc:
-        assert sk.auc(thin.x, thin.y) == pytest.approx(sk.roc_auc_score(label, probability), abs=1e-3)
+        assert sk.auc(thin.x, thin.y) == pytest.approx(
+            sk.roc_auc_score(label, probability), abs=1e-3
+        )
 
 
 def test_the_area_of_the_mean_roc_is_the_mean_auroc():
@@ -51,7 +57,9 @@ def test_the_area_of_the_mean_roc_is_the_mean_auroc():
         label = np.r_[np.zeros(100, bool), np.ones(positives, bool)]
         cells.append((label, rng.standard_normal(len(label)) + label))
     mean = curves.mean_roc(cells, points=101)
-    assert (mean.x[0], mean.y[0], mean.x[-1], mean.y[-1]) == (0, 0, 1, 1) and np.all(np.diff(mean.y) >= 0)
+    assert (mean.x[0], mean.y[0], mean.x[-1], mean.y[-1]) == (0, 0, 1, 1) and np.all(
+        np.diff(mean.y) >= 0
+    )
     area = np.mean(mean.y[1:-1])
     assert area == pytest.approx(np.mean([sk.roc_auc_score(*cell) for cell in cells]), rel=1e-12)
     copies = curves.mean_roc([cells[0]] * 3)
@@ -62,12 +70,21 @@ def test_a_tied_score_is_a_straight_line():
     label = np.r_[np.zeros(10, bool), np.ones(10, bool)]
     mean = curves.mean_roc([(label, np.zeros(20))])
     np.testing.assert_allclose(mean.x, mean.y, atol=1e-12)
-    np.testing.assert_allclose(curves.mean_precision_recall([(label, np.zeros(20))]).y, 0.5, rtol=1e-12)
+    np.testing.assert_allclose(
+        curves.mean_precision_recall([(label, np.zeros(20))]).y, 0.5, rtol=1e-12
+    )
 
 
 def test_precision_is_interpolated_as_davis_and_goadrich_print_it():
     # 20 positives, 2000 negatives, from TP 5, FP 5 to TP 10, FP 30: precision .5 .375 .318 .286 .265 .250 (their table 1).
-    score = np.r_[np.full(5, 3), np.full(5, 2), np.full(10, 1), np.full(5, 3), np.full(25, 2), np.full(1970, 1)]
+    score = np.r_[
+        np.full(5, 3),
+        np.full(5, 2),
+        np.full(10, 1),
+        np.full(5, 3),
+        np.full(25, 2),
+        np.full(1970, 1),
+    ]
     label = np.r_[np.ones(20, bool), np.zeros(2000, bool)]
     curve = curves.mean_precision_recall([(label, score)], points=21)
     np.testing.assert_allclose(curve.x[5:11], [0.25, 0.3, 0.35, 0.4, 0.45, 0.5])
@@ -81,7 +98,9 @@ def test_the_mean_precision_passes_through_the_thresholds():
     positives = int(label.sum())
     curve = curves.mean_precision_recall([(label, probability)], points=positives + 1)
     order = np.argsort(-probability)
-    found = np.flatnonzero(label[order])  # the highest threshold with k positives ends at the k-th of them
+    found = np.flatnonzero(
+        label[order]
+    )  # the highest threshold with k positives ends at the k-th of them
     np.testing.assert_allclose(curve.y[1:], np.arange(1, positives + 1) / (found + 1), rtol=1e-9)
     two = curves.mean_precision_recall([(label, probability), (label, -probability)])
     one = [curves.mean_precision_recall([(label, s * probability)]).y for s in (1, -1)]
@@ -94,9 +113,15 @@ def test_curves_that_do_not_exist_say_why():
         assert draw(none, [0.1, 0.2, 0.3]).undefined == "every example is negative" and not len(
             draw(none, np.ones(3)).x
         )
-        assert "NaN in 1 of 2" in draw([0, 1], [0.1, np.nan]).undefined and "no example" in draw([], []).undefined
+        assert (
+            "NaN in 1 of 2" in draw([0, 1], [0.1, np.nan]).undefined
+            and "no example" in draw([], []).undefined
+        )
     for mean in (curves.mean_roc, curves.mean_precision_recall):
-        assert "in 1 of 2 cells every example is negative" in mean([([0, 1], [1, 2]), (none, np.ones(3))]).undefined
+        assert (
+            "in 1 of 2 cells every example is negative"
+            in mean([([0, 1], [1, 2]), (none, np.ones(3))]).undefined
+        )
         assert "no cell" in mean([]).undefined
 
 
@@ -106,12 +131,16 @@ def test_net_benefit_is_its_definition():
     for i, t in enumerate(curves.THRESHOLDS):
         (_, fp), (_, tp) = sk.confusion_matrix(label, probability >= t)
         assert model[i] == pytest.approx(tp / 300 - fp / 300 * t / (1 - t), rel=1e-9, abs=1e-12)
-        assert treat_all[i] == pytest.approx(label.mean() - (1 - label.mean()) * t / (1 - t), abs=1e-12)
+        assert treat_all[i] == pytest.approx(
+            label.mean() - (1 - label.mean()) * t / (1 - t), abs=1e-12
+        )
     assert not none.any()
     perfect, *_ = curves.net_benefit(label, label.astype(float))
     np.testing.assert_allclose(perfect, label.mean(), rtol=1e-12)
     prevalence = label.mean()
-    np.testing.assert_allclose(curves.net_benefit(label, probability, [0, prevalence])[1], [prevalence, 0], atol=1e-12)
+    np.testing.assert_allclose(
+        curves.net_benefit(label, probability, [0, prevalence])[1], [prevalence, 0], atol=1e-12
+    )
 
 
 def clustered_cells(rng, patients=60, repeats=3):
@@ -124,7 +153,10 @@ def clustered_cells(rng, patients=60, repeats=3):
     for _ in range(repeats):
         fold = (rng.permutation(patients) % 2)[patient]
         score = 1.5 * label - 0.7 + effect + 0.5 * rng.standard_normal(len(patient))
-        cells += [(label[fold == k], 1 / (1 + np.exp(-score[fold == k])), patient[fold == k]) for k in (0, 1)]
+        cells += [
+            (label[fold == k], 1 / (1 + np.exp(-score[fold == k])), patient[fold == k])
+            for k in (0, 1)
+        ]
     return cells
 
 
@@ -133,7 +165,9 @@ def test_the_net_benefits_interval_is_the_patient_bootstraps():
     cells = clustered_cells(rng, patients=400)
     found = curves.decision_curve(cells, thresholds)
     single = [curves.net_benefit(y, p, thresholds) for y, p, _ in cells]
-    np.testing.assert_allclose([found.model, found.all, found.none], np.mean(single, axis=0), rtol=1e-12)
+    np.testing.assert_allclose(
+        [found.model, found.all, found.none], np.mean(single, axis=0), rtol=1e-12
+    )
     counts = rng.multinomial(400, np.full(400, 1 / 400), 4000)
     draws = np.zeros((4000, 3))
     for y, p, patient in cells:
@@ -151,12 +185,16 @@ def test_without_clusters_the_net_benefits_interval_is_that_of_a_mean():
     benefit = (probability >= 0.25) * np.where(label, 1.0, -1 / 3)
     found = curves.decision_curve([(label, probability, np.arange(12) + 7)], [0.25])
     half = stats.norm.ppf(0.975) * stats.sem(benefit)
-    assert (found.model[0], found.high[0]) == pytest.approx((benefit.mean(), benefit.mean() + half), rel=1e-9)
+    assert (found.model[0], found.high[0]) == pytest.approx(
+        (benefit.mean(), benefit.mean() + half), rel=1e-9
+    )
 
 
 def test_the_net_benefits_interval_covers():
     rng, t, simulations, covered = np.random.default_rng(1), 0.4, 600, 0
-    treated = [stats.norm.sf((math.log(t / (1 - t)) - shift) / math.sqrt(1.25)) for shift in (0.8, -0.7)]
+    treated = [
+        stats.norm.sf((math.log(t / (1 - t)) - shift) / math.sqrt(1.25)) for shift in (0.8, -0.7)
+    ]
     truth = 0.4 * treated[0] - 0.6 * treated[1] * t / (1 - t)
     for _ in range(simulations):
         found = curves.decision_curve(clustered_cells(rng, patients=100, repeats=1), [t])
@@ -166,7 +204,11 @@ def test_the_net_benefits_interval_covers():
 
 def test_net_benefit_where_it_is_undefined_or_refused():
     undefined = curves.decision_curve([([0, 1], [0.2, np.nan], [0, 1])], [0.5])
-    assert np.isnan(undefined.model).all() and np.isnan(undefined.low).all() and "NaN" in undefined.undefined
+    assert (
+        np.isnan(undefined.model).all()
+        and np.isnan(undefined.low).all()
+        and "NaN" in undefined.undefined
+    )
     one = curves.decision_curve([([0, 1], [0.2, 0.7], [4, 4])], [0.5])
     assert one.model[0] == 0.5 and np.isnan(one.low).all() and "one patient" in one.undefined
     for call in (
@@ -183,7 +225,9 @@ def test_reliability_is_wilsons_interval_in_bins_of_equal_numbers():
     label, probability = case(4, n=203)
     found = curves.reliability(label, probability, bins=10)
     assert found.n.sum() == 203 and len(found.n) == 10 and found.n.max() - found.n.min() <= 1
-    assert found.n @ found.observed == pytest.approx(label.sum()) and np.all(np.diff(found.predicted) > 0)
+    assert found.n @ found.observed == pytest.approx(label.sum()) and np.all(
+        np.diff(found.predicted) > 0
+    )
     assert found.n @ found.predicted == pytest.approx(probability.sum())
     low, high = proportion_confint(found.n * found.observed, found.n, method="wilson")
     np.testing.assert_allclose([found.low, found.high], [low, high], rtol=1e-9, atol=1e-12)
@@ -191,9 +235,14 @@ def test_reliability_is_wilsons_interval_in_bins_of_equal_numbers():
     inside = (found.observed > 0) & (found.observed < 1)
     np.testing.assert_allclose(own.low[inside], found.low[inside], rtol=1e-9)
     copies = curves.reliability(
-        np.repeat(label, 5), np.repeat(probability, 5), bins=10, patient=np.repeat(np.arange(203), 5)
+        np.repeat(label, 5),
+        np.repeat(probability, 5),
+        bins=10,
+        patient=np.repeat(np.arange(203), 5),
     )
-    np.testing.assert_allclose([copies.low, copies.high], [found.low, found.high], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        [copies.low, copies.high], [found.low, found.high], rtol=1e-9, atol=1e-12
+    )
 
 
 def test_patients_never_make_a_bin_worth_more_than_its_examples():
@@ -210,7 +259,10 @@ def test_equal_probabilities_share_a_bin():
     np.testing.assert_allclose(found.predicted, [0.1, 0.6, 0.9])
     assert found.n.tolist() == [70, 10, 20]
     assert len(curves.reliability(label, np.full(100, 0.3)).n) == 1
-    assert curves.reliability([], []).undefined and "NaN" in curves.reliability([0, 1], [0.1, np.nan]).undefined
+    assert (
+        curves.reliability([], []).undefined
+        and "NaN" in curves.reliability([0, 1], [0.1, np.nan]).undefined
+    )
 
 
 HELPS, HURTS, UNKNOWN = (0.05, 0.01, 0.09), (-0.05, -0.09, -0.01), (0.01, -0.03, 0.05)
@@ -219,17 +271,35 @@ HELPS, HURTS, UNKNOWN = (0.05, 0.01, 0.09), (-0.05, -0.09, -0.01), (0.01, -0.03,
 @pytest.mark.parametrize(
     "differences, words",
     [
-        ([HELPS] * 3, "transfer pays at every size from 25 to 1,000 labels (+0.050 with 25), {by}."),
+        (
+            [HELPS] * 3,
+            "transfer pays at every size from 25 to 1,000 labels (+0.050 with 25), {by}.",
+        ),
         ([HELPS, UNKNOWN, UNKNOWN], "transfer pays with 25 labels (+0.050 with 25), {by}; {rest}."),
-        ([HELPS, (0.08, 0.02, 0.1), UNKNOWN], "transfer pays up to 50 labels (+0.080 with 50), {by}; {rest}."),
-        ([UNKNOWN, HELPS, HELPS], "transfer pays from 50 labels on (+0.050 with 50), {by}; {rest}."),
-        ([HELPS, UNKNOWN, HELPS], "transfer pays with 25 and 1,000 labels (+0.050 with 25), {by}; {rest}."),
+        (
+            [HELPS, (0.08, 0.02, 0.1), UNKNOWN],
+            "transfer pays up to 50 labels (+0.080 with 50), {by}; {rest}.",
+        ),
+        (
+            [UNKNOWN, HELPS, HELPS],
+            "transfer pays from 50 labels on (+0.050 with 50), {by}; {rest}.",
+        ),
+        (
+            [HELPS, UNKNOWN, HELPS],
+            "transfer pays with 25 and 1,000 labels (+0.050 with 25), {by}; {rest}.",
+        ),
         (
             [HELPS, HELPS, HURTS],
             "transfer pays up to 50 labels (+0.050 with 25) and hurts with 1,000 labels (−0.050 with 1,000), {by}.",
         ),
-        ([UNKNOWN] * 3, "Whether transfer pays cannot be told at any size from 25 to 1,000 labels, {by}."),
-        ([(math.nan,) * 3] * 3, "Whether transfer pays cannot be told at any size from 25 to 1,000 labels, {by}."),
+        (
+            [UNKNOWN] * 3,
+            "Whether transfer pays cannot be told at any size from 25 to 1,000 labels, {by}.",
+        ),
+        (
+            [(math.nan,) * 3] * 3,
+            "Whether transfer pays cannot be told at any size from 25 to 1,000 labels, {by}.",
+        ),
     ],
 )
 def test_a_learning_curve_says_where_the_arm_pays(differences, words):
@@ -241,9 +311,13 @@ def test_a_learning_curve_says_where_the_arm_pays(differences, words):
 
 
 def test_a_learning_curve_of_a_loss_or_of_one_size():
-    options = dict(arm="transfer", reference="scratch", metric="loss", lower_is_better=True, sizes=[40])
+    options = dict(
+        arm="transfer", reference="scratch", metric="loss", lower_is_better=True, sizes=[40]
+    )
     found = curves.learning_curve_sentence(**options, differences=[HURTS])
-    assert found.startswith("transfer pays with 40 labels (−0.050 with 40), in log loss against scratch")
+    assert found.startswith(
+        "transfer pays with 40 labels (−0.050 with 40), in log loss against scratch"
+    )
     unknown = curves.learning_curve_sentence(**options, differences=[UNKNOWN])
     assert unknown.startswith("Whether transfer pays cannot be told with 40 labels, in log loss")
     with pytest.raises(UserError, match="1 sizes"):

@@ -9,7 +9,7 @@ import pytest
 from random_predictions import random_case
 from sklearn import metrics as sk
 
-from medtl.base import UserError
+from medtl.errors import UserError
 from medtl.evaluation import metrics
 
 NAMES = ("a", "b", "c", "d")
@@ -32,10 +32,15 @@ def test_one_label_agrees_with_scikit_learn(k, decimals, weighted, n):
     close(got.accuracy, sk.accuracy_score(label, predicted, sample_weight=w))
     close(got.balanced_accuracy, sk.balanced_accuracy_score(label, predicted, sample_weight=w))
     close(got.f1_macro, sk.f1_score(label, predicted, average="macro", sample_weight=w))
-    close(got.auroc, sk.roc_auc_score(label, p[:, 1] if k == 2 else p, multi_class="ovr", sample_weight=w))
+    close(
+        got.auroc,
+        sk.roc_auc_score(label, p[:, 1] if k == 2 else p, multi_class="ovr", sample_weight=w),
+    )
     close(got.auprc, sk.average_precision_score(one_hot, p, average="macro", sample_weight=w))
     close(got.loss, sk.log_loss(label, p, sample_weight=w))
-    np.testing.assert_allclose(got.confusion, sk.confusion_matrix(label, predicted, sample_weight=w), rtol=1e-12)
+    np.testing.assert_allclose(
+        got.confusion, sk.confusion_matrix(label, predicted, sample_weight=w), rtol=1e-12
+    )
 
 
 @pytest.mark.parametrize("decimals", [None, 1])
@@ -54,8 +59,13 @@ def test_several_labels_agree_with_scikit_learn(decimals, weighted):
     predicted = (p > 0.5).astype(int)
     each = range(4)
     assert got.n == 60 and not got.undefined
-    close(got.accuracy, np.mean([sk.accuracy_score(label[:, k], predicted[:, k], sample_weight=w) for k in each]))
-    recall = [sk.balanced_accuracy_score(label[:, k], predicted[:, k], sample_weight=w) for k in each]
+    close(
+        got.accuracy,
+        np.mean([sk.accuracy_score(label[:, k], predicted[:, k], sample_weight=w) for k in each]),
+    )
+    recall = [
+        sk.balanced_accuracy_score(label[:, k], predicted[:, k], sample_weight=w) for k in each
+    ]
     close(got.balanced_accuracy, np.mean(recall))
     close(got.f1_macro, sk.f1_score(label, predicted, average="macro", sample_weight=w))
     close(got.auroc, sk.roc_auc_score(label, p, average="macro", sample_weight=w))
@@ -75,7 +85,11 @@ def test_unknown_labels_leave_out_that_label_alone():
     assert got.n == known.any(axis=1).sum() < 80
     aurocs = [sk.roc_auc_score(label[known[:, k], k], p[known[:, k], k]) for k in range(3)]
     close(got.auroc, np.mean(aurocs))
-    rows = [sk.log_loss(y[m], q[m], labels=[0, 1]) for y, q, m in zip(label, p, known, strict=True) if m.any()]
+    rows = [
+        sk.log_loss(y[m], q[m], labels=[0, 1])
+        for y, q, m in zip(label, p, known, strict=True)
+        if m.any()
+    ]
     close(got.loss, np.mean(rows))
     assert np.sum(got.confusion, axis=(1, 2)).tolist() == known.sum(axis=0).tolist()
 
@@ -96,7 +110,10 @@ def test_by_hand():
 
 def test_relabelling_the_classes_changes_no_metric():
     label, p, _ = random_case(3, 50, 2, decimals=1)
-    label, p = label[p[:, 0] != p[:, 1]], p[p[:, 0] != p[:, 1]]  # of equal probabilities the first class is predicted
+    label, p = (
+        label[p[:, 0] != p[:, 1]],
+        p[p[:, 0] != p[:, 1]],
+    )  # of equal probabilities the first class is predicted
     one = metrics.compute(label, p, classes=("a", "b"))
     other = metrics.compute(1 - label, p[:, ::-1], classes=("b", "a"))
     for name in metrics.NAMES:
@@ -116,7 +133,9 @@ def test_a_weight_counts_as_copies_and_zero_leaves_out():
     copies = np.array([0, 1, 2] * 4)
     copies[:3] = [1, 2, 3]
     weighted = metrics.compute(label, p, classes=NAMES[:3], weight=copies)
-    repeated = metrics.compute(np.repeat(label, copies), np.repeat(p, copies, axis=0), classes=NAMES[:3])
+    repeated = metrics.compute(
+        np.repeat(label, copies), np.repeat(p, copies, axis=0), classes=NAMES[:3]
+    )
     for name in metrics.NAMES:
         close(getattr(weighted, name), getattr(repeated, name))
     assert weighted.n == np.count_nonzero(copies)
@@ -127,7 +146,9 @@ def test_unlabelled_examples_are_left_out():
     label, p, _ = random_case(9, 20, 3)
     hidden = label.copy()
     hidden[15:] = -1
-    assert metrics.compute(hidden, p, classes=NAMES[:3]) == metrics.compute(label[:15], p[:15], classes=NAMES[:3])
+    assert metrics.compute(hidden, p, classes=NAMES[:3]) == metrics.compute(
+        label[:15], p[:15], classes=NAMES[:3]
+    )
 
 
 def test_the_loss_of_a_certain_mistake_is_finite():
@@ -144,7 +165,9 @@ def test_one_class_leaves_ranking_and_recall_undefined():
     assert got.undefined == {"balanced_accuracy": reason, "auroc": reason, "auprc": reason}
     assert all(math.isnan(getattr(got, name)) for name in got.undefined)
     close(got.accuracy, 0.5)
-    close(got.f1_macro, (2 / 3 + 0) / 2)  # `well` was predicted, wrongly: its F1 is 0, not undefined
+    close(
+        got.f1_macro, (2 / 3 + 0) / 2
+    )  # `well` was predicted, wrongly: its F1 is 0, not undefined
     never = metrics.compute(np.array([0, 0]), p[[0, 0]], classes=("ill", "well"))
     assert never.undefined["f1_macro"] == "no example has the label or the prediction 'well'"
     assert math.isnan(never.f1_macro)
@@ -194,14 +217,22 @@ def test_as_dict_has_the_keys_of_the_report():
     p = np.array([[0.9, 0.1], [0.2, 0.8]])
     keys = ["n", "accuracy", "balanced_accuracy", "f1_macro", "auroc", "auprc", "loss", "confusion"]
     assert list(metrics.compute(np.array([0, 1]), p, classes=("a", "b")).as_dict()) == keys
-    assert list(metrics.compute(np.array([0, 0]), p, classes=("a", "b")).as_dict()) == [*keys, "undefined"]
+    assert list(metrics.compute(np.array([0, 0]), p, classes=("a", "b")).as_dict()) == [
+        *keys,
+        "undefined",
+    ]
 
 
 @pytest.mark.parametrize(
     "label, p, weight, message",
     [
         ([0, 1], np.full((3, 2), 0.5), None, r"probability is \[3, 2\]; 2 labels and 2 classes"),
-        ([0, 2], np.full((2, 2), 0.5), None, r"label\[1\] is 2; it must be -1 \(unknown\) or 0\.\.1"),
+        (
+            [0, 2],
+            np.full((2, 2), 0.5),
+            None,
+            r"label\[1\] is 2; it must be -1 \(unknown\) or 0\.\.1",
+        ),
         ([0.0, 1.0], np.full((2, 2), 0.5), None, "int"),
         ([[0, 1], [0.5, 1]], np.full((2, 2), 0.5), None, r"label\[1\]"),
         ([0, 1], np.full((2, 2), 0.5), [1, -1], "weight"),
@@ -211,11 +242,18 @@ def test_as_dict_has_the_keys_of_the_report():
 )
 def test_input_that_does_not_fit_is_refused(label, p, weight, message):
     with pytest.raises(UserError, match=message):
-        metrics.compute(np.array(label), p, classes=("a", "b"), weight=None if weight is None else np.array(weight))
+        metrics.compute(
+            np.array(label),
+            p,
+            classes=("a", "b"),
+            weight=None if weight is None else np.array(weight),
+        )
 
 
 def test_evaluation_imports_neither_jax_nor_scikit_learn():
     modules = "medtl.evaluation.metrics, medtl.evaluation.predictions, medtl.evaluation.table, medtl.evaluation.summary"
-    code = f"import sys, {modules}; print(sorted({{'jax', 'sklearn', 'pandas'}} & set(sys.modules)))"
+    code = (
+        f"import sys, {modules}; print(sorted({{'jax', 'sklearn', 'pandas'}} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medtl.base import UserError
+from medtl.errors import UserError
 from medtl.evaluation import predictions
 from medtl.evaluation.predictions import Predictions
 
@@ -16,13 +16,17 @@ IDS = ("wxyz", "stuv")
 CLASSES = ('covid, "mild"', "non_covid", "naïve\nline 漢字")
 
 
-def frame(arm="transfer", split="val", seed=None, n=6, ids=None, label=None, dtype=np.float64, **more):
+def frame(
+    arm="transfer", split="val", seed=None, n=6, ids=None, label=None, dtype=np.float64, **more
+):
     """Rows of probabilities that sum to 1, of every magnitude down to the subnormal."""
     rng = np.random.default_rng(n)
     ids = np.array([f"image{i}.png" for i in range(n)] if ids is None else ids)
     label = rng.integers(-1, 3, n).astype(np.int32) if label is None else label
     small = 10.0 ** rng.uniform(-45, -0.5, (len(ids), 2))
-    probability = np.concatenate([small, 1 - small.sum(axis=1, keepdims=True)], axis=1).astype(dtype)
+    probability = np.concatenate([small, 1 - small.sum(axis=1, keepdims=True)], axis=1).astype(
+        dtype
+    )
     return Predictions(arm, split, ids, label, probability, seed, **more)
 
 
@@ -50,7 +54,11 @@ def assert_same(one, other):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_what_is_written_is_read_back_bit_for_bit(tmp_path, dtype):
     ids = [f"x{i}" for i in range(500)]
-    frames = [frame(dtype=dtype), frame(split="test", n=500, ids=ids, dtype=dtype), frame(arm="scratch", dtype=dtype)]
+    frames = [
+        frame(dtype=dtype),
+        frame(split="test", n=500, ids=ids, dtype=dtype),
+        frame(arm="scratch", dtype=dtype),
+    ]
     predictions.write(tmp_path / "predictions.csv", frames, CLASSES)
     back, classes = predictions.read(tmp_path / "predictions.csv")
     assert classes == CLASSES
@@ -82,8 +90,16 @@ def test_columns_and_what_pandas_reads(tmp_path):
     label = np.array([0, 1, -1], np.int32)
     written = [frame(n=3, label=label), frame(arm="scratch", n=3, label=label)]
     predictions.write(tmp_path / "predictions.csv", written, CLASSES)
-    table = pd.read_csv(tmp_path / "predictions.csv", dtype={f"prob_{name}": str for name in CLASSES})
-    assert list(table.columns) == ["arm", "split", "id", "label", *(f"prob_{name}" for name in CLASSES)]
+    table = pd.read_csv(
+        tmp_path / "predictions.csv", dtype={f"prob_{name}": str for name in CLASSES}
+    )
+    assert list(table.columns) == [
+        "arm",
+        "split",
+        "id",
+        "label",
+        *(f"prob_{name}" for name in CLASSES),
+    ]
     assert table["arm"].tolist() == ["transfer"] * 3 + ["scratch"] * 3
     assert table["label"][:2].tolist() == [CLASSES[0], CLASSES[1]] and pd.isna(table["label"][2])
     values = table.iloc[:3, 4:].to_numpy().astype(np.float64)
@@ -135,10 +151,22 @@ def test_equal_predictions_make_equal_files(tmp_path):
 def test_models_patients_and_groups_are_read_back(tmp_path):
     n = 6
     patient = np.array(["p1", "p1", "p,2", "p3\r", "p4", "p4"])
-    groups = {"subgroup_sex": np.array(["f", "m", "", "f", "f", "m"]), "site": np.array(["São Paulo"] * n)}
+    groups = {
+        "subgroup_sex": np.array(["f", "m", "", "f", "f", "m"]),
+        "site": np.array(["São Paulo"] * n),
+    }
     label = np.zeros(n, np.int32)
-    cells = [{"fold": k, "repeat": r, "size": size} for r in range(2) for k in range(2) for size in (25, None)]
-    frames = [frame(arm, "test", label=label, patient=patient, groups=groups, **c) for arm in "ab" for c in cells]
+    cells = [
+        {"fold": k, "repeat": r, "size": size}
+        for r in range(2)
+        for k in range(2)
+        for size in (25, None)
+    ]
+    frames = [
+        frame(arm, "test", label=label, patient=patient, groups=groups, **c)
+        for arm in "ab"
+        for c in cells
+    ]
     path = tmp_path / "predictions.csv"
     predictions.write(path, frames, CLASSES)
     columns = pd.read_csv(path).columns.tolist()
@@ -155,7 +183,9 @@ def test_a_group_is_kept_where_no_example_has_a_value(tmp_path):
     predictions.write(path, [written], CLASSES)
     assert pd.read_csv(path).columns.tolist()[7:] == ["patient_id", "site"]
     back = predictions.read(path)[0][0]
-    assert back.groups["site"].tolist() == [""] * 6 and back.patient is None  # no patient is known in the whole file
+    assert (
+        back.groups["site"].tolist() == [""] * 6 and back.patient is None
+    )  # no patient is known in the whole file
     predictions.write(path, [written, frame("scratch", patient=empty)], CLASSES)
     assert [list(p.groups) for p in predictions.read(path)[0]] == [["site"], ["site"]]
     predictions.write(path, [frame()], CLASSES)
@@ -186,7 +216,10 @@ def test_the_columns_may_stand_in_any_order_and_a_file_of_pandas_is_read(tmp_pat
     assert one.id.tolist() == ["7", "8"] and one.probability.tolist() == [[0.25, 0.75], [0.5, 0.5]]
     # An unknown patient is one of its own, also where none of a fold's is known.
     assert one.patient.tolist() == ["p", "?8"] and two.patient.tolist() == ["?9", "?10"]
-    assert one.groups["site"].tolist() == ["north", ""] and two.groups["site"].tolist() == ["", "south"]
+    assert one.groups["site"].tolist() == ["north", ""] and two.groups["site"].tolist() == [
+        "",
+        "south",
+    ]
 
 
 def test_models_are_told_apart_in_the_order_in_which_they_appear(tmp_path):
@@ -195,7 +228,9 @@ def test_models_are_told_apart_in_the_order_in_which_they_appear(tmp_path):
     rows = [(arm, seed, fold, f"id{i}") for i in range(30) for arm, seed, fold in keys]
     rows = [rows[i] for i in rng.permutation(len(rows))]
     path = tmp_path / "p.csv"
-    lines = [f"{arm},{'0' * (len(i) % 2)}{seed},{fold},{i},u,0.5,0.5" for arm, seed, fold, i in rows]
+    lines = [
+        f"{arm},{'0' * (len(i) % 2)}{seed},{fold},{i},u,0.5,0.5" for arm, seed, fold, i in rows
+    ]
     path.write_text("\n".join(["arm,seed,fold,id,label,prob_u,prob_v", *lines]))
     expected = {}
     for arm, seed, fold, i in rows:
@@ -207,7 +242,9 @@ def test_models_are_told_apart_in_the_order_in_which_they_appear(tmp_path):
 
 def test_the_aliases_of_val_are_val(tmp_path):
     path = tmp_path / "p.csv"
-    path.write_text(f"split,{HEAD}valid,{GOOD}validation,x,2,ill,1,0\nval,x,3,ill,1,0\npredict,x,4,ill,1,0\n")
+    path.write_text(
+        f"split,{HEAD}valid,{GOOD}validation,x,2,ill,1,0\nval,x,3,ill,1,0\npredict,x,4,ill,1,0\n"
+    )
     assert [(p.split, p.id.tolist()) for p in predictions.read(path)[0]] == [
         ("val", ["1", "2", "3"]),
         ("predict", ["4"]),
@@ -242,9 +279,15 @@ GOOD = "x,1,ill,0.75,0.25\n"
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "line 1: the file is empty; the first line names the columns: arm, id, label, prob_<class>"),
+        (
+            "",
+            "line 1: the file is empty; the first line names the columns: arm, id, label, prob_<class>",
+        ),
         (HEAD, "has a header and no rows"),
-        (HEAD.replace("label", "labels") + GOOD, "line 1 has no column 'label'; did you mean 'labels'?"),
+        (
+            HEAD.replace("label", "labels") + GOOD,
+            "line 1 has no column 'label'; did you mean 'labels'?",
+        ),
         (HEAD.replace("arm,", "") + GOOD, "line 1 has no column 'arm'"),
         ("arm,id,label\nx,1,ill\n", "line 1 has no column prob_<class>"),
         (HEAD.replace("prob_well", "probwell") + GOOD, "line 1: column 'probwell' is not known"),
@@ -252,7 +295,10 @@ GOOD = "x,1,ill,0.75,0.25\n"
             HEAD.replace("prob_well", "patient") + GOOD,
             "line 1: column 'patient' is not known; did you mean 'patient_id'?",
         ),
-        (HEAD.replace("prob_well", "sub_group") + GOOD, "column 'sub_group' is not known; did you mean 'subgroup'?"),
+        (
+            HEAD.replace("prob_well", "sub_group") + GOOD,
+            "column 'sub_group' is not known; did you mean 'subgroup'?",
+        ),
         (HEAD.replace("prob_well", "prob_") + GOOD, "line 1: column 'prob_' is not known"),
         ("," + HEAD + "0," + GOOD, "line 1, column 1 has no name"),
         (HEAD.replace("prob_well", "prob_ill") + GOOD, "line 1: two columns are called 'prob_ill'"),
@@ -265,9 +311,18 @@ GOOD = "x,1,ill,0.75,0.25\n"
         (HEAD + GOOD + "x,,ill,0.5,0.5\n", "line 3, column id: the cell is empty"),
         (HEAD + GOOD + "x,2,ill,0.5,high\n", "line 3, column prob_well: 'high' is not a number"),
         (HEAD + GOOD + "x,2,ill,,0.5\n", "line 3, column prob_ill: the cell is empty"),
-        (HEAD + GOOD + "x,2,ill,0.5,nan\n", "line 3, column prob_well: nan is not a probability from 0 to 1"),
-        (HEAD + GOOD + "x,2,ill,inf,0.5\n", "line 3, column prob_ill: inf is not a probability from 0 to 1"),
-        (HEAD + GOOD + "x,2,ill,0.5,-0.5\n", "-0.5 is not a probability from 0 to 1; these look like logits"),
+        (
+            HEAD + GOOD + "x,2,ill,0.5,nan\n",
+            "line 3, column prob_well: nan is not a probability from 0 to 1",
+        ),
+        (
+            HEAD + GOOD + "x,2,ill,inf,0.5\n",
+            "line 3, column prob_ill: inf is not a probability from 0 to 1",
+        ),
+        (
+            HEAD + GOOD + "x,2,ill,0.5,-0.5\n",
+            "-0.5 is not a probability from 0 to 1; these look like logits",
+        ),
         (
             HEAD + GOOD + "x,2,ill,3.1,-2\n",
             "column prob_ill: 3.1 is not a probability from 0 to 1; these look like logits",
@@ -281,20 +336,56 @@ GOOD = "x,1,ill,0.75,0.25\n"
             HEAD + GOOD + "x,2,healthy,0.5,0.5\n",
             "line 3, column label: there is no column 'prob_healthy' for 'healthy'",
         ),
-        (HEAD + GOOD + "x,2,wel,0.5,0.5\n", "there is no column 'prob_wel' for 'wel'; did you mean 'well'?"),
-        (HEAD + GOOD + "x,2,ill|wel,0.5,0.9\n", "there is no column 'prob_wel' for 'wel'; did you mean 'well'?"),
-        (HEAD + GOOD + "x,2,ill|well,-3,9\n", "line 3, column prob_ill: -3 is not .* logits: write their sigmoid"),
-        (HEAD + GOOD + "x,2,ill,3.1,2.5\ny,2,ill,4,2\n", "3.1 is not .* logits: write their softmax"),
-        (HEAD + GOOD + "x,2,ill,1.5,0.5\n", "line 3, column prob_ill: 1.5 is not a probability from 0 to 1"),
+        (
+            HEAD + GOOD + "x,2,wel,0.5,0.5\n",
+            "there is no column 'prob_wel' for 'wel'; did you mean 'well'?",
+        ),
+        (
+            HEAD + GOOD + "x,2,ill|wel,0.5,0.9\n",
+            "there is no column 'prob_wel' for 'wel'; did you mean 'well'?",
+        ),
+        (
+            HEAD + GOOD + "x,2,ill|well,-3,9\n",
+            "line 3, column prob_ill: -3 is not .* logits: write their sigmoid",
+        ),
+        (
+            HEAD + GOOD + "x,2,ill,3.1,2.5\ny,2,ill,4,2\n",
+            "3.1 is not .* logits: write their softmax",
+        ),
+        (
+            HEAD + GOOD + "x,2,ill,1.5,0.5\n",
+            "line 3, column prob_ill: 1.5 is not a probability from 0 to 1",
+        ),
         (HEAD + GOOD + " ,2,ill,0.5,0.5\n", "line 3, column arm: the cell holds only blanks"),
-        ("split," + HEAD + "val," + GOOD + "valid," + GOOD, "line 3, column id: '1' is already in line 2"),
-        (HEAD + GOOD + "y,1,ill,1,0\nx,1,ill,1,0\n", "line 4, column id: '1' is already in line 2, with the same arm"),
-        (HEAD + GOOD + "y,1,well,1,0\n", "line 3, column label: '1' has 'well' here and 'ill' in line 2"),
+        (
+            "split," + HEAD + "val," + GOOD + "valid," + GOOD,
+            "line 3, column id: '1' is already in line 2",
+        ),
+        (
+            HEAD + GOOD + "y,1,ill,1,0\nx,1,ill,1,0\n",
+            "line 4, column id: '1' is already in line 2, with the same arm",
+        ),
+        (
+            HEAD + GOOD + "y,1,well,1,0\n",
+            "line 3, column label: '1' has 'well' here and 'ill' in line 2",
+        ),
         (HEAD + GOOD + "y,1,,1,0\n", "line 3, column label: '1' has '' here and 'ill' in line 2"),
-        ("fold," + HEAD + "0," + GOOD + "1.5," + GOOD, "line 3, column fold: '1.5' is not a whole number"),
-        ("seed," + HEAD + "0," + GOOD + "one," + GOOD, "line 3, column seed: 'one' is not a whole number"),
-        ("size," + HEAD + "-1," + GOOD, "line 2, column size: '-1' is not a whole number of at least 1"),
-        ("size," + HEAD + "1," + GOOD + "0," + GOOD, "line 3, column size: '0' is not a whole number of at least 1"),
+        (
+            "fold," + HEAD + "0," + GOOD + "1.5," + GOOD,
+            "line 3, column fold: '1.5' is not a whole number",
+        ),
+        (
+            "seed," + HEAD + "0," + GOOD + "one," + GOOD,
+            "line 3, column seed: 'one' is not a whole number",
+        ),
+        (
+            "size," + HEAD + "-1," + GOOD,
+            "line 2, column size: '-1' is not a whole number of at least 1",
+        ),
+        (
+            "size," + HEAD + "1," + GOOD + "0," + GOOD,
+            "line 3, column size: '0' is not a whole number of at least 1",
+        ),
         (
             "patient_id," + HEAD + "p," + GOOD + "q," + GOOD.replace("x", "y"),
             "column patient_id: '1' has 'q' here and 'p'",
@@ -317,12 +408,17 @@ def test_another_file_is_refused_by_line_and_column(tmp_path, text, said):
 
 
 @pytest.mark.parametrize(
-    "text", ["1_0", " 1", "1 ", "+1", "-1", "1.", "1e2", "\N{ARABIC-INDIC DIGIT THREE}", "9" * 5000], ids=len
+    "text",
+    ["1_0", " 1", "1 ", "+1", "-1", "1.", "1e2", "\N{ARABIC-INDIC DIGIT THREE}", "9" * 5000],
+    ids=len,
 )
 @pytest.mark.parametrize("name", ["seed", "repeat", "fold", "size"])
 def test_whole_numbers_are_digits(tmp_path, name, text):
     (tmp_path / "p.csv").write_text(f"{name},{HEAD}1.0,{GOOD}{text},{GOOD}", encoding="utf-8")
-    with pytest.raises(UserError, match=f"line 3, column {name}: {re.escape(repr(text))} is not a whole number of at"):
+    with pytest.raises(
+        UserError,
+        match=f"line 3, column {name}: {re.escape(repr(text))} is not a whole number of at",
+    ):
         predictions.read(tmp_path / "p.csv")
 
 
@@ -332,7 +428,9 @@ def test_a_split_of_another_name_is_refused(tmp_path, split):
     meant = {"vali": "; did you mean 'val'?", "fold": "; it can be predict, test, train, val"}
     with pytest.raises(UserError) as error:
         predictions.read(tmp_path / "p.csv")
-    said = f"line 3, column split: {split!r} is not a split" + meant.get(split, "; did you mean 'test'?")
+    said = f"line 3, column split: {split!r} is not a split" + meant.get(
+        split, "; did you mean 'test'?"
+    )
     assert str(error.value).endswith(said)
 
 
@@ -342,7 +440,10 @@ def test_a_file_that_is_not_there_and_arms_that_were_not_asked_for(tmp_path):
     path = tmp_path / "p.csv"
     path.write_text(HEAD + GOOD + GOOD.replace("x", "scratch"))
     assert [p.arm for p in predictions.read(path, arms=["scratch", "x"])[0]] == ["x", "scratch"]
-    with pytest.raises(UserError, match="line 3, column arm: 'scratch' is not an arm that was asked for; it can be x"):
+    with pytest.raises(
+        UserError,
+        match="line 3, column arm: 'scratch' is not an arm that was asked for; it can be x",
+    ):
         predictions.read(path, arms=["x"])
     with pytest.raises(UserError, match="there is no arm 'scratsh'; did you mean 'scratch'?"):
         predictions.read(path, arms=["x", "scratch", "scratsh"])
@@ -350,16 +451,26 @@ def test_a_file_that_is_not_there_and_arms_that_were_not_asked_for(tmp_path):
 
 def test_the_line_is_exact_far_down_the_file(tmp_path):
     path = tmp_path / "p.csv"
-    rows = [f'x,"{i}\n",ill,0.5,0.5\n' for i in range(70_000)]  # each takes two lines, and more than a chunk holds them
+    rows = [
+        f'x,"{i}\n",ill,0.5,0.5\n' for i in range(70_000)
+    ]  # each takes two lines, and more than a chunk holds them
     path.write_text(HEAD + "".join(rows) + "x,last,ill,0.5,0.6\n")
-    with pytest.raises(UserError, match="line 140002, columns prob_ill, prob_well: the probabilities sum to 1.1"):
+    with pytest.raises(
+        UserError, match="line 140002, columns prob_ill, prob_well: the probabilities sum to 1.1"
+    ):
         predictions.read(path)
 
 
 def test_one_class_splits_are_told_and_not_refused():
     ill, both = np.zeros(4, np.int32), np.array([0, 1, 0, -1])
-    frames = [frame(arm, "test", n=4, label=label, seed=k) for arm in "ab" for k, label in enumerate((both, ill))]
-    frames += [frame("a", "val", n=4, ids=list("wxyz"), label=np.full(4, -1), seed=k) for k in (0, 1)]
+    frames = [
+        frame(arm, "test", n=4, label=label, seed=k)
+        for arm in "ab"
+        for k, label in enumerate((both, ill))
+    ]
+    frames += [
+        frame("a", "val", n=4, ids=list("wxyz"), label=np.full(4, -1), seed=k) for k in (0, 1)
+    ]
     assert predictions.check(frames, ("ill", "well", "worse")) == [
         "test, seed 1: all of 4 labelled examples are 'ill' (arms: a, b); what needs two classes is undefined",
         "val, seed 0: none of 4 examples has a label (arms: a); what needs two classes is undefined",
@@ -371,28 +482,46 @@ def test_one_class_splits_are_told_and_not_refused():
     notes = predictions.check(many, ("ill", "well", "worse"))
     assert len(notes) == 6 and notes[-1] == "and 4 more such"
     nothing = np.full((4, 3), np.nan)
-    assert "none of 4 examples has a label" in predictions.check([frame("a", "test", n=4, label=nothing)], CLASSES)[0]
+    assert (
+        "none of 4 examples has a label"
+        in predictions.check([frame("a", "test", n=4, label=nothing)], CLASSES)[0]
+    )
 
 
 def test_arms_must_predict_the_same_examples():
     def one(arm, ids, **cell):
         return four(arm, ids=ids, **cell)
 
-    assert predictions.check([one("a", "wxyz"), one("b", "zyxw")], CLASSES) == []  # the order does not matter
+    assert (
+        predictions.check([one("a", "wxyz"), one("b", "zyxw")], CLASSES) == []
+    )  # the order does not matter
     with pytest.raises(
-        UserError, match=r"f.csv: test: 1 of the 4 examples of arm 'a' .* 4 of arm 'b', the first is 'w'"
+        UserError,
+        match=r"f.csv: test: 1 of the 4 examples of arm 'a' .* 4 of arm 'b', the first is 'w'",
     ):
         predictions.check([one("a", "wxyz"), one("b", "xyzu")], CLASSES, name="f.csv")
     subset = Predictions("b", "test", np.array(["x"]), np.array([0]), np.ones((1, 3)) / 3)
     with pytest.raises(UserError, match="3 of the 4 examples of arm 'a'"):
         predictions.check([subset, one("a", "wxyz")], CLASSES)
-    with pytest.raises(UserError, match="arm 'b' has predictions of test, seed 1, fold 0, and arm 'a' has none"):
-        predictions.check([one("a", "wxyz", seed=0, fold=0), one("b", "wxyz", seed=1, fold=0)][::-1], CLASSES)
-    with pytest.raises(UserError, match=r"^f.csv: arm 'b' has predictions of test, seed 1, and arm 'a' has none"):
-        predictions.check([one("b", "wxyz", seed=1), one("a", "wxyz", seed=0)], CLASSES, name="f.csv")
-    with pytest.raises(UserError, match=r"predictions.csv has no split 'tset'; did you mean 'test'?"):
+    with pytest.raises(
+        UserError, match="arm 'b' has predictions of test, seed 1, fold 0, and arm 'a' has none"
+    ):
+        predictions.check(
+            [one("a", "wxyz", seed=0, fold=0), one("b", "wxyz", seed=1, fold=0)][::-1], CLASSES
+        )
+    with pytest.raises(
+        UserError, match=r"^f.csv: arm 'b' has predictions of test, seed 1, and arm 'a' has none"
+    ):
+        predictions.check(
+            [one("b", "wxyz", seed=1), one("a", "wxyz", seed=0)], CLASSES, name="f.csv"
+        )
+    with pytest.raises(
+        UserError, match=r"predictions.csv has no split 'tset'; did you mean 'test'?"
+    ):
         predictions.check([one("a", "wxyz")], CLASSES, split="tset")
-    with pytest.raises(UserError, match=r"^f.csv: arm 'transfer' has no predictions of split 'test'"):
+    with pytest.raises(
+        UserError, match=r"^f.csv: arm 'transfer' has no predictions of split 'test'"
+    ):
         predictions.check([one("a", "wxyz"), frame()], CLASSES, name="f.csv")
 
 
@@ -401,7 +530,8 @@ def test_an_arm_of_other_sizes_is_refused_and_does_not_vanish(others):
     sizes = {"a": (25, 50), "b": others}
     frames = [four(arm, size=size) for arm in "ab" for size in sizes[arm]]
     with pytest.raises(
-        UserError, match=r"^f.csv: arm '[ab]' has predictions of test.*, and arm '[ab]' has none; .* sizes"
+        UserError,
+        match=r"^f.csv: arm '[ab]' has predictions of test.*, and arm '[ab]' has none; .* sizes",
     ):
         predictions.check(frames, CLASSES, name="f.csv")
 
@@ -410,11 +540,18 @@ def test_every_row_has_its_size_outside_of_cross_validation():
     def sizes(*found, **cell):
         return [four(size=size, **cell) for size in found]
 
-    with pytest.raises(UserError, match="f.csv: arm 'a' has predictions of test, size 25, .* give every row its size"):
+    with pytest.raises(
+        UserError,
+        match="f.csv: arm 'a' has predictions of test, size 25, .* give every row its size",
+    ):
         predictions.check(sizes(25, None), CLASSES, name="f.csv")
     with pytest.raises(UserError, match="give every row its size"):
         predictions.check([*sizes(25), four(split="val", ids="stuv")], CLASSES)
-    assert predictions.check(sizes(25, 50), CLASSES) == predictions.check(sizes(25, None, fold=0), CLASSES) == []
+    assert (
+        predictions.check(sizes(25, 50), CLASSES)
+        == predictions.check(sizes(25, None, fold=0), CLASSES)
+        == []
+    )
 
 
 def test_val_is_of_the_models_that_are_evaluated():
@@ -423,26 +560,48 @@ def test_val_is_of_the_models_that_are_evaluated():
 
     test = [rows("test", seed=k) for k in (0, 1)]
     with pytest.raises(
-        UserError, match=r"^f.csv: arm 'a' has predictions of val, but of test none .* such as test, seed 0"
+        UserError,
+        match=r"^f.csv: arm 'a' has predictions of val, but of test none .* such as test, seed 0",
     ):
         predictions.check([*test, rows("val")], CLASSES, name="f.csv")
-    with pytest.raises(UserError, match=r"^f.csv: arm 'a' .* val, seed 0, but none of val for test, seed 1 \(1 of 2 "):
+    with pytest.raises(
+        UserError,
+        match=r"^f.csv: arm 'a' .* val, seed 0, but none of val for test, seed 1 \(1 of 2 ",
+    ):
         predictions.check([*test, rows("val", seed=0)], CLASSES, name="f.csv")
     both = [*test, rows("val", seed=0), rows("val", seed=1)]
     assert predictions.check(both, CLASSES) == []
-    assert predictions.check([*test, rows("val")], CLASSES, split="val") == []  # then val is what is evaluated
+    assert (
+        predictions.check([*test, rows("val")], CLASSES, split="val") == []
+    )  # then val is what is evaluated
     # An arm without val is told and not refused.
     notes = predictions.check([*both, *(rows("test", "b", seed=k) for k in (0, 1))], CLASSES)
-    assert len(notes) == 1 and notes[0].startswith("there is val of some arms only (with: a; without: b)")
+    assert len(notes) == 1 and notes[0].startswith(
+        "there is val of some arms only (with: a; without: b)"
+    )
 
 
 def test_an_example_is_tested_on_in_one_fold():
     for twice in ({"fold": 1}, {}):
-        with pytest.raises(UserError, match=r"^f.csv: arm 'a': 'z' is in test, seed 2, fold 0 and in test, seed 2"):
-            predictions.check([four(seed=2, fold=0), four(ids="zuvs", seed=2, **twice)], CLASSES, name="f.csv")
+        with pytest.raises(
+            UserError, match=r"^f.csv: arm 'a': 'z' is in test, seed 2, fold 0 and in test, seed 2"
+        ):
+            predictions.check(
+                [four(seed=2, fold=0), four(ids="zuvs", seed=2, **twice)], CLASSES, name="f.csv"
+            )
     # Other seeds, repeats and sizes test on the same examples again, and so do other folds' val.
-    again = [{"seed": s, "repeat": r, "size": size} for s in (0, 1) for r in (0, 1) for size in (25, None)]
-    frames = [four(arm, ids=ids, fold=k, **cell) for arm in "ab" for cell in again for k, ids in enumerate(IDS)]
+    again = [
+        {"seed": s, "repeat": r, "size": size}
+        for s in (0, 1)
+        for r in (0, 1)
+        for size in (25, None)
+    ]
+    frames = [
+        four(arm, ids=ids, fold=k, **cell)
+        for arm in "ab"
+        for cell in again
+        for k, ids in enumerate(IDS)
+    ]
     frames += [dataclasses.replace(p, split="val", id=np.array(list("klmn"))) for p in frames]
     assert predictions.check(frames, CLASSES) == []
 
@@ -453,7 +612,9 @@ def test_folds_that_share_patients_are_told():
         four(arm, ids=[f"{k}{i}" for i in range(4)], patient=np.array(who), fold=k, **cell)
         for arm in "ab"
         for cell in ({"repeat": 0, "seed": 0}, {"repeat": 0, "seed": 1}, {"repeat": 1, "seed": 0})
-        for k, who in enumerate(patients if cell["repeat"] == 0 else (["p"] * 4, ["q"] * 4, ["r"] * 4))
+        for k, who in enumerate(
+            patients if cell["repeat"] == 0 else (["p"] * 4, ["q"] * 4, ["r"] * 4)
+        )
     ]
     said = "the folds are not grouped by patient, so scores flatter"
     assert predictions.check(frames, CLASSES) == [
@@ -465,7 +626,8 @@ def test_folds_that_share_patients_are_told():
 def test_patients_of_test_that_are_also_in_val_are_told():
     patients = {"test": np.array(["p", "p", "q", "r"]), "val": np.array(["q", "s", "r", "r"])}
     frames = [
-        four(split=split, ids=[f"{split}{i}" for i in range(4)], patient=patient) for split, patient in patients.items()
+        four(split=split, ids=[f"{split}{i}" for i in range(4)], patient=patient)
+        for split, patient in patients.items()
     ]
     assert predictions.check(frames, CLASSES) == [
         "test: 2 patients are also in val, the first is 'q' (arms: a); what is chosen on val has seen them"
@@ -484,8 +646,12 @@ def test_a_million_rows(tmp_path):
     label, site = rng.integers(0, 3, n), rng.choice(["north", "south"], n)
     frames = []
     for arm in "abcd":
-        probability = predictions.probabilities(rng.standard_normal((n, 3), np.float32), multi_label=False)
-        frames.append(Predictions(arm, "test", ids, label, probability, patient=ids, groups={"site": site}))
+        probability = predictions.probabilities(
+            rng.standard_normal((n, 3), np.float32), multi_label=False
+        )
+        frames.append(
+            Predictions(arm, "test", ids, label, probability, patient=ids, groups={"site": site})
+        )
     path = tmp_path / "p.csv"
     start = time.perf_counter()
     predictions.write(path, frames, ("u", "v", "w"))

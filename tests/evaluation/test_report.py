@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from analysis_example import minimal, multi_class, multi_label, record, renamed, two_class
 
-from medtl.evaluation import plots, report, to_json, words
+from medtl.evaluation import to_json, wording
+from medtl.evaluation.report import html, plots
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = {
@@ -51,7 +52,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def pages():
-    return {name: report.html(*make()) for name, make in CASES.items()}
+    return {name: html.html(*make()) for name, make in CASES.items()}
 
 
 @pytest.fixture(scope="module")
@@ -78,12 +79,17 @@ def text(element):
 
 def cells(tree, caption):
     """row head -> column head -> (text, small text) of the table whose caption begins so."""
-    table = next(t for t in elements(tree, "table") if text(elements(t, "caption")[0]).startswith(caption))
+    table = next(
+        t for t in elements(tree, "table") if text(elements(t, "caption")[0]).startswith(caption)
+    )
     head = [text(th) for th in elements(elements(table, "thead")[0], "th")]
     found = {}
     for row in elements(elements(table, "tbody")[0], "tr"):
         shown = [
-            ("".join([c.text or "", *(s.text for s in c if local(s) == "sup")]), *map(text, elements(c, "small")))
+            (
+                "".join([c.text or "", *(s.text for s in c if local(s) == "sup")]),
+                *map(text, elements(c, "small")),
+            )
             for c in row
         ]
         found[shown[0][0]] = dict(zip(head, shown, strict=True))
@@ -130,19 +136,35 @@ def test_every_picture_has_its_words(trees, case):
 def test_no_value_is_shown_as_a_program_would_say_it(trees, case):
     for e in trees[case].iter():
         if isinstance(e.tag, str) and local(e) not in ("style", "code"):
-            shown = [e.text or "", e.get("aria-label") or "", e.get("alt") or "", *(c.tail or "" for c in e)]
+            shown = [
+                e.text or "",
+                e.get("aria-label") or "",
+                e.get("alt") or "",
+                *(c.tail or "" for c in e),
+            ]
             assert not re.search(r"\b(nan|None|inf|null)\b|Cell\(|Markup\(|\{'", " ".join(shown))
 
 
 def test_names_of_strangers_are_shown_as_they_are(trees):
     tree = trees["hostile"]
-    assert list(cells(tree, "Main metrics")) == [HOSTILE["transfer"], "_pooled ", HOSTILE["target_only"], "scratch"]
+    assert list(cells(tree, "Main metrics")) == [
+        HOSTILE["transfer"],
+        "_pooled ",
+        HOSTILE["target_only"],
+        "scratch",
+    ]
     assert HOSTILE["Wuhan"] in cells(tree, f"AUROC by {HOSTILE['site']}")
     shown = {text(e) for e in elements(tree, "text", "dd", "strong", "title", "code", "h3")}
     assert {HOSTILE["Wuhan"], HOSTILE["resnet50.pth"], HOSTILE["patient_000/slice_0.png"]} <= shown
-    assert {"</title><script>: evaluation on test", 'medtl "</code><script>" ```', f"By {HOSTILE['site']}"} <= shown
+    assert {
+        "</title><script>: evaluation on test",
+        'medtl "</code><script>" ```',
+        f"By {HOSTILE['site']}",
+    } <= shown
     assert "\x07" not in text(tree) and "\ud800" not in text(tree)
-    assert sorted({local(e) for e in tree.iter()}) == sorted({local(e) for e in trees["two_class"].iter()})
+    assert sorted({local(e) for e in tree.iter()}) == sorted(
+        {local(e) for e in trees["two_class"].iter()}
+    )
 
 
 def test_every_metric_of_every_arm_is_in_the_tables(trees):
@@ -150,13 +172,17 @@ def test_every_metric_of_every_arm_is_in_the_tables(trees):
     shown = cells(tree, "All metrics, with 95 % intervals")
     for arm, result in analysis["arms"].items():
         for name, e in result["metrics"].items():
-            head = words.metric(name) + (" ↓" if name in words.LOWER_IS_BETTER else "")
+            head = wording.metric(name) + (" ↓" if name in wording.LOWER_IS_BETTER else "")
             cell = shown[head][arm]
             if math.isnan(e["value"]):
                 assert cell == ("undefineda",)
             else:
-                read = [float(v.replace("−", "-")) for v in re.findall(r"[−+]?\d+\.\d+", " ".join(cell))]
-                assert read == pytest.approx([e["value"], e["low"], e["high"], e["std"]], abs=5.01e-4)
+                read = [
+                    float(v.replace("−", "-")) for v in re.findall(r"[−+]?\d+\.\d+", " ".join(cell))
+                ]
+                assert read == pytest.approx(
+                    [e["value"], e["low"], e["high"], e["std"]], abs=5.01e-4
+                )
     comparison = analysis["comparisons"][1]
     row = cells(tree, "Differences in AUROC")["pooled − target_only"]
     assert row["AUROC"][0] == f"−{-comparison['difference']['value']:.3f}"
@@ -175,7 +201,9 @@ def test_what_is_undefined_says_why(trees):
         assert reason in body
     shown = cells(trees["minimal"], "All metrics")
     assert shown["AUROC"]["net"] == ("undefinedb",) and shown["Accuracy"]["net"] == ("0.800a",)
-    assert "only covid is in the labels" in text(trees["minimal"]) and words.NO_INTERVAL in text(trees["minimal"])
+    assert "only covid is in the labels" in text(trees["minimal"]) and wording.NO_INTERVAL in text(
+        trees["minimal"]
+    )
 
 
 def test_an_empty_row_of_a_confusion_matrix_has_no_shares(trees):
@@ -204,17 +232,21 @@ def test_sections_are_there_only_with_their_data(trees):
         "Methods",
     ]
     assert headings["minimal"] == ["The model", "Confusion matrices", "Methods"]
-    assert "Net benefit" not in headings["multi_class"] and "Training" not in headings["multi_label"]
+    assert (
+        "Net benefit" not in headings["multi_class"] and "Training" not in headings["multi_label"]
+    )
 
 
 def test_the_verdict_says_the_main_difference_once(trees):
     analysis = two_class()
     shown = [text(p) for p in elements(trees["two_class"], "p") if p.get("class") == "difference"]
     d = analysis["comparisons"][0]["difference"]
-    assert len(shown) == 1 and words.interval(d["low"], d["high"], sign=True) in shown[0]
+    assert len(shown) == 1 and wording.interval(d["low"], d["high"], sign=True) in shown[0]
     analysis["verdict"]["sentences"] = [f"transfer: AUROC {shown[0]}"]
-    page = report.markdown(analysis, None)
-    assert page.count(words.interval(d["low"], d["high"], sign=True)) == 2, "in the sentence and in the table"
+    page = html.markdown(analysis, None)
+    assert page.count(wording.interval(d["low"], d["high"], sign=True)) == 2, (
+        "in the sentence and in the table"
+    )
 
 
 def test_methods_are_those_that_were_used(trees):
@@ -225,19 +257,19 @@ def test_methods_are_those_that_were_used(trees):
 
 def test_metrics_json_gives_the_same_report(pages):
     analysis, run = json.loads(to_json(two_class())), json.loads(to_json(record()))
-    assert report.html(analysis, run) == pages["two_class"]
-    assert report.markdown(analysis, run) == report.markdown(two_class(), record())
+    assert html.html(analysis, run) == pages["two_class"]
+    assert html.markdown(analysis, run) == html.markdown(two_class(), record())
 
 
 def test_the_same_input_gives_the_same_bytes_whatever_matplotlib_is_set_to(pages):
     with matplotlib.rc_context({"lines.linewidth": 9.0, "font.size": 30.0, "svg.fonttype": "path"}):
         before = dict(matplotlib.rcParams)
-        assert report.html(two_class(), record()) == pages["two_class"]
+        assert html.html(two_class(), record()) == pages["two_class"]
         assert dict(matplotlib.rcParams) == before
     program = (
         "import sys; sys.path[:0] = sys.argv[1:]\n"
         "from analysis_example import multi_label; from medtl.evaluation import report\n"
-        "sys.stdout.buffer.write(report.html(multi_label(), None).encode())"
+        "sys.stdout.buffer.write(html.html(multi_label(), None).encode())"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(ROOT), str(Path(__file__).parent)],
@@ -252,7 +284,7 @@ def test_size(pages):
     assert len(re.sub(r'"data:image[^"]*"', "", pages["two_class"]).encode()) < 600_000
     large = multi_class(tuple(f"class {i}" for i in range(15)))
     large["arms"] = {f"{arm} {i}": result for arm, result in large["arms"].items() for i in (1, 2)}
-    assert len(report.html(large, record()).encode()) < 3_000_000
+    assert len(html.html(large, record()).encode()) < 3_000_000
 
 
 def test_images_are_data_and_nothing_else():
@@ -265,30 +297,34 @@ def test_images_are_data_and_nothing_else():
     ):
         analysis["errors"][0]["image"] = source
         with pytest.raises(ValueError, match="patient_000/slice_0.png"):
-            report.html(analysis, None)
+            html.html(analysis, None)
 
 
 def test_nothing_slow_is_imported_before_it_is_needed():
-    program = "import sys, medtl.evaluation.report; print(*{m.partition('.')[0] for m in sys.modules})"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    program = (
+        "import sys, medtl.evaluation.report; print(*{m.partition('.')[0] for m in sys.modules})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert not {"matplotlib", "jinja2", "scipy", "sklearn", "jax"} & set(done.stdout.split())
 
 
 def test_write_leaves_the_former_report_where_it_fails(tmp_path):
-    report.write(tmp_path, minimal(), None)
+    html.write(tmp_path, minimal(), None)
     former = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     assert sorted(former) == ["report.html", "report.md"]
-    assert former["report.html"].decode() == report.html(minimal(), None)
+    assert former["report.html"].decode() == html.html(minimal(), None)
     broken = copy.deepcopy(two_class())
     broken["errors"][0]["image"] = "file.png"
     with pytest.raises(ValueError, match="data: URI"):
-        report.write(tmp_path, broken, None)
+        html.write(tmp_path, broken, None)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == former
 
 
 @each
 def test_markdown_tables_are_whole_and_hold_no_html(case):
-    lines = report.markdown(*CASES[case]()).splitlines()
+    lines = html.markdown(*CASES[case]()).splitlines()
     rows = [line for line in lines if line.startswith("|")]
     assert rows
     for line in rows:
@@ -301,44 +337,44 @@ def test_markdown_tables_are_whole_and_hold_no_html(case):
 
 def test_markdown_begins_with_the_verdict_and_ends_with_the_command():
     analysis, run = two_class(), record()
-    shown = report.markdown(analysis, run)
+    shown = html.markdown(analysis, run)
     assert shown.split("\n\n")[1] == f"**{analysis['verdict']['headline']}**"
     assert shown.endswith(f"```sh\n{run['command']}\n```\n")
     assert "| pooled − target_only | −0.053 (−0.081 to −0.025) | 0.004 | 0.008 | Hurts |" in shown
     assert "543 examples of 216 patients" in shown
-    assert "````sh\n" in report.markdown(*hostile())
+    assert "````sh\n" in html.markdown(*hostile())
 
 
 @pytest.mark.parametrize(
     "got, expected",
     [
-        (words.number(-0.0311), "−0.031"),
-        (words.number(-0.0001), "0.000"),
-        (words.number(None), "undefined"),
-        (words.number(float("-inf")), "−∞"),
-        (words.signed(0.05), "+0.050"),
-        (words.signed(0.0001), "0.000"),
-        (words.signed(-0.05), "−0.050"),
-        (words.interval(-0.1, 0.2, sign=True), "−0.100 to +0.200"),
-        (words.interval(0.1, None), ""),
-        (words.p_value(0.0), "<0.001"),
-        (words.p_value(0.0499), "0.050"),
-        (words.p_value(1.0), ">0.999"),
-        (words.p_value(float("nan")), "–"),
-        (words.count(1204.0), "1,204"),
-        (words.count(12.5), "12.5"),
-        (words.percent(0.95), "95 %"),
-        (words.percent(0.999), "99.9 %"),
-        (words.percent(0.9995), "99.95 %"),
-        (words.signed_alike([0.0013, 0.00004, 0.0]), ["+0.00130", "+0.00004", "0"]),
-        (words.p_relation(0.0004), "< 0.001"),
-        (words.p_relation(0.0499), "= 0.050"),
-        (words.metric("f1_macro"), "F1, macro"),
-        (words.metric_in_a_sentence("f1_macro"), "macro F1"),
-        (words.about(1894), "1,900"),
-        (words.duration(59.6), "1 min 00 s"),
-        (words.duration(7500), "2 h 05 min"),
-        (words.listed(["a", "b", "c"]), "a, b and c"),
+        (wording.number(-0.0311), "−0.031"),
+        (wording.number(-0.0001), "0.000"),
+        (wording.number(None), "undefined"),
+        (wording.number(float("-inf")), "−∞"),
+        (wording.signed(0.05), "+0.050"),
+        (wording.signed(0.0001), "0.000"),
+        (wording.signed(-0.05), "−0.050"),
+        (wording.interval(-0.1, 0.2, sign=True), "−0.100 to +0.200"),
+        (wording.interval(0.1, None), ""),
+        (wording.p_value(0.0), "<0.001"),
+        (wording.p_value(0.0499), "0.050"),
+        (wording.p_value(1.0), ">0.999"),
+        (wording.p_value(float("nan")), "–"),
+        (wording.count(1204.0), "1,204"),
+        (wording.count(12.5), "12.5"),
+        (wording.percent(0.95), "95 %"),
+        (wording.percent(0.999), "99.9 %"),
+        (wording.percent(0.9995), "99.95 %"),
+        (wording.signed_alike([0.0013, 0.00004, 0.0]), ["+0.00130", "+0.00004", "0"]),
+        (wording.p_relation(0.0004), "< 0.001"),
+        (wording.p_relation(0.0499), "= 0.050"),
+        (wording.metric("f1_macro"), "F1, macro"),
+        (wording.metric_in_a_sentence("f1_macro"), "macro F1"),
+        (wording.about(1894), "1,900"),
+        (wording.duration(59.6), "1 min 00 s"),
+        (wording.duration(7500), "2 h 05 min"),
+        (wording.listed(["a", "b", "c"]), "a, b and c"),
     ],
 )
 def test_numbers_in_words(got, expected):
@@ -355,13 +391,19 @@ def test_a_line_is_drawn_where_its_points_are():
     x, y = [0.0, 0.25, 1.0], [0.0, 0.8, 1.0]
     unit = plots.Axis("x", (0.0, 1.0))
     (drawn,) = paths(plots.lines([plots.Series(x, y, 0)], x=unit, y=unit, alt="a", prefix="p"))
-    np.testing.assert_allclose(drawn, np.column_stack([52 + 296 * np.array(x), 250 - 240 * np.array(y)]), atol=0.01)
+    np.testing.assert_allclose(
+        drawn, np.column_stack([52 + 296 * np.array(x), 250 - 240 * np.array(y)]), atol=0.01
+    )
 
 
 def test_a_forest_plot_keeps_proportions():
     row = plots.Row("a − b", "", [(0.03, 0.01, 0.06, 0)])
-    (drawn,) = paths(plots.intervals([row], axis=plots.Axis("d", (-0.1, 0.1)), center=0.0, alt="a", prefix="p"))
-    np.testing.assert_allclose(drawn[:, 0], 14 + 332 * (np.array([0.01, 0.06]) + 0.1) / 0.2, atol=0.01)
+    (drawn,) = paths(
+        plots.intervals([row], axis=plots.Axis("d", (-0.1, 0.1)), center=0.0, alt="a", prefix="p")
+    )
+    np.testing.assert_allclose(
+        drawn[:, 0], 14 + 332 * (np.array([0.01, 0.06]) + 0.1) / 0.2, atol=0.01
+    )
 
 
 def test_a_thinned_curve_lies_on_the_whole_one():
@@ -380,10 +422,18 @@ def test_a_thinned_curve_lies_on_the_whole_one():
 def test_colours_can_be_told_from_the_ground_in_both_themes():
     style = (ROOT / "medtl/evaluation/templates/report.css").read_text(encoding="utf-8")
     themes = [
-        dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", block)) for block in re.findall(r":root \{(.*?)\}", style, re.S)
+        dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", block))
+        for block in re.findall(r":root \{(.*?)\}", style, re.S)
     ]
     assert len(themes) == 2
-    wanted = {"text": 7.0, "quiet": 4.5, "good": 4.5, "bad": 4.5, "open": 4.5, **{f"c{i}": 3.0 for i in range(1, 7)}}
+    wanted = {
+        "text": 7.0,
+        "quiet": 4.5,
+        "good": 4.5,
+        "bad": 4.5,
+        "open": 4.5,
+        **{f"c{i}": 3.0 for i in range(1, 7)},
+    }
     for theme in themes:
         for name, least in wanted.items():
             for ground in ("ground", "raised"):
@@ -395,16 +445,29 @@ def contrast(a, b):
 
     def luminance(colour):
         c = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
-        return float(np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722])
+        return float(
+            np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
+            @ [0.2126, 0.7152, 0.0722]
+        )
 
     low, high = sorted((luminance(a), luminance(b)))
     return (high + 0.05) / (low + 0.05)
 
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 DRIVER = shutil.which("chromedriver")
 FLAGS = [
-    f"--{flag}" for flag in ("headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-sync", "hide-scrollbars")
+    f"--{flag}"
+    for flag in (
+        "headless",
+        "no-sandbox",
+        "disable-gpu",
+        "no-first-run",
+        "disable-sync",
+        "hide-scrollbars",
+    )
 ]
 FLAGS += ["--disable-background-networking", "--disable-component-update"]
 LOOK = """
@@ -419,7 +482,9 @@ return {
 
 def ask(method, address, **body):
     data = json.dumps(body).encode() if method == "POST" else None
-    request = urllib.request.Request(address, data=data, method=method, headers={"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        address, data=data, method=method, headers={"Content-Type": "application/json"}
+    )
     with urllib.request.urlopen(request, timeout=60) as answer:
         return json.load(answer)["value"]
 
@@ -430,7 +495,10 @@ def browser(tmp_path_factory):
     if not (CHROMIUM and DRIVER):
         pytest.skip("needs chromium and chromedriver")
     flags = [*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"]
-    wanted = {"goog:loggingPrefs": {"browser": "ALL"}, "goog:chromeOptions": {"args": flags, "binary": CHROMIUM}}
+    wanted = {
+        "goog:loggingPrefs": {"browser": "ALL"},
+        "goog:chromeOptions": {"args": flags, "binary": CHROMIUM},
+    }
     with subprocess.Popen([DRIVER, "--port=0"], stdout=subprocess.PIPE, text=True) as driver:
         try:
             started = (re.search(r"successfully on port (\d+)", line) for line in driver.stdout)
@@ -449,7 +517,9 @@ def test_in_a_browser(pages, browser, tmp_path, case, width):
     path = tmp_path / "report.html"
     path.write_text(pages[case].replace("<details>", "<details open>"), encoding="utf-8")
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-    ask("POST", f"{browser}/goog/cdp/execute", cmd="Emulation.setDeviceMetricsOverride", params=size)
+    ask(
+        "POST", f"{browser}/goog/cdp/execute", cmd="Emulation.setDeviceMetricsOverride", params=size
+    )
     ask("POST", f"{browser}/url", url=path.as_uri())
     found = ask("POST", f"{browser}/execute/sync", script=LOOK, args=[])
     assert found["wide"][0] <= found["wide"][1] == width

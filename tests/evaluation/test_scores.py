@@ -10,7 +10,7 @@ from random_predictions import random_case
 from scipy import stats
 from sklearn import metrics as sk
 
-from medtl.base import UserError
+from medtl.errors import UserError
 from medtl.evaluation import kernels, metrics, scores
 from medtl.evaluation.scores import Cell, Options, Scorer
 
@@ -21,7 +21,9 @@ def evaluate(label, p, weight=None, *, threshold=0.5, patient=None, **options):
     """name -> value of one set of predictions."""
     label, p = np.asarray(label), np.asarray(p, float)
     patient = np.arange(len(label)) if patient is None else patient
-    scorer = Scorer(Cell(label, p, patient, threshold), classes=NAMES[: p.shape[1]], options=Options(**options))
+    scorer = Scorer(
+        Cell(label, p, patient, threshold), classes=NAMES[: p.shape[1]], options=Options(**options)
+    )
     counts = np.ones(scorer.units) if weight is None else weight
     return dict(zip(scorer.names, scorer(np.asarray(counts)[None])[0], strict=True))
 
@@ -56,9 +58,13 @@ def calibration(y, score, weight, *, free):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if free:
-            model = sm.GLM(y, sm.add_constant(logit), family=sm.families.Binomial(), freq_weights=weight)
+            model = sm.GLM(
+                y, sm.add_constant(logit), family=sm.families.Binomial(), freq_weights=weight
+            )
             return model.fit(tol=1e-14, maxiter=200).params
-        model = sm.GLM(y, np.ones(len(y)), family=sm.families.Binomial(), freq_weights=weight, offset=logit)
+        model = sm.GLM(
+            y, np.ones(len(y)), family=sm.families.Binomial(), freq_weights=weight, offset=logit
+        )
         return model.fit(tol=1e-14, maxiter=200).params
 
 
@@ -73,22 +79,40 @@ def test_one_label_agrees_with_scikit_learn(k, decimals, n):
     close(got["balanced_accuracy"], sk.balanced_accuracy_score(label, predicted, sample_weight=w))
     for average in ("macro", "weighted"):
         close(got[f"f1_{average}"], sk.f1_score(label, predicted, average=average, sample_weight=w))
-    close(got["auroc"], sk.roc_auc_score(label, p[:, 1] if k == 2 else p, multi_class="ovr", sample_weight=w))
-    close(got["auprc"], sk.average_precision_score(np.eye(k)[label], p, average="macro", sample_weight=w))
+    close(
+        got["auroc"],
+        sk.roc_auc_score(label, p[:, 1] if k == 2 else p, multi_class="ovr", sample_weight=w),
+    )
+    close(
+        got["auprc"],
+        sk.average_precision_score(np.eye(k)[label], p, average="macro", sample_weight=w),
+    )
     close(got["mcc"], sk.matthews_corrcoef(label, predicted, sample_weight=w))
-    close(got["kappa_quadratic"], sk.cohen_kappa_score(label, predicted, weights="quadratic", sample_weight=w))
+    close(
+        got["kappa_quadratic"],
+        sk.cohen_kappa_score(label, predicted, weights="quadratic", sample_weight=w),
+    )
     close(got["brier"], sk.brier_score_loss(label, p, sample_weight=w, labels=list(classes)))
     close(got["loss"], sk.log_loss(label, p, sample_weight=w))
     chosen = [1] if k == 2 else classes
-    for name, at, of in (("sensitivity_at_specificity", 0.8, "sensitivity"), ("specificity_at_sensitivity", 0.7, "")):
-        close(got[name], np.mean([best_corner(label == c, p[:, c], w, at=at, of=of) for c in chosen]))
+    for name, at, of in (
+        ("sensitivity_at_specificity", 0.8, "sensitivity"),
+        ("specificity_at_sensitivity", 0.7, ""),
+    ):
+        close(
+            got[name], np.mean([best_corner(label == c, p[:, c], w, at=at, of=of) for c in chosen])
+        )
     called = (p[:, 1] >= 0.5).astype(int) if k == 2 else predicted
     scored = {c: (label == c, called == c) for c in chosen}
     mean = {
         "sensitivity": np.mean([sk.recall_score(*s, sample_weight=w) for s in scored.values()]),
-        "specificity": np.mean([sk.recall_score(*s, pos_label=False, sample_weight=w) for s in scored.values()]),
+        "specificity": np.mean(
+            [sk.recall_score(*s, pos_label=False, sample_weight=w) for s in scored.values()]
+        ),
         "ppv": np.mean([sk.precision_score(*s, sample_weight=w) for s in scored.values()]),
-        "npv": np.mean([sk.precision_score(*s, pos_label=False, sample_weight=w) for s in scored.values()]),
+        "npv": np.mean(
+            [sk.precision_score(*s, pos_label=False, sample_weight=w) for s in scored.values()]
+        ),
     }
     for name, wanted in mean.items():
         close(got[name], wanted)
@@ -102,8 +126,14 @@ def test_calibration_line_agrees_with_statsmodels(k, decimals, weighted):
     w = w if weighted else np.ones_like(w)
     got = evaluate(label, p, w)
     chosen = [1] if k == 2 else range(k)
-    close(got["calibration_slope"], np.mean([calibration(label == c, p[:, c], w, free=True)[1] for c in chosen]))
-    close(got["calibration_intercept"], np.mean([calibration(label == c, p[:, c], w, free=False)[0] for c in chosen]))
+    close(
+        got["calibration_slope"],
+        np.mean([calibration(label == c, p[:, c], w, free=True)[1] for c in chosen]),
+    )
+    close(
+        got["calibration_intercept"],
+        np.mean([calibration(label == c, p[:, c], w, free=False)[0] for c in chosen]),
+    )
 
 
 @pytest.mark.parametrize("k", [2, 3])
@@ -118,7 +148,10 @@ def test_what_training_logs_is_the_same(k, weighted):
 
 def test_several_labels_agree_with_training_and_scikit_learn():
     rng = np.random.default_rng(1)
-    label, p = rng.integers(0, 2, (120, 3)).astype(float), np.round(rng.uniform(0.01, 0.99, (120, 3)), 2)
+    label, p = (
+        rng.integers(0, 2, (120, 3)).astype(float),
+        np.round(rng.uniform(0.01, 0.99, (120, 3)), 2),
+    )
     label[rng.random((120, 3)) < 0.2] = np.nan
     label[5] = np.nan
     w = rng.uniform(0.1, 2, 120)
@@ -127,14 +160,30 @@ def test_several_labels_agree_with_training_and_scikit_learn():
         close(got[name], getattr(logged, name), 1e-12)
     seen = [~np.isnan(column) for column in label.T]
     columns = [(label[s, j] == 1, p[s, j] > 0.5, p[s, j], w[s]) for j, s in enumerate(seen)]
-    close(got["sensitivity"], np.mean([sk.recall_score(y, c, sample_weight=v) for y, c, _, v in columns]))
-    close(got["npv"], np.mean([sk.precision_score(y, c, pos_label=False, sample_weight=v) for y, c, _, v in columns]))
-    close(got["mcc"], np.mean([sk.matthews_corrcoef(y, c, sample_weight=v) for y, c, _, v in columns]))
-    close(got["brier"], np.mean([sk.brier_score_loss(y, s, sample_weight=v) for y, _, s, v in columns]))
+    close(
+        got["sensitivity"],
+        np.mean([sk.recall_score(y, c, sample_weight=v) for y, c, _, v in columns]),
+    )
+    close(
+        got["npv"],
+        np.mean(
+            [sk.precision_score(y, c, pos_label=False, sample_weight=v) for y, c, _, v in columns]
+        ),
+    )
+    close(
+        got["mcc"], np.mean([sk.matthews_corrcoef(y, c, sample_weight=v) for y, c, _, v in columns])
+    )
+    close(
+        got["brier"],
+        np.mean([sk.brier_score_loss(y, s, sample_weight=v) for y, _, s, v in columns]),
+    )
     share = [np.sum(v * y) for y, _, _, v in columns]
     f1 = [sk.f1_score(y, c, sample_weight=v) for y, c, _, v in columns]
     close(got["f1_weighted"], np.average(f1, weights=share))
-    close(got["calibration_slope"], np.mean([calibration(y, s, v, free=True)[1] for y, _, s, v in columns]))
+    close(
+        got["calibration_slope"],
+        np.mean([calibration(y, s, v, free=True)[1] for y, _, s, v in columns]),
+    )
 
 
 @pytest.mark.parametrize("positive", [0, 1])
@@ -149,12 +198,17 @@ def test_the_positive_class_of_two_and_its_threshold(positive):
     close(got["auroc"], sk.roc_auc_score(label, p[:, 1], sample_weight=w))
     close(got["calibration_slope"], calibration(y, score, w, free=True)[1])
     same = evaluate(label, p, w)
-    assert {got[n] == same[n] for n in ("accuracy", "auroc", "auprc", "mcc", "brier", "loss")} == {True}
+    assert {got[n] == same[n] for n in ("accuracy", "auroc", "auprc", "mcc", "brier", "loss")} == {
+        True
+    }
 
 
 def test_predictive_values_at_a_prevalence():
     # Sensitivity 0.8, specificity 0.9, one in a hundred ill: 0.008 / (0.008 + 0.099).
-    label, score = np.repeat([1, 1, 0, 0], [8, 2, 9, 1]), np.repeat([0.9, 0.1, 0.1, 0.9], [8, 2, 9, 1])
+    label, score = (
+        np.repeat([1, 1, 0, 0], [8, 2, 9, 1]),
+        np.repeat([0.9, 0.1, 0.1, 0.9], [8, 2, 9, 1]),
+    )
     got = evaluate(label, two(score), prevalence=0.01)
     close(got["ppv"], 0.008 / 0.107)
     close(got["npv"], 0.891 / 0.893)
@@ -204,9 +258,21 @@ def test_the_order_of_the_examples_does_not_matter():
 @pytest.mark.parametrize(
     "label, score, reasons",
     [
-        ([1, 1, 1], [0.2, 0.6, 0.7], dict.fromkeys(("auroc", "specificity", "calibration_slope"), "the label 'a'")),
-        ([0, 0, 0], [0.2, 0.6, 0.7], dict.fromkeys(("sensitivity", "auprc", "balanced_accuracy"), "the label 'b'")),
-        ([0, 0, 1], [0.2, 0.3, 0.4], {"ppv": "no example is called 'b'", "mcc": "every prediction is the same"}),
+        (
+            [1, 1, 1],
+            [0.2, 0.6, 0.7],
+            dict.fromkeys(("auroc", "specificity", "calibration_slope"), "the label 'a'"),
+        ),
+        (
+            [0, 0, 0],
+            [0.2, 0.6, 0.7],
+            dict.fromkeys(("sensitivity", "auprc", "balanced_accuracy"), "the label 'b'"),
+        ),
+        (
+            [0, 0, 1],
+            [0.2, 0.3, 0.4],
+            {"ppv": "no example is called 'b'", "mcc": "every prediction is the same"},
+        ),
         ([0, 0, 1, 1], [0.2, 0.3, 0.6, 0.7], {"calibration_slope": "without overlap"}),
         ([0, 0, 1, 1], [0.2, 0.6, 0.6, 0.7], {"calibration_slope": "without overlap"}),
         ([0, 1, 0, 1], [0.4, 0.4, 0.4, 0.4], {"calibration_slope": "all the same"}),
@@ -214,7 +280,10 @@ def test_the_order_of_the_examples_does_not_matter():
     ],
 )
 def test_what_is_undefined_is_nan_and_says_why(label, score, reasons):
-    got, said = evaluate(np.array(label, int), two(score)), explain(np.array(label, int), two(score))
+    got, said = (
+        evaluate(np.array(label, int), two(score)),
+        explain(np.array(label, int), two(score)),
+    )
     assert set(said) == {name for name, value in got.items() if math.isnan(value)}
     for name, reason in reasons.items():
         assert reason in said[name]
@@ -223,7 +292,9 @@ def test_what_is_undefined_is_nan_and_says_why(label, score, reasons):
 def test_no_threshold_is_no_sensitivity():
     label, p, _ = random_case(9, 40, 2)
     got, said = evaluate(label, p, threshold=math.nan), explain(label, p, threshold=math.nan)
-    assert said == dict.fromkeys(("sensitivity", "specificity", "ppv", "npv"), "there is no operating threshold")
+    assert said == dict.fromkeys(
+        ("sensitivity", "specificity", "ppv", "npv"), "there is no operating threshold"
+    )
     assert got["accuracy"] > 0
 
 
@@ -240,12 +311,17 @@ def test_newton_agrees_where_classes_nearly_separate():
     label = np.repeat([0, 1], 200)
     score = 1 / (1 + np.exp(-(rng.normal(size=400) + 4 * label - 2) / 3))
     label[[0, 399]] = 1, 0
-    close(evaluate(label, two(score))["calibration_slope"], calibration(label, score, np.ones(400), free=True)[1])
+    close(
+        evaluate(label, two(score))["calibration_slope"],
+        calibration(label, score, np.ones(400), free=True)[1],
+    )
     sure = np.where(label == 1, 1.0, 0.0)
     sure[[3, 250]] = 1 - sure[[3, 250]]  # clipped to eps: slope by hand
     table = np.array([[np.sum((label == i) & (sure == j)) for j in (0, 1)] for i in (0, 1)])
     eps = float(np.finfo(np.float32).eps)
-    wanted = np.log(table[1, 1] * table[0, 0] / table[1, 0] / table[0, 1]) / (2 * np.log((1 - eps) / eps))
+    wanted = np.log(table[1, 1] * table[0, 0] / table[1, 0] / table[0, 1]) / (
+        2 * np.log((1 - eps) / eps)
+    )
     close(evaluate(label, two(sure))["calibration_slope"], wanted)
 
 
@@ -260,7 +336,11 @@ def test_bins_hold_the_same_mass_and_keep_equal_scores_together():
 
 def test_the_calibration_error_is_kumars_debiased_one():
     rng = np.random.default_rng(1)
-    n, positive, predicted = np.array([40.0, 60, 50]), np.array([5.0, 30, 41]), np.array([8.0, 27, 43])
+    n, positive, predicted = (
+        np.array([40.0, 60, 50]),
+        np.array([5.0, 30, 41]),
+        np.array([8.0, 27, 43]),
+    )
     share, mean = positive / n, predicted / n
     plain = np.sum(n * np.abs(share - mean)) / n.sum()
     again = rng.normal(share, np.sqrt(share * (1 - share) / n), (500_000, 3))
@@ -327,7 +407,9 @@ def test_thresholds_at_the_ends():
     assert math.isnan(scores.operating_threshold(np.ones(3, bool), np.arange(3) / 3, rule="youden"))
 
 
-@pytest.mark.parametrize("rule", ["best", "sensitivity=", "precision=0.5", "1.5", "specificity=2", "nan"])
+@pytest.mark.parametrize(
+    "rule", ["best", "sensitivity=", "precision=0.5", "1.5", "specificity=2", "nan"]
+)
 def test_no_other_rule(rule):
     with pytest.raises(UserError, match="threshold rule"):
         scores.operating_threshold(np.array([True, False]), np.array([0.1, 0.2]), rule=rule)
@@ -344,7 +426,11 @@ def test_concordance_without_censoring_is_somers_d(levels):
 @pytest.mark.parametrize("levels", [6, 10_000])
 def test_concordance_with_censoring_pair_by_pair(levels):
     rng = np.random.default_rng(levels)
-    time, score, event = rng.integers(0, levels, 150), rng.integers(0, levels, 150), rng.random(150) < 0.6
+    time, score, event = (
+        rng.integers(0, levels, 150),
+        rng.integers(0, levels, 150),
+        rng.random(150) < 0.6,
+    )
     right = pairs = 0.0
     for i in np.flatnonzero(event):
         for j in range(150):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from medtl.base import UserError
+from medtl.errors import UserError
 from medtl.evaluation import bootstrap
 from medtl.evaluation.bootstrap import Cell, Options
 from medtl.evaluation.subgroups import subgroups
@@ -30,7 +30,9 @@ def of(found, group, metric="auroc"):
 
 
 def run(cells, values, *, metric="auroc", options=FEW, classes=CLASSES, **more):
-    return subgroups({"arm": cells}, values, classes=classes, options=options, metric=metric, **more)
+    return subgroups(
+        {"arm": cells}, values, classes=classes, options=options, metric=metric, **more
+    )
 
 
 def test_each_group_agrees_with_scikit_learn_on_its_rows():
@@ -49,7 +51,9 @@ def test_each_group_agrees_with_scikit_learn_on_its_rows():
     worst, best = min(value, key=value.get), max(value, key=value.get)
     assert found["arm"]["worst"] == {"group": worst, "value": value[worst]}
     gap = found["arm"]["gap"]
-    assert gap["between"] == [best, worst] and gap["value"] == pytest.approx(value[best] - value[worst], abs=1e-15)
+    assert gap["between"] == [best, worst] and gap["value"] == pytest.approx(
+        value[best] - value[worst], abs=1e-15
+    )
     assert gap["low"] < gap["value"] < gap["high"]
 
 
@@ -65,7 +69,9 @@ def test_intervals_are_about_those_of_the_group_resampled_alone():
         for metric in ("accuracy", "auroc", "brier", "loss", "mcc", "sensitivity"):
             m, entry = alone.names.index(metric), of(found, name, metric)
             # the number of patients of the group varies here and not there: of little weight, as is the noise of the draws
-            assert (entry["low"], entry["high"]) == pytest.approx((low[m], high[m]), abs=0.15 * (high[m] - low[m]))
+            assert (entry["low"], entry["high"]) == pytest.approx(
+                (low[m], high[m]), abs=0.15 * (high[m] - low[m])
+            )
 
 
 def test_of_a_loss_the_highest_is_the_worst():
@@ -73,7 +79,9 @@ def test_of_a_loss_the_highest_is_the_worst():
     found = run([cell], [site], metric="loss")
     a, b = of(found, "a", "loss")["value"], of(found, "b", "loss")["value"]
     gap = found["arm"]["gap"]
-    assert found["arm"]["worst"]["value"] == max(a, b) and gap["value"] == pytest.approx(abs(a - b), abs=1e-15)
+    assert found["arm"]["worst"]["value"] == max(a, b) and gap["value"] == pytest.approx(
+        abs(a - b), abs=1e-15
+    )
     assert gap["between"] == (["a", "b"] if a < b else ["b", "a"])
 
 
@@ -98,9 +106,13 @@ def test_the_gaps_interval_covers_the_gap_of_two_groups_that_differ():
         label = rng.integers(0, 2, 160)
         p = np.where(right == (label == 1), 0.8, 0.2)
         cell = Cell(label, np.stack([1 - p, p], axis=1), np.arange(160))
-        gap = run([cell], [site], metric="accuracy", options=Options(resamples=200, seed=replicate))["arm"]["gap"]
+        gap = run(
+            [cell], [site], metric="accuracy", options=Options(resamples=200, seed=replicate)
+        )["arm"]["gap"]
         covered.append(gap["low"] <= 0.3 <= gap["high"])
-    assert 0.915 < np.mean(covered) < 0.985  # 0.95 and nearly three standard errors of 300 replicates
+    assert (
+        0.915 < np.mean(covered) < 0.985
+    )  # 0.95 and nearly three standard errors of 300 replicates
 
 
 def test_groups_that_are_small_or_of_one_class_are_said_to_be_and_not_ranked():
@@ -113,16 +125,25 @@ def test_groups_that_are_small_or_of_one_class_are_said_to_be_and_not_ranked():
     found = run([cell], [site])["arm"]
     groups = found["groups"]
     assert list(groups) == ["ill", "main ", "tiny", "unknown"]
-    assert groups["tiny"] == {"n": 9, "patients": 9, "metrics": {}, "small": "9 patients, fewer than 10"}
+    assert groups["tiny"] == {
+        "n": 9,
+        "patients": 9,
+        "metrics": {},
+        "small": "9 patients, fewer than 10",
+    }
     assert groups["ill"]["small"] == "every example is 'ill'"
     assert groups["ill"]["metrics"]["sensitivity"]["value"] >= 0
-    assert np.isnan(groups["ill"]["metrics"]["auroc"]["value"]) and groups["ill"]["metrics"]["auroc"]["undefined"]
+    assert (
+        np.isnan(groups["ill"]["metrics"]["auroc"]["value"])
+        and groups["ill"]["metrics"]["auroc"]["undefined"]
+    )
     assert groups["unknown"]["n"] == 51 and "small" not in groups["unknown"]
     assert set(found["gap"]["between"]) == {"main ", "unknown"} and "note" not in found
 
 
 @pytest.mark.parametrize(
-    "site", [np.full(60, "a"), np.repeat(["a", "b"], [55, 5]), np.array([f"s{i % 12}" for i in range(60)])]
+    "site",
+    [np.full(60, "a"), np.repeat(["a", "b"], [55, 5]), np.array([f"s{i % 12}" for i in range(60)])],
 )
 def test_fewer_than_two_groups_have_no_gap(site):
     found = run([drawn(60)], [site])["arm"]
@@ -137,7 +158,10 @@ def test_more_than_twelve_values_are_joined():
     groups = found["groups"]
     assert len(groups) == 12 and list(groups)[-2:] == ["other", "unknown"]
     assert groups["other"]["n"] == 20 + 21 + 22 + 23 and groups["unknown"]["n"] == 5
-    assert found["note"] == "15 values; the 4 with fewest examples are joined into 'other': 's00', 's01', 's02', 's03'"
+    assert (
+        found["note"]
+        == "15 values; the 4 with fewest examples are joined into 'other': 's00', 's01', 's02', 's03'"
+    )
 
 
 def test_folds_and_repeats_are_counted_once_and_a_fold_without_the_group_is_left_out():
@@ -149,7 +173,10 @@ def test_folds_and_repeats_are_counted_once_and_a_fold_without_the_group_is_left
     again = [dataclasses.replace(c, probability=c.probability[:, ::-1]) for c in cells]
     found = run(cells + again, [site[h] for h in halves] * 2, once=[0, 1])
     groups = found["arm"]["groups"]
-    assert {name: (g["n"], g["patients"]) for name, g in groups.items()} == {"a": (120, 60), "b": (120, 60)}
+    assert {name: (g["n"], g["patients"]) for name, g in groups.items()} == {
+        "a": (120, 60),
+        "b": (120, 60),
+    }
     rows = halves[1][site[halves[1]] == "b"]
     auroc = sk.roc_auc_score(whole.label[rows], whole.probability[rows, 1])
     assert of(found, "b")["value"] == pytest.approx((auroc + 1 - auroc) / 2, abs=1e-12)
@@ -162,7 +189,10 @@ def test_arms_have_the_same_groups_and_their_own_worst():
     p[:100] = p[:100, ::-1]  # wrong in a
     turned = p.copy()
     turned[:] = p[:, ::-1]  # wrong in b
-    arms = {"one": [dataclasses.replace(cell, probability=p)], "two": [dataclasses.replace(cell, probability=turned)]}
+    arms = {
+        "one": [dataclasses.replace(cell, probability=p)],
+        "two": [dataclasses.replace(cell, probability=turned)],
+    }
     found = subgroups(arms, [site], classes=CLASSES, options=FEW, metric="auroc")
     assert (found["one"]["worst"]["group"], found["two"]["worst"]["group"]) == ("a", "b")
     assert found["one"]["gap"]["low"] > 0
@@ -176,7 +206,9 @@ def test_several_labels_an_example_and_unknown_patients():
     cell = Cell(label, p, np.arange(200))
     found = run([cell], [site], classes=("x", "y", "z"), unit="examples")
     own, known = site == "a", ~np.isnan(label)
-    each = [sk.roc_auc_score(label[own & known[:, k], k], p[own & known[:, k], k]) for k in range(3)]
+    each = [
+        sk.roc_auc_score(label[own & known[:, k], k], p[own & known[:, k], k]) for k in range(3)
+    ]
     assert of(found, "a")["value"] == pytest.approx(np.mean(each), abs=1e-12)
     assert found["arm"]["groups"]["a"]["patients"] is None
     few = run([cell], [np.repeat(["a", "b"], [195, 5])], classes=("x", "y", "z"), unit="examples")

@@ -17,26 +17,34 @@ def entry(auroc, n=10, confusion=((4, 1), (2, 3)), undefined=None):
 
 
 def test_one_seed_is_its_own_summary():
-    results = {7: {"transfer": {"val": entry(0.7), "test": entry(0.6)}, "scratch": {"val": entry(0.5)}}}
+    results = {
+        7: {"transfer": {"val": entry(0.7), "test": entry(0.6)}, "scratch": {"val": entry(0.5)}}
+    }
     summary = evaluation.summarize(results)
     assert summary == {"arms": results[7], "seeds": {"7": results[7]}}
 
 
 def test_means_and_standard_deviations_by_hand():
     results = {
-        s: {"a": {"val": entry(v, confusion=((s, 0), (0, 4)))}} for s, v in zip((0, 1, 2), (0.6, 0.7, 0.8), strict=True)
+        s: {"a": {"val": entry(v, confusion=((s, 0), (0, 4)))}}
+        for s, v in zip((0, 1, 2), (0.6, 0.7, 0.8), strict=True)
     }
     summary = evaluation.summarize(results)
     mean = summary["arms"]["a"]["val"]
     assert list(mean) == list(entry(0.5)) and mean["n"] == 10 and isinstance(mean["n"], int)
     assert mean["auroc"] == pytest.approx(0.7) and mean["confusion"] == [[1, 0], [0, 4]]
-    assert summary["std"]["a"]["val"] == pytest.approx(dict.fromkeys(metrics.NAMES, 0.0) | {"auroc": 0.1})
+    assert summary["std"]["a"]["val"] == pytest.approx(
+        dict.fromkeys(metrics.NAMES, 0.0) | {"auroc": 0.1}
+    )
     assert list(summary["seeds"]) == ["0", "1", "2"] and summary["seeds"]["1"] == results[1]
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_mean_with_an_undefined_seed_is_undefined_and_names_it():
-    results = {0: {"a": {"val": entry(0.6)}}, 1: {"a": {"val": entry(math.nan, undefined={"auroc": "one class"})}}}
+    results = {
+        0: {"a": {"val": entry(0.6)}},
+        1: {"a": {"val": entry(math.nan, undefined={"auroc": "one class"})}},
+    }
     summary = evaluation.summarize(results)
     mean = summary["arms"]["a"]["val"]
     assert math.isnan(mean["auroc"]) and math.isnan(summary["std"]["a"]["val"]["auroc"])

@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import brier_score_loss, log_loss
 
 from medtl import losses
-from medtl.base import UserError
+from medtl.errors import UserError
 
 
 @dataclasses.dataclass
@@ -39,7 +39,9 @@ def test_cross_entropy_is_the_log_loss_of_each_example(logits, label):
     p = np.asarray(jax.nn.softmax(logits), np.float64)
     p /= p.sum(axis=1, keepdims=True)
     for i in range(7):
-        assert values[i] == pytest.approx(log_loss([label[i]], p[i : i + 1], labels=range(4)), rel=1e-5)
+        assert values[i] == pytest.approx(
+            log_loss([label[i]], p[i : i + 1], labels=range(4)), rel=1e-5
+        )
     np.testing.assert_allclose(gradient, p - np.eye(4)[label], atol=1e-6)
 
 
@@ -47,13 +49,17 @@ def test_cross_entropy_is_the_log_loss_of_each_example(logits, label):
 def test_cross_entropy_of_integers_and_of_distributions_agree(logits, label, smoothing):
     integers = losses.cross_entropy(Outputs(logits), {"label": label}, label_smoothing=smoothing)
     soft = jnp.asarray((1 - smoothing) * np.eye(4)[label] + smoothing / 4, jnp.float32)
-    np.testing.assert_allclose(integers, losses.cross_entropy(Outputs(logits), {"label": soft}), rtol=1e-6)
+    np.testing.assert_allclose(
+        integers, losses.cross_entropy(Outputs(logits), {"label": soft}), rtol=1e-6
+    )
 
 
 def test_equal_logits_have_the_cross_entropy_log_k():
     outputs = Outputs(jnp.full((2, 5), 7.0))
     for smoothing in (0.0, 0.3):
-        values = losses.cross_entropy(outputs, {"label": jnp.array([0, 4])}, label_smoothing=smoothing)
+        values = losses.cross_entropy(
+            outputs, {"label": jnp.array([0, 4])}, label_smoothing=smoothing
+        )
         np.testing.assert_allclose(values, np.log(5), rtol=1e-6)
 
 
@@ -63,7 +69,9 @@ def test_mean_squared_error_is_the_brier_score_over_k(logits, label):
     np.testing.assert_allclose(values, ((p - np.eye(4)[label]) ** 2).mean(axis=1), rtol=1e-5)
     two = jnp.asarray([[0.3, -0.2], [2.0, 1.0], [0.0, 5.0]])
     values = losses.mean_squared_error(Outputs(two), {"label": jnp.array([0, 1, 1])})
-    assert values.mean() == pytest.approx(brier_score_loss([0, 1, 1], jax.nn.softmax(two)[:, 1]), rel=1e-5)
+    assert values.mean() == pytest.approx(
+        brier_score_loss([0, 1, 1], jax.nn.softmax(two)[:, 1]), rel=1e-5
+    )
 
 
 def test_mean_squared_error_on_logits(logits, label):
@@ -77,7 +85,9 @@ def test_sigmoid_binary_cross_entropy_is_the_mean_log_loss_of_the_known_labels(l
     label = np.random.default_rng(1).choice([0.0, 1.0, np.nan], (7, 4)).astype(np.float32)
     label[3] = np.nan
     label[4] = [0, 1, 1, 0]
-    values, gradient = value_and_gradient(losses.sigmoid_binary_cross_entropy, logits, jnp.asarray(label))
+    values, gradient = value_and_gradient(
+        losses.sigmoid_binary_cross_entropy, logits, jnp.asarray(label)
+    )
     p = 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
     for i in range(7):
         known = ~np.isnan(label[i])
@@ -116,7 +126,9 @@ def test_bfloat16_logits_are_worked_on_in_float32(loss, options, logits, label):
     low = logits.astype(jnp.bfloat16)
     values = loss(Outputs(low), {"label": label}, **options)
     assert values.dtype == jnp.float32
-    np.testing.assert_array_equal(values, loss(Outputs(low.astype(jnp.float32)), {"label": label}, **options))
+    np.testing.assert_array_equal(
+        values, loss(Outputs(low.astype(jnp.float32)), {"label": label}, **options)
+    )
 
 
 @pytest.mark.parametrize("loss, options", EVERY)
@@ -128,8 +140,12 @@ def test_an_example_does_not_depend_on_the_others(loss, options, logits, label):
     )
 
 
-@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.mean_squared_error, losses.sigmoid_binary_cross_entropy])
-@pytest.mark.parametrize("wrong", [jnp.zeros((7, 1)), jnp.zeros((7, 3)), jnp.zeros((7,)), jnp.zeros((7, 4), jnp.int32)])
+@pytest.mark.parametrize(
+    "loss", [losses.cross_entropy, losses.mean_squared_error, losses.sigmoid_binary_cross_entropy]
+)
+@pytest.mark.parametrize(
+    "wrong", [jnp.zeros((7, 1)), jnp.zeros((7, 3)), jnp.zeros((7,)), jnp.zeros((7, 4), jnp.int32)]
+)
 def test_a_label_that_would_broadcast_is_refused(loss, wrong, logits):
     with pytest.raises(UserError, match=r"int\[7\] of class indices or float\[7, 4\]"):
         loss(Outputs(logits), {"label": wrong})

@@ -22,44 +22,60 @@ LAST_NORMS = ("bn2", "bn3")  # bn2 of a bottleneck is not its last; a small scal
 def random_variables(module: Any, image_shape: tuple[int, ...], seed: int = 0) -> dict[str, Any]:
     """`params` and `batch_stats` of `module` as float32 NumPy arrays, drawn from `seed`."""
     image = jnp.zeros((1, *image_shape), jnp.float32)
-    shapes = jax.eval_shape(lambda key: module.init(key, image, use_batch_stats=False), jax.random.key(0))
+    shapes = jax.eval_shape(
+        lambda key: module.init(key, image, use_batch_stats=False), jax.random.key(0)
+    )
     rng = np.random.default_rng(seed)
 
     def draw(path: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
         *_, layer, leaf = path
         if leaf == "kernel":
             fan_in = float(np.prod(shape[:-1]))
-            values = rng.standard_normal(min(np.prod(shape), DRAWS), np.float32) * np.float32(np.sqrt(2 / fan_in))
+            values = rng.standard_normal(min(np.prod(shape), DRAWS), np.float32) * np.float32(
+                np.sqrt(2 / fan_in)
+            )
             return np.resize(values, shape)
         if leaf == "scale":
-            return (rng.uniform(0.8, 1.2, shape) * (0.2 if layer in LAST_NORMS else 1.0)).astype(np.float32)
+            return (rng.uniform(0.8, 1.2, shape) * (0.2 if layer in LAST_NORMS else 1.0)).astype(
+                np.float32
+            )
         if leaf == "var":
             return rng.uniform(0.8, 1.2, shape).astype(np.float32)
         assert leaf in ("bias", "mean"), path
         return (0.1 * rng.standard_normal(shape)).astype(np.float32)
 
-    flat = {path: draw(path, leaf.shape) for path, leaf in traverse_util.flatten_dict(shapes).items()}
+    flat = {
+        path: draw(path, leaf.shape) for path, leaf in traverse_util.flatten_dict(shapes).items()
+    }
     return traverse_util.unflatten_dict(flat)
 
 
 def torch_name(path: tuple[str, ...]) -> str:
     """("params", "layer1_0", "downsample_0", "kernel") -> "layer1.0.downsample.0.weight"."""
     _, *layers, leaf = path
-    leaf = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}.get(leaf, leaf)
+    leaf = {
+        "kernel": "weight",
+        "scale": "weight",
+        "mean": "running_mean",
+        "var": "running_var",
+    }.get(leaf, leaf)
     return ".".join([*(layer.replace("_", ".") for layer in layers), leaf])
 
 
 def to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Our variables as a PyTorch state_dict of NumPy arrays: HWIO to OIHW, [in, out] to [out, in]."""
     return {
-        torch_name(path): _transpose(np.asarray(x), -1) for path, x in traverse_util.flatten_dict(variables).items()
+        torch_name(path): _transpose(np.asarray(x), -1)
+        for path, x in traverse_util.flatten_dict(variables).items()
     }
 
 
 def from_torch(like: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The inverse of `to_torch`, for variables of the structure of `like`; ignores names that those do not have."""
     flat = traverse_util.flatten_dict(like)
-    return traverse_util.unflatten_dict({path: _transpose(state[torch_name(path)], 1) for path in flat})
+    return traverse_util.unflatten_dict(
+        {path: _transpose(state[torch_name(path)], 1) for path in flat}
+    )
 
 
 def _transpose(x: np.ndarray, direction: int) -> np.ndarray:
@@ -71,4 +87,6 @@ def _transpose(x: np.ndarray, direction: int) -> np.ndarray:
 def relative_error(found: Any, expected: Any) -> float:
     """||found - expected|| / ||expected||, computed in float64."""
     expected = np.asarray(expected, np.float64)
-    return float(np.linalg.norm(np.asarray(found, np.float64) - expected) / np.linalg.norm(expected))
+    return float(
+        np.linalg.norm(np.asarray(found, np.float64) - expected) / np.linalg.norm(expected)
+    )

@@ -29,7 +29,9 @@ def resnet_names(layer: str) -> str:
 def test_resnet(name):
     """Keras's convolutions have biases; ours have none, so they count as part of the next BatchNorm's running mean."""
     build = {"resnet50": "ResNet50", "resnet101": "ResNet101", "resnet152": "ResNet152"}[name]
-    net = getattr(keras.applications, build)(weights=None, include_top=False, input_shape=(65, 65, 3))
+    net = getattr(keras.applications, build)(
+        weights=None, include_top=False, input_shape=(65, 65, 3)
+    )
     module = models.backbone(name, stride_in="1x1", epsilon=EPSILON)
     variables = random_variables(module, (65, 65, 3))
     flat = traverse_util.flatten_dict(variables, sep="/")

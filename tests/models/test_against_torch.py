@@ -35,7 +35,9 @@ def pair(name, px, batch, stride_in="3x3", classifier=False, seed=0):
     module = models.backbone(name, stride_in=stride_in, classifier=classifier)
     variables = random_variables(module, (px, px, 3), seed)
     net = torch_reference.build(name, stride_in, classifier).double()
-    result = net.load_state_dict({k: torch.from_numpy(v) for k, v in to_torch(variables).items()}, strict=False)
+    result = net.load_state_dict(
+        {k: torch.from_numpy(v) for k, v in to_torch(variables).items()}, strict=False
+    )
     assert not result.unexpected_keys
     assert all(key.endswith("num_batches_tracked") for key in result.missing_keys)
     images = np.random.default_rng(seed + 1).standard_normal((batch, px, px, 3), np.float32)
@@ -66,10 +68,17 @@ def test_features_and_running_statistics(name, stride_in, record_property):
     state = net.state_dict()
     stats = traverse_util.flatten_dict(dict(changed))
     assert bool(stats) == ("resnet" in name or name.endswith("_bn"))
-    stats_error = max((relative_error(x, state[torch_name(path)]) for path, x in stats.items()), default=0.0)
+    stats_error = max(
+        (relative_error(x, state[torch_name(path)]) for path, x in stats.items()), default=0.0
+    )
 
-    record_property("relative_errors", f"eval {error:.1e}, train {train_error:.1e}, statistics {stats_error:.1e}")
-    print(f"{name} {stride_in}: eval {error:.1e}, train {train_error:.1e}, running statistics {stats_error:.1e}")
+    record_property(
+        "relative_errors",
+        f"eval {error:.1e}, train {train_error:.1e}, statistics {stats_error:.1e}",
+    )
+    print(
+        f"{name} {stride_in}: eval {error:.1e}, train {train_error:.1e}, running statistics {stats_error:.1e}"
+    )
     assert error < TOLERANCE
     assert train_error < TOLERANCE
     assert stats_error < TOLERANCE
@@ -101,7 +110,9 @@ def test_gradient_in_train_mode():
         _, variables, net, images = pair("cifar_resnet20", 17, 4, seed=seed)
         (net.train()(to_nchw(images)) * to_nchw(weights)).sum().backward()
         expected = {name: p.grad.numpy() for name, p in net.named_parameters()}
-        found = to_torch({"params": gradient(variables["params"], variables["batch_stats"], images)})
+        found = to_torch(
+            {"params": gradient(variables["params"], variables["batch_stats"], images)}
+        )
         assert found.keys() == expected.keys()
         errors.append(max(relative_error(found[name], expected[name]) for name in expected))
     assert min(errors) < 1e-5

@@ -24,7 +24,9 @@ def norm_variables(channels, seed=0):
 
 
 def images(batch, px=5, channels=3, seed=0):
-    return np.random.default_rng(seed).normal(1.0, 2.0, (batch, px, px, channels)).astype(np.float32)
+    return (
+        np.random.default_rng(seed).normal(1.0, 2.0, (batch, px, px, channels)).astype(np.float32)
+    )
 
 
 def train(module, variables, x, mask=None):
@@ -32,7 +34,9 @@ def train(module, variables, x, mask=None):
 
 
 def assert_close(found, expected, rtol=1e-5):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-6), found, expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-6), found, expected
+    )
 
 
 def test_closed_form():
@@ -119,14 +123,18 @@ def test_first_and_second_derivatives():
 
     tangent = (norm_variables(3, seed=3)["params"], images(4, seed=2))
     for f in (lambda g: g, lambda g: lambda *at: jax.jvp(g, at, tangent)[1]):
-        gradients = [jax.jit(f(jax.grad(loss, argnums=(0, 1))))(variables["params"], x) for loss in (ours, theirs)]
+        gradients = [
+            jax.jit(f(jax.grad(loss, argnums=(0, 1))))(variables["params"], x)
+            for loss in (ours, theirs)
+        ]
         for found, expected in zip(*map(jax.tree.leaves, gradients), strict=True):
             assert relative_error(found, expected) < 1e-5
         assert np.abs(gradients[0][1][1]).max() == 0  # the padded row
 
 
 @pytest.mark.skipif(
-    jax.device_count() < 8, reason="needs 8 devices (XLA_FLAGS=--xla_force_host_platform_device_count=8)"
+    jax.device_count() < 8,
+    reason="needs 8 devices (XLA_FLAGS=--xla_force_host_platform_device_count=8)",
 )
 def test_eight_devices_equal_one():
     """13 examples on 8 devices, two each: the last device has padding only, the one before has one example."""
@@ -151,11 +159,17 @@ def test_eight_devices_equal_one():
 
     spread = lambda a: a.reshape(8, 2, *a.shape[1:])  # noqa: E731
     gradient, y, changed = jax.jit(step, static_argnums=0)(single, variables, x, mask, weights)
-    run = jax.pmap(device_step, axis_name="devices", in_axes=(None, 0, 0, 0), out_axes=(None, 0, None))
-    device_gradient, device_y, device_changed = run(variables, spread(x), spread(mask), spread(weights))
+    run = jax.pmap(
+        device_step, axis_name="devices", in_axes=(None, 0, 0, 0), out_axes=(None, 0, None)
+    )
+    device_gradient, device_y, device_changed = run(
+        variables, spread(x), spread(mask), spread(weights)
+    )
 
     assert np.isfinite(device_y).all()
     assert relative_error(np.reshape(device_y, y.shape)[:13], y[:13]) < 1e-5
     assert_close(device_changed, changed)
-    for found, expected in zip(jax.tree.leaves(device_gradient), jax.tree.leaves(gradient), strict=True):
+    for found, expected in zip(
+        jax.tree.leaves(device_gradient), jax.tree.leaves(gradient), strict=True
+    ):
         assert relative_error(found, expected) < 1e-4

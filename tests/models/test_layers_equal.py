@@ -37,9 +37,11 @@ def test_convolution_1x1(inputs, outputs, px, stride):
     args = draw(3, px, px, inputs), draw(1, 1, inputs, outputs, seed=1)
     assert_equal_forms(
         [
-            jax.jit(lambda *a, f=f: values_and_gradients(lambda x, k: layers.convolve(x, k, stride=stride, form=f), a))(
-                *args
-            )
+            jax.jit(
+                lambda *a, f=f: values_and_gradients(
+                    lambda x, k: layers.convolve(x, k, stride=stride, form=f), a
+                )
+            )(*args)
             for f in FORMS
         ]
     )
@@ -53,7 +55,9 @@ def test_convolution_with_a_window(size, stride, padding, px):
     def form(f):
         return lambda x, k: layers.convolve(x, k, stride=stride, padding=padding, form=f)
 
-    assert_equal_forms([jax.jit(lambda *a, f=f: values_and_gradients(form(f), a))(*args) for f in FORMS])
+    assert_equal_forms(
+        [jax.jit(lambda *a, f=f: values_and_gradients(form(f), a))(*args) for f in FORMS]
+    )
 
 
 POOLS = [(3, 2, 1), (2, 2, 0), (3, 1, 1), (3, 3, 0), (2, 3, 0), (3, 2, 0), (5, 2, 2)]
@@ -93,7 +97,11 @@ def test_backbone(name, monkeypatch):
             def loss(params, images):
                 changed_variables = variables | {"params": params}
                 y, changed = module.apply(
-                    changed_variables, images, use_batch_stats=True, mask=mask, mutable=["batch_stats"]
+                    changed_variables,
+                    images,
+                    use_batch_stats=True,
+                    mask=mask,
+                    mutable=["batch_stats"],
                 )
                 return jnp.sum(jnp.sin(y) * mask[:, None, None, None]), (y, changed)
 
@@ -115,19 +123,31 @@ def test_rematerialisation_changes_memory_and_not_numbers(name):
     results, kept = [], []
     for remat in (False, True):
         module = models.backbone(name, stages=2, remat=remat)
-        assert jax.tree.structure(random_variables(module, x.shape[1:])) == jax.tree.structure(variables)
+        assert jax.tree.structure(random_variables(module, x.shape[1:])) == jax.tree.structure(
+            variables
+        )
 
         def apply(params, module=module):
             y, changed = module.apply(
-                variables | {"params": params}, x, use_batch_stats=True, mask=mask, mutable=["batch_stats"]
+                variables | {"params": params},
+                x,
+                use_batch_stats=True,
+                mask=mask,
+                mutable=["batch_stats"],
             )
             return jnp.sum(jnp.sin(y) * mask[:, None, None, None]), (y, changed)
 
         gradient, found = jax.jit(jax.grad(apply, has_aux=True))(variables["params"])
-        gradient = {k: v for k, v in gradient.items() if "bias" not in v or "scale" in v or name == "vgg11"}
+        gradient = {
+            k: v for k, v in gradient.items() if "bias" not in v or "scale" in v or name == "vgg11"
+        }
         results.append(jax.tree.leaves((gradient, found)))
-        residuals = jax.eval_shape(lambda p, apply=apply: jax.vjp(lambda p: apply(p)[0], p)[1], variables["params"])
-        kept.append(sum(leaf.size for leaf in jax.tree.leaves(residuals) if leaf.shape[:1] == x.shape[:1]))
+        residuals = jax.eval_shape(
+            lambda p, apply=apply: jax.vjp(lambda p: apply(p)[0], p)[1], variables["params"]
+        )
+        kept.append(
+            sum(leaf.size for leaf in jax.tree.leaves(residuals) if leaf.shape[:1] == x.shape[:1])
+        )
     assert_equal_forms(results)
     assert kept[1] < 0.6 * kept[0]
 
@@ -137,7 +157,9 @@ def test_second_derivative_and_vmap():
     x, k = draw(5, 2, 6, 6, 4), draw(1, 1, 4, 3, seed=1)
 
     def loss(x, form):
-        y = layers.max_pool(layers.convolve(x, k, form=form), size=3, stride=2, padding=1, form=form)
+        y = layers.max_pool(
+            layers.convolve(x, k, form=form), size=3, stride=2, padding=1, form=form
+        )
         return jnp.sum(jnp.sin(y))
 
     def product(x, v, form):

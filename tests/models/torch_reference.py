@@ -56,11 +56,15 @@ def _projection(inputs: int, outputs: int, stride: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
 
-def _layer(block, inputs: int, width: int, depth: int, stride: int, stride_in: str, option_a: bool) -> nn.Sequential:
+def _layer(
+    block, inputs: int, width: int, depth: int, stride: int, stride_in: str, option_a: bool
+) -> nn.Sequential:
     blocks = []
     for i in range(depth):
         changes = i == 0 and (stride == 2 or inputs != width * block.expansion)
-        blocks.append(block(inputs, width, stride if i == 0 else 1, stride_in, changes and not option_a))
+        blocks.append(
+            block(inputs, width, stride if i == 0 else 1, stride_in, changes and not option_a)
+        )
         inputs = width * block.expansion
     return nn.Sequential(*blocks)
 
@@ -109,14 +113,22 @@ class Vgg(nn.Module):
             inputs = widths[symbol]
         self.features = nn.Sequential(*layers)
         self.classifier = None
-        if classifier:  # as in torchvision, up to the last layer's input; Dropout does nothing in eval mode
+        if (
+            classifier
+        ):  # as in torchvision, up to the last layer's input; Dropout does nothing in eval mode
             self.classifier = nn.Sequential(
-                nn.Linear(512 * 7 * 7, 4096), nn.ReLU(), nn.Dropout(), nn.Linear(4096, 4096), nn.ReLU()
+                nn.Linear(512 * 7 * 7, 4096),
+                nn.ReLU(),
+                nn.Dropout(),
+                nn.Linear(4096, 4096),
+                nn.ReLU(),
             )
 
     def forward(self, x):
         x = self.features(x)
-        return x if self.classifier is None else self.classifier(torch.flatten(x, 1))[:, :, None, None]
+        return (
+            x if self.classifier is None else self.classifier(torch.flatten(x, 1))[:, :, None, None]
+        )
 
 
 _VGG_PLANS = {
@@ -138,7 +150,9 @@ def _build(name: str, stride_in: str, classifier: bool) -> nn.Module:
     if name.startswith("vgg"):
         return Vgg(_VGG_PLANS[name.removesuffix("_bn")], name.endswith("_bn"), classifier)
     if name.startswith("cifar"):
-        return CifarResNet({"20": 3, "32": 5, "44": 7, "56": 9, "110": 18}[name.removeprefix("cifar_resnet")])
+        return CifarResNet(
+            {"20": 3, "32": 5, "44": 7, "56": 9, "110": 18}[name.removeprefix("cifar_resnet")]
+        )
     block, depths = {
         "resnet18": (Basic, [2, 2, 2, 2]),
         "resnet34": (Basic, [3, 4, 6, 3]),

@@ -21,7 +21,9 @@ def _shapes(name, channels, options):
 @pytest.fixture(scope="session")
 def shapes():
     """The variables of a backbone as shapes."""
-    return lambda name, channels=3, **options: _shapes(name, channels, tuple(sorted(options.items())))
+    return lambda name, channels=3, **options: _shapes(
+        name, channels, tuple(sorted(options.items()))
+    )
 
 
 @pytest.fixture(scope="session")
@@ -52,11 +54,19 @@ def variables(shapes, randomize):
 def state_dict(variables):
     """`variables` under torchvision's names, in PyTorch's layout, written out here a second time."""
     tensors = {}
-    leaves = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+    leaves = {
+        "kernel": "weight",
+        "scale": "weight",
+        "bias": "bias",
+        "mean": "running_mean",
+        "var": "running_var",
+    }
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         *modules, last = [key.key for key in path[1:]]
         name = ".".join([*modules, leaves[last]]).replace("_", ".").replace("running.", "running_")
-        tensors[name] = np.ascontiguousarray(np.moveaxis(leaf, (3, 2), (0, 1)) if leaf.ndim == 4 else leaf)
+        tensors[name] = np.ascontiguousarray(
+            np.moveaxis(leaf, (3, 2), (0, 1)) if leaf.ndim == 4 else leaf
+        )
     return tensors
 
 
@@ -69,6 +79,8 @@ def load_npz(tmp_path, shapes):
         np.savez(path, **tensors)
         built = {key: options[key] for key in ("stages", "stride_in") if key in options}
         wanted = shapes(architecture, channels, **built)
-        return weights.load(str(path), architecture, wanted, **{"normalization": "torchvision", **options})
+        return weights.load(
+            str(path), architecture, wanted, **{"normalization": "torchvision", **options}
+        )
 
     return load

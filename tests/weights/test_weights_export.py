@@ -9,15 +9,17 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from medtl import base, models, weights
+from medtl import models, weights
+from medtl.errors import UserError
+from medtl.examples import NORMALIZATIONS, Normalization
 
-CAFFE = base.NORMALIZATIONS["caffe"]
+CAFFE = NORMALIZATIONS["caffe"]
 
 
 @pytest.mark.parametrize("name", ["cifar_resnet20", "resnet18", "vgg11_bn"])
 def test_round_trip_is_exact(name, tmp_path, shapes, randomize):
     variables = randomize(shapes(name, stages=2))
-    odd = base.Normalization("mine", (0.1, 1 / 3, 2.0), (1e-7, 3.3, 255.0))
+    odd = Normalization("mine", (0.1, 1 / 3, 2.0), (1e-7, 3.3, 255.0))
     path = tmp_path / "out.safetensors"
     weights.export(path, name, variables, normalization=odd, stages=2, epsilon=1.001e-5)
     loaded = weights.load(str(path), name, shapes(name, stages=2), stages=2)
@@ -29,22 +31,34 @@ def test_round_trip_is_exact(name, tmp_path, shapes, randomize):
 def test_file_says_what_it_is_and_the_bytes_repeat(tmp_path, variables):
     for name in ("a.safetensors", "b.safetensors"):
         weights.export(
-            tmp_path / name, "cifar_resnet20", variables, normalization=CAFFE, metadata={"arm": "transfer", "seed": "3"}
+            tmp_path / name,
+            "cifar_resnet20",
+            variables,
+            normalization=CAFFE,
+            metadata={"arm": "transfer", "seed": "3"},
         )
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     with safetensors.safe_open(tmp_path / "a.safetensors", "numpy") as file:
         metadata = file.metadata()
     assert json.loads(metadata["normalization"])["mean"] == list(CAFFE.mean)
-    keys = {"architecture": "cifar_resnet20", "stages": "0", "stride_in": "3x3", "bn_eps": "1e-05", "arm": "transfer"}
+    keys = {
+        "architecture": "cifar_resnet20",
+        "stages": "0",
+        "stride_in": "3x3",
+        "bn_eps": "1e-05",
+        "arm": "transfer",
+    }
     assert keys.items() <= metadata.items()
 
 
 def test_nothing_is_left_where_a_value_is_nan(tmp_path, variables):
     variables["params"]["conv1"]["kernel"][0, 0, 0, 0] = np.nan
-    with pytest.raises(base.UserError, match="conv1.weight of cifar_resnet20 has NaN"):
-        weights.export(tmp_path / "out.safetensors", "cifar_resnet20", variables, normalization=CAFFE)
+    with pytest.raises(UserError, match="conv1.weight of cifar_resnet20 has NaN"):
+        weights.export(
+            tmp_path / "out.safetensors", "cifar_resnet20", variables, normalization=CAFFE
+        )
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(base.UserError, match="must end in .safetensors"):
+    with pytest.raises(UserError, match="must end in .safetensors"):
         weights.export(tmp_path / "out.pth", "cifar_resnet20", variables, normalization=CAFFE)
 
 
@@ -79,7 +93,9 @@ def test_pytorch_loads_it_strictly_and_computes_the_same(tmp_path, shapes, rando
             self.conv2, self.bn2 = conv(outside, outside, 1), norm(outside)
             self.downsample = None
             if stride > 1:
-                self.downsample = torch.nn.Sequential(conv(inside, outside, stride, 1), norm(outside))
+                self.downsample = torch.nn.Sequential(
+                    conv(inside, outside, stride, 1), norm(outside)
+                )
 
         def forward(self, x):
             y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
@@ -103,9 +119,13 @@ def test_pytorch_loads_it_strictly_and_computes_the_same(tmp_path, shapes, rando
     weights.export(path, "resnet18", variables, normalization=CAFFE, stages=2)
     trunk = Trunk().eval()
     tensors = safetensors.numpy.load_file(path)
-    trunk.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()}, strict=True)
+    trunk.load_state_dict(
+        {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}, strict=True
+    )
     x = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
     with torch.no_grad():
         want = trunk(torch.from_numpy(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
-    found = models.backbone("resnet18", stages=2).apply(variables, jnp.asarray(x), use_batch_stats=False)
+    found = models.backbone("resnet18", stages=2).apply(
+        variables, jnp.asarray(x), use_batch_stats=False
+    )
     assert np.linalg.norm(found - want) < 1e-5 * np.linalg.norm(want)

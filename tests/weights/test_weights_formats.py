@@ -10,17 +10,25 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from medtl import base, weights
+from medtl import weights
+from medtl.errors import UserError
+from medtl.examples import NORMALIZATIONS
 
 
 @pytest.fixture
 def small():
-    return {"conv1.weight": np.ones((16, 3, 3, 3), np.float32), "bn1.bias": np.zeros(16, np.float32)}
+    return {
+        "conv1.weight": np.ones((16, 3, 3, 3), np.float32),
+        "bn1.bias": np.zeros(16, np.float32),
+    }
 
 
 def _fails(path, text, **options):
-    for read in (weights.check, lambda p, **o: weights.load(p, "cifar_resnet20", {"params": {}}, **o)):
-        with pytest.raises(base.UserError, match=text) as error:
+    for read in (
+        weights.check,
+        lambda p, **o: weights.load(p, "cifar_resnet20", {"params": {}}, **o),
+    ):
+        with pytest.raises(UserError, match=text) as error:
             read(str(path), **options)
         assert str(path) in str(error.value)
         assert len(str(error.value).splitlines()) <= 2
@@ -34,7 +42,10 @@ def _fails(path, text, **options):
         (b"\n<!DOCTYPE html><html><body>404</body></html>", "web page"),
         (b"<html><head></head></html>", "web page"),
         (b"", "is empty"),
-        (b"\x00\x01 something else entirely", "no (safetensors|NumPy|PyTorch|HDF5) file|truncated or no HDF5"),
+        (
+            b"\x00\x01 something else entirely",
+            "no (safetensors|NumPy|PyTorch|HDF5) file|truncated or no HDF5",
+        ),
     ],
 )
 def test_other_files_under_a_weight_name(tmp_path, suffix, content, text):
@@ -66,14 +77,14 @@ def test_damage_inside_an_npz(tmp_path, small):
     content = bytearray(path.read_bytes())
     content[300:340] = bytes(40)
     path.write_bytes(content)
-    with pytest.raises(base.UserError, match="is damaged"):
+    with pytest.raises(UserError, match="is damaged"):
         weights.load(str(path), "cifar_resnet20", {"params": {}})
 
 
 def test_pickles_in_an_npz_do_not_run(tmp_path):
     path = tmp_path / "weights.npz"
     np.savez(path, conv1=np.array([_Touch(tmp_path / "ran")], dtype=object))
-    with pytest.raises(base.UserError, match="more than arrays"):
+    with pytest.raises(UserError, match="more than arrays"):
         weights.load(str(path), "cifar_resnet20", {"params": {}})
     assert not (tmp_path / "ran").exists()
 
@@ -82,7 +93,7 @@ def test_an_empty_zip_is_no_npz(tmp_path):
     path = tmp_path / "weights.npz"
     with zipfile.ZipFile(path, "w"):
         pass
-    with pytest.raises(base.UserError, match="no NumPy file"):
+    with pytest.raises(UserError, match="no NumPy file"):
         weights.load(str(path), "cifar_resnet20", {"params": {}})
 
 
@@ -99,7 +110,7 @@ def test_sha256_is_compared_and_recorded(tmp_path, small):
     weights.check(str(path), sha256=right.upper())
     assert weights.load(str(path), "mine", {}, allow=("*",), normalization="caffe").sha256 == right
     _fails(path, f"config.weights.sha256: .* has {right}, not {'0' * 64}", sha256="0" * 64)
-    with pytest.raises(base.UserError, match="config.weights.sha256: 'abc' is not 64 hex"):
+    with pytest.raises(UserError, match="config.weights.sha256: 'abc' is not 64 hex"):
         weights.check(str(path), sha256="abc")
 
 
@@ -128,7 +139,7 @@ class _Touch:
 def test_pickles_in_a_torch_file_do_not_run(tmp_path):
     torch = pytest.importorskip("torch")
     torch.save({"state_dict": {"conv1.weight": _Touch(tmp_path / "ran")}}, tmp_path / "w.pth")
-    with pytest.raises(base.UserError, match="never run"):
+    with pytest.raises(UserError, match="never run"):
         weights.load(str(tmp_path / "w.pth"), "cifar_resnet20", {"params": {}})
     assert not (tmp_path / "ran").exists()
 
@@ -141,26 +152,32 @@ def test_truncated_torch_file(tmp_path, small, zipped, share):
     tensors = {name: torch.from_numpy(value) for name, value in small.items()}
     torch.save(tensors, path, _use_new_zipfile_serialization=zipped)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-    with pytest.raises(base.UserError, match="truncated or damaged|truncated: its zip|is damaged, or a pickle"):
+    with pytest.raises(
+        UserError, match="truncated or damaged|truncated: its zip|is damaged, or a pickle"
+    ):
         weights.load(str(path), "cifar_resnet20", {"params": {}})
 
 
-@pytest.mark.parametrize("wrap", [lambda d: d, lambda d: {"state_dict": d, "epoch": 3}, lambda d: {"model": d}])
+@pytest.mark.parametrize(
+    "wrap", [lambda d: d, lambda d: {"state_dict": d, "epoch": 3}, lambda d: {"model": d}]
+)
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_torch_wrappings(tmp_path, variables, state_dict, shapes, wrap, prefix):
     torch = pytest.importorskip("torch")
     path = tmp_path / "w.th"
-    torch.save(wrap({prefix + name: torch.from_numpy(value) for name, value in state_dict.items()}), path)
+    torch.save(
+        wrap({prefix + name: torch.from_numpy(value) for name, value in state_dict.items()}), path
+    )
     loaded = weights.load(str(path), "cifar_resnet20", shapes("cifar_resnet20"))
     want = variables["params"]["layer3_2"]["conv2"]["kernel"]
     np.testing.assert_array_equal(loaded.variables["params"]["layer3_2"]["conv2"]["kernel"], want)
-    assert loaded.normalization == base.NORMALIZATIONS["torchvision"]
+    assert loaded.normalization == NORMALIZATIONS["torchvision"]
 
 
 def test_a_torch_file_of_something_else(tmp_path):
     torch = pytest.importorskip("torch")
     torch.save([torch.ones(3)], tmp_path / "w.pth")
-    with pytest.raises(base.UserError, match="no state_dict"):
+    with pytest.raises(UserError, match="no state_dict"):
         weights.load(str(tmp_path / "w.pth"), "cifar_resnet20", {"params": {}})
 
 
@@ -168,7 +185,7 @@ def test_without_torch_the_extra_is_named(tmp_path, monkeypatch):
     path = tmp_path / "w.pth"
     path.write_bytes(b"\x80\x02")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(base.UserError, match=r"pip install medtl\[torch\]"):
+    with pytest.raises(UserError, match=r"pip install medtl\[torch\]"):
         weights.check(str(path))
 
 

@@ -9,7 +9,9 @@ import threading
 
 import pytest
 
-from medtl import base, weights
+from medtl import weights
+from medtl.errors import UserError
+from medtl.examples import NORMALIZATIONS
 from medtl.weights import hub
 
 pytest.importorskip("huggingface_hub")
@@ -29,7 +31,9 @@ class _Hub(http.server.BaseHTTPRequestHandler):
         self._answer(with_body=True)
 
     def _answer(self, *, with_body):
-        found = self.path.split("?")[0] in FILES | {f"/lab/model/resolve/{COMMIT}/sub/w.safetensors"}
+        found = self.path.split("?")[0] in FILES | {
+            f"/lab/model/resolve/{COMMIT}/sub/w.safetensors"
+        }
         body = CONTENT if found else b""
         self.send_response(200 if found else 404)
         self.send_header("X-Repo-Commit", COMMIT)
@@ -37,7 +41,9 @@ class _Hub(http.server.BaseHTTPRequestHandler):
         if found:
             self.send_header("ETag", f'"{hashlib.sha256(CONTENT).hexdigest()}"')
         else:
-            self.send_header("X-Error-Code", "EntryNotFound" if "/lab/model/" in self.path else "RepoNotFound")
+            self.send_header(
+                "X-Error-Code", "EntryNotFound" if "/lab/model/" in self.path else "RepoNotFound"
+            )
         self.end_headers()
         if with_body:
             self.wfile.write(body)
@@ -59,11 +65,18 @@ def _fetch(address, endpoint, home, **environment):
     code = (
         "import sys, time\nfrom medtl import base\nfrom medtl.weights import hub\n"
         "time.sleep = lambda seconds: None\n"  # between the library's attempts to reach a server
-        "try:\n    print('PATH', hub.fetch(sys.argv[1]))\nexcept base.UserError as error:\n    print('ERROR', error)"
+        "try:\n    print('PATH', hub.fetch(sys.argv[1]))\nexcept UserError as error:\n    print('ERROR', error)"
     )
-    own = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    own = {
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
     clean = {
-        key: value for key, value in os.environ.items() if not key.startswith("HF_") and "proxy" not in key.lower()
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith("HF_") and "proxy" not in key.lower()
     }
     done = subprocess.run(
         [sys.executable, "-c", code, address],
@@ -77,7 +90,9 @@ def _fetch(address, endpoint, home, **environment):
 
 def test_file_is_fetched_and_then_comes_from_the_cache(endpoint, tmp_path):
     for revision in ("", "@v2"):
-        kind, path = _fetch(f"hf://lab/model/sub/w.safetensors{revision}", endpoint, tmp_path).split(" ", 1)
+        kind, path = _fetch(
+            f"hf://lab/model/sub/w.safetensors{revision}", endpoint, tmp_path
+        ).split(" ", 1)
         assert kind == "PATH"
         with open(path, "rb") as file:
             assert file.read() == CONTENT
@@ -92,7 +107,11 @@ def test_file_is_fetched_and_then_comes_from_the_cache(endpoint, tmp_path):
         ("hf://lab/model/other.safetensors", {}, "the Hub has no such file"),
         ("hf://lab/none/w.safetensors", {}, "the Hub has no such repository"),
         ("hf://lab/model/sub/w.safetensors", {"HF_HUB_OFFLINE": "1"}, "not in the cache"),
-        ("hf://lab/model/sub/w.safetensors", {"HF_ENDPOINT": "http://127.0.0.1:9"}, "the Hub cannot be reached"),
+        (
+            "hf://lab/model/sub/w.safetensors",
+            {"HF_ENDPOINT": "http://127.0.0.1:9"},
+            "the Hub cannot be reached",
+        ),
         ("hf://lab--x/-/w.safetensors", {}, "cannot be downloaded"),
     ],
 )
@@ -103,20 +122,22 @@ def test_what_cannot_be_had_is_one_error(address, environment, text, endpoint, t
     assert address in answer
 
 
-@pytest.mark.parametrize("address", ["hf://w.safetensors", "hf://lab/model", "https://x.org/w.pth", "hf://a/b/c@d@e"])
+@pytest.mark.parametrize(
+    "address", ["hf://w.safetensors", "hf://lab/model", "https://x.org/w.pth", "hf://a/b/c@d@e"]
+)
 def test_other_addresses_are_refused_before_any_network(address):
-    with pytest.raises(base.UserError, match="not of the form hf://org/repo/file"):
+    with pytest.raises(UserError, match="not of the form hf://org/repo/file"):
         weights.check(address)
 
 
 def test_address_is_recorded_and_the_hash_is_checked(tmp_path, monkeypatch, variables, shapes):
     local = tmp_path / "w.safetensors"
-    weights.export(local, "cifar_resnet20", variables, normalization=base.NORMALIZATIONS["caffe"])
+    weights.export(local, "cifar_resnet20", variables, normalization=NORMALIZATIONS["caffe"])
     monkeypatch.setattr(hub, "fetch", lambda address: str(local))
     address = "hf://lab/model/w.safetensors"
     loaded = weights.load(address, "cifar_resnet20", shapes("cifar_resnet20"))
     assert (loaded.path, loaded.sha256) == (address, hashlib.sha256(local.read_bytes()).hexdigest())
-    with pytest.raises(base.UserError, match="config.weights.sha256"):
+    with pytest.raises(UserError, match="config.weights.sha256"):
         weights.load(address, "cifar_resnet20", shapes("cifar_resnet20"), sha256="0" * 64)
-    with pytest.raises(base.UserError, match="64 hexadecimal"):
+    with pytest.raises(UserError, match="64 hexadecimal"):
         weights.check(address, sha256="1")

@@ -5,13 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medtl import base, models, weights
+from medtl import models, weights
+from medtl.errors import UserError
+from medtl.examples import NORMALIZATIONS
 from medtl.weights import keras_h5
 
 h5py = pytest.importorskip("h5py")
 keras = pytest.importorskip("keras")
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras's writer
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning"
+)  # of Keras's writer
 SIZE = 64
 
 
@@ -33,7 +37,9 @@ def _randomize(model, seed):
                 last = weight.name == "gamma" and layer.name.endswith("_3_bn")
                 weight.assign(rng.uniform(0.8, 1.2, weight.shape) * (0.2 if last else 1.0))
             elif weight.name == "kernel":
-                weight.assign(rng.normal(size=weight.shape) * np.sqrt(2 / np.prod(weight.shape[:-1])))
+                weight.assign(
+                    rng.normal(size=weight.shape) * np.sqrt(2 / np.prod(weight.shape[:-1]))
+                )
             else:
                 weight.assign(rng.normal(size=weight.shape) * 0.1)
 
@@ -48,11 +54,16 @@ BUILD = {
 QUICK = ("resnet50", "vgg16")
 
 
-@pytest.fixture(scope="module", params=[n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in BUILD])
+@pytest.fixture(
+    scope="module",
+    params=[n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in BUILD],
+)
 def trained(request, tmp_path_factory):
     """Name, folder with the weights in each layout, uint8 images, and Keras's features of them."""
     build, module = BUILD[request.param]
-    with pytest.MonkeyPatch.context() as patch:  # Keras's own initializers are compiled for each shape, half a minute
+    with (
+        pytest.MonkeyPatch.context() as patch
+    ):  # Keras's own initializers are compiled for each shape, half a minute
         zeros = lambda self, shape, dtype=None: np.zeros(shape, np.float32)  # noqa: E731
         patch.setattr(keras.initializers.GlorotUniform, "__call__", zeros)
         model = build(weights=None, include_top=False, input_shape=(SIZE, SIZE, 3))
@@ -62,7 +73,12 @@ def trained(request, tmp_path_factory):
     _hoist(folder / "model.h5", folder / "legacy.h5")
     model.save_weights(folder / "keras3.weights.h5")
     images = np.random.default_rng(1).integers(0, 256, (2, SIZE, SIZE, 3), np.uint8)
-    return request.param, folder, images, model.predict(module.preprocess_input(images.astype(np.float32)), verbose=0)
+    return (
+        request.param,
+        folder,
+        images,
+        model.predict(module.preprocess_input(images.astype(np.float32)), verbose=0),
+    )
 
 
 def test_features_equal_keras(trained, shapes):
@@ -70,7 +86,7 @@ def test_features_equal_keras(trained, shapes):
     options = {"stride_in": "1x1"} if name.startswith("resnet") else {}
     weights.check(str(folder / "legacy.h5"))
     loaded = weights.load(str(folder / "legacy.h5"), name, shapes(name, **options), **options)
-    assert loaded.normalization == base.NORMALIZATIONS["caffe"]
+    assert loaded.normalization == NORMALIZATIONS["caffe"]
     assert loaded.epsilon == 1.001e-5
     assert loaded.report.left_random == loaded.report.unused == ()
     x = (images - np.array(loaded.normalization.mean)) / np.array(loaded.normalization.std)
@@ -96,24 +112,32 @@ def test_config_that_contradicts_keras_is_refused(trained, shapes):
     name, folder, *_ = trained
     path = str(folder / "legacy.h5")
     if name.startswith("resnet"):
-        with pytest.raises(base.UserError, match="stride in the 1x1 convolution.*set config.model.stride_in='1x1'"):
+        with pytest.raises(
+            UserError, match="stride in the 1x1 convolution.*set config.model.stride_in='1x1'"
+        ):
             weights.load(path, name, shapes(name))
     options = {"stride_in": "1x1"} if name.startswith("resnet") else {}
-    with pytest.raises(base.UserError, match="states its input as Normalization.name='caffe'"):
+    with pytest.raises(UserError, match="states its input as Normalization.name='caffe'"):
         weights.load(path, name, shapes(name, **options), normalization="torchvision", **options)
-    with pytest.raises(base.UserError, match=f"It looks like {name}"):
+    with pytest.raises(UserError, match=f"It looks like {name}"):
         weights.load(path, "cifar_resnet20", shapes("cifar_resnet20"))
 
 
 def test_dense_layers_of_a_vgg_flatten_channels_first(tmp_path):
     """A feature map through Keras's fc1 (channels last) equals the same map, channels first, through the loaded kernel."""
     rng = np.random.default_rng(0)
-    kernels = {"block1_conv1": rng.normal(size=(3, 3, 3, 5)), "fc1": rng.normal(size=(7 * 7 * 5, 11))}
+    kernels = {
+        "block1_conv1": rng.normal(size=(3, 3, 3, 5)),
+        "fc1": rng.normal(size=(7 * 7 * 5, 11)),
+    }
     with h5py.File(tmp_path / "w.h5", "w") as file:
         file.attrs["layer_names"] = list(kernels)
         for layer, kernel in kernels.items():
             group = file.create_group(layer)
-            group.attrs["weight_names"] = [f"{layer}_W_1:0", f"{layer}_b_1:0"]  # as Keras 1 named them
+            group.attrs["weight_names"] = [
+                f"{layer}_W_1:0",
+                f"{layer}_b_1:0",
+            ]  # as Keras 1 named them
             group[f"{layer}_W_1:0"], group[f"{layer}_b_1:0"] = kernel, np.zeros(kernel.shape[-1])
     tensors, _ = keras_h5.read(str(tmp_path / "w.h5"))
     feature_map = rng.normal(size=(7, 7, 5))
@@ -131,5 +155,7 @@ def test_other_models_are_refused(tmp_path, layers):
         for layer in layers:
             file.create_group(layer).attrs["weight_names"] = ["w"]
             file[layer]["w"] = np.zeros((3, 3, 3, 4), np.float32)
-    with pytest.raises(base.UserError, match="Keras-applications ResNet or VGG|holds neither conv1_conv nor"):
+    with pytest.raises(
+        UserError, match="Keras-applications ResNet or VGG|holds neither conv1_conv nor"
+    ):
         weights.load(str(path), "resnet50", {"params": {}}, stride_in="1x1")

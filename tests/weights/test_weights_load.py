@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from medtl import base, weights
+from medtl import weights
+from medtl.errors import UserError
+from medtl.examples import NORMALIZATIONS, Normalization
 from medtl.weights import pretrained
 
 
@@ -27,9 +29,17 @@ def test_values_arrive_transposed_and_nothing_else(variables, state_dict, load_n
 
 
 def test_classifier_and_step_counters_are_reported_as_unused(state_dict, load_npz):
-    extra = {"linear.weight": np.zeros((10, 64)), "linear.bias": np.zeros(10), "bn1.num_batches_tracked": np.array(3)}
+    extra = {
+        "linear.weight": np.zeros((10, 64)),
+        "linear.bias": np.zeros(10),
+        "bn1.num_batches_tracked": np.array(3),
+    }
     report = load_npz({**state_dict, **extra}).report
-    assert report.unused == (("linear.weight", (10, 64)), ("linear.bias", (10,)), ("bn1.num_batches_tracked", ()))
+    assert report.unused == (
+        ("linear.weight", (10, 64)),
+        ("linear.bias", (10,)),
+        ("bn1.num_batches_tracked", ()),
+    )
     assert "unused: 3 (linear.weight [10, 64]" in report.summary()
     assert json.loads(json.dumps(report.as_dict()))["unused"][0] == ["linear.weight", [10, 64]]
 
@@ -44,7 +54,7 @@ def test_missing_unused_and_mismatched_are_named(state_dict, load_npz):
     del state_dict["layer1.0.bn1.bias"]
     state_dict["layer1.0.conv9.weight"] = np.zeros((2, 2, 1, 1))
     state_dict["layer3.2.conv2.weight"] = np.zeros((64, 64, 5, 5))
-    with pytest.raises(base.UserError) as error:
+    with pytest.raises(UserError) as error:
         load_npz(state_dict)
     message = str(error.value)
     assert "in 3 tensors" in message
@@ -63,8 +73,10 @@ def test_what_is_allowed_to_differ_is_left_out(variables, state_dict, load_npz):
     jax.tree.map(np.testing.assert_array_equal, loaded.variables, variables)
 
 
-def test_another_architecture_is_named_with_the_first_five_tensors(shapes, randomize, state_dict, load_npz):
-    with pytest.raises(base.UserError) as error:
+def test_another_architecture_is_named_with_the_first_five_tensors(
+    shapes, randomize, state_dict, load_npz
+):
+    with pytest.raises(UserError) as error:
         load_npz(state_dict, "cifar_resnet32")
     assert "It looks like cifar_resnet20" in str(error.value)
     assert str(error.value).count(" is missing;") == 5
@@ -74,16 +86,18 @@ def test_another_architecture_is_named_with_the_first_five_tensors(shapes, rando
 def test_another_architecture_whose_first_stage_fits_is_refused(tmp_path, shapes, randomize):
     deep = randomize(shapes("vgg13", stages=2))
     path = tmp_path / "vgg13.safetensors"
-    normalization = base.NORMALIZATIONS["torchvision"]
+    normalization = NORMALIZATIONS["torchvision"]
     weights.export(path, "vgg13", deep, normalization=normalization, stages=2)
     assert weights.load(str(path), "vgg13", shapes("vgg13", stages=1), stages=1).report.unused
-    with pytest.raises(base.UserError, match="does not fit vgg11 with 1 stages\nIt looks like vgg13"):
+    with pytest.raises(UserError, match="does not fit vgg11 with 1 stages\nIt looks like vgg13"):
         weights.load(str(path), "vgg11", shapes("vgg11", stages=1), stages=1)
 
 
 def test_a_file_of_fewer_stages_says_how_many(state_dict, load_npz):
-    with pytest.raises(base.UserError, match="stages 1 to 2 only: set config.model.stages=2"):
-        load_npz({name: tensor for name, tensor in state_dict.items() if not name.startswith("layer3")})
+    with pytest.raises(UserError, match="stages 1 to 2 only: set config.model.stages=2"):
+        load_npz(
+            {name: tensor for name, tensor in state_dict.items() if not name.startswith("layer3")}
+        )
 
 
 def test_half_precision_becomes_float32(tmp_path, shapes, state_dict):
@@ -118,72 +132,93 @@ def test_stem_goes_from_grey_to_rgb():
 
 def test_only_the_stem_is_adapted(state_dict, load_npz):
     state_dict["layer1.0.conv1.weight"] = np.zeros((16, 3, 3, 3))
-    with pytest.raises(base.UserError, match=r"layer1.0.conv1.weight \[16, 3, 3, 3\] should be \[16, 16, 3, 3\]"):
+    with pytest.raises(
+        UserError, match=r"layer1.0.conv1.weight \[16, 3, 3, 3\] should be \[16, 16, 3, 3\]"
+    ):
         load_npz(state_dict)
 
 
-@pytest.mark.parametrize(("bad", "text"), [(np.nan, "NaN or Inf"), (np.inf, "NaN or Inf"), (-1.0, "negative variance")])
+@pytest.mark.parametrize(
+    ("bad", "text"), [(np.nan, "NaN or Inf"), (np.inf, "NaN or Inf"), (-1.0, "negative variance")]
+)
 def test_bad_numbers_are_refused(bad, text, state_dict, load_npz):
     state_dict["layer2.1.bn1.running_var"][3] = bad
-    with pytest.raises(base.UserError, match=f"{text} in layer2.1.bn1.running_var"):
+    with pytest.raises(UserError, match=f"{text} in layer2.1.bn1.running_var"):
         load_npz(state_dict)
 
 
 def test_npz_states_no_normalization(state_dict, load_npz):
-    with pytest.raises(base.UserError, match="set config.weights.normalization to torchvision, caffe, centered"):
+    with pytest.raises(
+        UserError, match="set config.weights.normalization to torchvision, caffe, centered"
+    ):
         load_npz(state_dict, normalization="auto")
-    assert load_npz(state_dict, normalization="caffe").normalization == base.NORMALIZATIONS["caffe"]
-    with pytest.raises(base.UserError, match="did you mean 'torchvision'"):
+    assert load_npz(state_dict, normalization="caffe").normalization == NORMALIZATIONS["caffe"]
+    with pytest.raises(UserError, match="did you mean 'torchvision'"):
         load_npz(state_dict, normalization="torchvison")
 
 
 @pytest.mark.parametrize(
     ("text", "want"),
     [
-        ("RGB 0-255 minus (123.68, 116.779, 103.939), no scaling", base.NORMALIZATIONS["caffe"]),
+        ("RGB 0-255 minus (123.68, 116.779, 103.939), no scaling", NORMALIZATIONS["caffe"]),
         (
             "RGB 0-255 minus (123.675, 116.28, 103.53), divided by (58.395, 57.12, 57.375)",
-            base.NORMALIZATIONS["torchvision"],
+            NORMALIZATIONS["torchvision"],
         ),
-        ("RGB 0-255 minus (1, 2, 3), no scaling", base.Normalization("stated", (1.0, 2.0, 3.0), (1.0, 1.0, 1.0))),
+        (
+            "RGB 0-255 minus (1, 2, 3), no scaling",
+            Normalization("stated", (1.0, 2.0, 3.0), (1.0, 1.0, 1.0)),
+        ),
     ],
 )
 def test_input_in_prose_is_understood(text, want, tmp_path, shapes, state_dict):
     path = _write(tmp_path / "w.safetensors", state_dict, input=text)
     assert weights.load(path, "cifar_resnet20", shapes("cifar_resnet20")).normalization == want
-    with pytest.raises(base.UserError, match="states its input as"):
+    with pytest.raises(UserError, match="states its input as"):
         weights.load(path, "cifar_resnet20", shapes("cifar_resnet20"), normalization="centered")
 
 
 def test_input_that_is_not_understood_must_be_configured(tmp_path, shapes, state_dict):
     path = _write(tmp_path / "w.safetensors", state_dict, input="BGR, somehow")
-    with pytest.raises(base.UserError, match="BGR, somehow.*set config.weights.normalization"):
+    with pytest.raises(UserError, match="BGR, somehow.*set config.weights.normalization"):
         weights.load(path, "cifar_resnet20", shapes("cifar_resnet20"))
-    loaded = weights.load(path, "cifar_resnet20", shapes("cifar_resnet20"), normalization="centered")
-    assert loaded.normalization == base.NORMALIZATIONS["centered"]
+    loaded = weights.load(
+        path, "cifar_resnet20", shapes("cifar_resnet20"), normalization="centered"
+    )
+    assert loaded.normalization == NORMALIZATIONS["centered"]
 
 
 def test_plain_safetensors_are_taken_for_torchvision_and_said_so(tmp_path, shapes, state_dict):
     path = _write(tmp_path / "w.safetensors", state_dict, format="pt")
     loaded = weights.load(path, "cifar_resnet20", shapes("cifar_resnet20"))
-    assert loaded.normalization == base.NORMALIZATIONS["torchvision"]
+    assert loaded.normalization == NORMALIZATIONS["torchvision"]
     assert any("usual for this format" in note for note in loaded.report.notes)
 
 
 def test_broken_metadata_is_refused(tmp_path, shapes, state_dict):
     path = _write(tmp_path / "w.safetensors", state_dict, normalization='{"mean": 3}')
-    with pytest.raises(base.UserError, match="metadata of .* cannot be understood"):
+    with pytest.raises(UserError, match="metadata of .* cannot be understood"):
         weights.load(path, "cifar_resnet20", shapes("cifar_resnet20"))
 
 
 def test_stride_must_be_where_the_weights_had_it(tmp_path, shapes, randomize):
     path = tmp_path / "v1.safetensors"
     cut = randomize(shapes("resnet50", stages=1))
-    normalization = base.NORMALIZATIONS["caffe"]
-    weights.export(path, "resnet50", cut, normalization=normalization, stages=1, stride_in="1x1", epsilon=1.001e-5)
+    normalization = NORMALIZATIONS["caffe"]
+    weights.export(
+        path,
+        "resnet50",
+        cut,
+        normalization=normalization,
+        stages=1,
+        stride_in="1x1",
+        epsilon=1.001e-5,
+    )
     loaded = weights.load(str(path), "resnet50", cut, stages=1, stride_in="1x1")
     assert (loaded.epsilon, loaded.normalization) == (1.001e-5, normalization)
-    with pytest.raises(base.UserError, match="stride in the 1x1 convolution.*set config.model.stride_in='1x1'"):
+    with pytest.raises(
+        UserError, match="stride in the 1x1 convolution.*set config.model.stride_in='1x1'"
+    ):
         weights.load(str(path), "resnet50", cut, stages=1)
 
 

@@ -3,8 +3,9 @@
 import jax
 import pytest
 
-from medtl import base, models
-from medtl.models import names
+from medtl import models
+from medtl.errors import UserError
+from medtl.models import architectures
 from medtl.weights import naming
 
 
@@ -28,15 +29,15 @@ def test_torchvision_name(path, name):
 
 
 def test_a_variable_without_counterpart_is_refused():
-    with pytest.raises(base.UserError, match="params/attention/query"):
+    with pytest.raises(UserError, match="params/attention/query"):
         naming.torch_name(("params", "attention", "query"))
 
 
 def test_tables_agree_with_the_backbones_that_are_built():
     assert set(naming.KNOWN) == set(models.NAMES)
     for name in ("vgg11", "vgg13_bn", "vgg16", "vgg19_bn"):
-        known = names.architecture(name)
-        convs = [i for stage in names.vgg_layers(name) for i in stage]
+        known = architectures.architecture(name)
+        convs = [i for stage in architectures.vgg_layers(name) for i in stage]
         assert naming.vgg_convs(known.depths, batch_norm=known.batch_norm) == convs
 
 
@@ -50,7 +51,11 @@ def test_guess_names_the_architecture_from_its_variables(name, shapes):
 
 def test_guess_of_a_cut_file_names_all_that_begin_so(shapes):
     assert naming.guess(_torch_shapes(shapes("resnet50", stages=2))) == ("resnet50", "resnet101")
-    assert naming.guess(_torch_shapes(shapes("vgg13_bn", stages=2))) == ("vgg13_bn", "vgg16_bn", "vgg19_bn")
+    assert naming.guess(_torch_shapes(shapes("vgg13_bn", stages=2))) == (
+        "vgg13_bn",
+        "vgg16_bn",
+        "vgg19_bn",
+    )
 
 
 def test_guess_knows_nothing_of_wide_and_grouped_resnets(shapes):

@@ -1,0 +1,23 @@
+"""The error for a user's mistake, and the suggestion that comes with it. Imports no JAX."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in a flag, a config, a manifest or a weight file.
+
+    The message says what is wrong, where, and what would be right, in one or two lines; the command line prints it
+    without a traceback.
+    """
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Returns "; did you mean 'x'?" for the name most like `name`, or the sorted choices where none is like it."""
+    choices = sorted(names)
+    close = difflib.get_close_matches(name, choices, n=1)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; it can be {', '.join(choices)}" if choices else ""

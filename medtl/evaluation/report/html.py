@@ -1,0 +1,276 @@
+"""The report of an experiment: one HTML file that needs nothing else, and a short form in Markdown.
+
+Both show what `analysis` holds and compute nothing, so the report, `metrics.json` and the terminal cannot disagree. Names of arms,
+classes, examples and settings are text of strangers: all are escaped, and the page forbids scripts and the network. A section
+without data is left out. Refuses images that are not `data:` URIs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from medtl.evaluation import wording
+from medtl.evaluation.report import tables
+from medtl.evaluation.report.figures import Figures
+from medtl.evaluation.report.methods import methods
+from medtl.files import write_text
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_IMAGE = re.compile(r"data:image/(png|jpeg|gif|webp);base64,[A-Za-z0-9+/=]+")
+
+
+def html(analysis: Mapping[str, Any], record: Mapping[str, Any] | None) -> str:
+    """The whole report as one HTML page; the same input gives the same bytes.
+
+    Args:
+      analysis: of `analysis.analyse`, or "evaluation" of metrics.json: NaN and None both mean undefined.
+      record: where the numbers come from: "name", "command", "config", "versions", "weights", "seconds", "data", "training", and
+        "hardware" in words; any may be missing. None where the predictions are another tool's.
+
+    Raises:
+      ValueError: an image is not a `data:` URI of a PNG, JPEG, GIF or WebP.
+    """
+    import jinja2
+    import markupsafe
+
+    context = _context(analysis, record)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["svg"] = markupsafe.Markup  # of `plots`, which escapes what it draws
+    return _legible(environment.get_template("report.html").render(context))
+
+
+def markdown(analysis: Mapping[str, Any], record: Mapping[str, Any] | None) -> str:
+    """The short form, for a pull request: verdict, arms, differences, data and design, command.
+
+    Args:
+      analysis: as in `html`.
+      record: as in `html`.
+    """
+    parts = [f"# {_md(_title(analysis, record))}", f"**{_md(analysis['verdict']['headline'])}**"]
+    parts += [_md(sentence) for sentence in _verdict(analysis)]
+    shown = [tables.arms(analysis), tables.comparisons(analysis)]
+    parts += [_md_table(table) for table in shown if table]
+    design = analysis["design"].get("words")
+    parts.append(
+        f"Data: {_md(_counts(analysis))}" + (f"  \nDesign: {_md(design)}" if design else "")
+    )
+    parts += [f"- {_md(note)}" for note in analysis.get("notes") or ()]
+    command = (record or {}).get("command")
+    if command:
+        fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", command))])
+        parts.append(f"{fence}sh\n{_legible(command)}\n{fence}")
+    return "\n\n".join(parts) + "\n"
+
+
+def write(
+    folder: str | os.PathLike[str], analysis: Mapping[str, Any], record: Mapping[str, Any] | None
+) -> None:
+    """Writes report.html and report.md into a folder, each whole or not at all.
+
+    Args:
+      folder: is there.
+      analysis: as in `html`.
+      record: as in `html`.
+
+    Raises:
+      OSError: the folder cannot be written.
+      ValueError: as `html`.
+    """
+    for name, text in (
+        ("report.html", html(analysis, record)),
+        ("report.md", markdown(analysis, record)),
+    ):
+        write_text(Path(folder) / name, text)
+
+
+def _context(analysis: Mapping[str, Any], record: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What the template shows, section by section; what is None or empty is left out."""
+    errors = [_error(error) for error in analysis.get("errors") or ()]
+    run, figures = record or {}, Figures(analysis)
+    return {
+        "a": analysis,
+        "record": run,
+        "wording": wording,
+        "title": _title(analysis, record),
+        "verdict": _verdict(analysis),
+        "sentences": _sentences(analysis),
+        "counts": _counts(analysis),
+        "thresholds": _thresholds(analysis),
+        "forest": figures.forest(),
+        "learning_figures": figures.learning(),
+        "curves": [
+            figure
+            for pair in itertools.zip_longest(figures.roc(), figures.pr())
+            for figure in pair
+            if figure
+        ],
+        "reliability": figures.reliability(),
+        "decision": figures.decision(),
+        "subgroups": [_subgroup(analysis, column, figures) for column in _columns(analysis)],
+        "training": figures.training(record),
+        "errors": errors,
+        "config": list(_flat(run.get("config") or {})),
+        "methods": methods(analysis),
+        "cards": [
+            (card, tables.data(domain, card)) for domain, card in (run.get("data") or {}).items()
+        ],
+        "tables": {
+            "arms": tables.arms(analysis),
+            "all_metrics": tables.all_metrics(analysis),
+            "comparisons": tables.comparisons(analysis),
+            "tests": tables.tests(analysis),
+            "all_differences": tables.all_differences(analysis),
+            "learning": tables.learning(analysis),
+            "calibration": tables.calibration(analysis),
+            "conformal": tables.conformal(analysis),
+            "conformal_by_class": tables.conformal_by_class(analysis),
+            "confusion": tables.confusion(analysis),
+        },
+    }
+
+
+def _verdict(analysis: Mapping[str, Any]) -> list[str]:
+    """What is said below the headline: the main difference with its interval, and the sentences; nothing twice."""
+    verdict = analysis["verdict"]
+    sentences = [s for s in verdict.get("sentences") or () if s not in verdict["headline"]]
+    for c in analysis.get("comparisons") or ():
+        if c["metric"] == analysis["metric"]:
+            between = wording.interval(
+                c["difference"].get("low"), c["difference"].get("high"), sign=True
+            )
+            if not between or not any(
+                between in said for said in (verdict["headline"], *sentences)
+            ):
+                main = wording.main_difference(c, analysis["design"]["level"])
+                sentences.insert(0, f"{wording.difference_name(c)}: {main}.")
+            break
+    return sentences
+
+
+def _title(analysis: Mapping[str, Any], record: Mapping[str, Any] | None) -> str:
+    name = (record or {}).get("name") or wording.listed(list(analysis["arms"]))
+    return f"{name}: evaluation on {analysis['split']}"
+
+
+def _sentences(analysis: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(verdict, sentence) of each comparison that the main verdict does not already quote."""
+    verdict = analysis["verdict"]
+    said = "\n".join([verdict["headline"], *(verdict.get("sentences") or ())])
+    return [
+        (c["verdict"], c["sentence"])
+        for c in analysis.get("comparisons") or ()
+        if c["sentence"] not in said
+    ]
+
+
+def _counts(analysis: Mapping[str, Any]) -> str:
+    """How many examples of how many patients, and of which classes."""
+    n, patients = analysis["n"], analysis.get("patients")
+    who = f"{wording.count(n)} example{'s' if n != 1 else ''}"
+    if patients is None:
+        who += ", patients not known"
+    else:
+        who += f" of {wording.count(patients)} patient{'s' if patients != 1 else ''}"
+    classes = ", ".join(
+        f"{name} {wording.count(c)}" for name, c in analysis["class_counts"].items()
+    )
+    return f"{who}, split {analysis['split']}: {classes}."
+
+
+def _thresholds(analysis: Mapping[str, Any]) -> list[str]:
+    """The operating thresholds and how they were chosen; arms of which the same is to be said share a sentence."""
+    arms: dict[str, list[str]] = {}
+    for arm, result in analysis["arms"].items():
+        threshold = result.get("threshold")
+        if threshold:
+            why = f" ({threshold['words']})" if threshold.get("words") else ""
+            arms.setdefault(wording.number(threshold.get("value")) + why, []).append(arm)
+    return [
+        f"Operating threshold of {wording.listed(names)}: {text}" for text, names in arms.items()
+    ]
+
+
+def _columns(analysis: Mapping[str, Any]) -> list[str]:
+    return list(
+        dict.fromkeys(c for arm in analysis["arms"].values() for c in arm.get("subgroups") or ())
+    )
+
+
+def _subgroup(analysis: Mapping[str, Any], column: str, figures: Figures) -> dict[str, Any]:
+    return {
+        "column": column,
+        "figure": figures.subgroups(column),
+        "table": tables.subgroup(analysis, column),
+        "all": tables.subgroup_metrics(analysis, column),
+    }
+
+
+def _error(error: Mapping[str, Any]) -> dict[str, Any]:
+    """An example of `analysis["errors"]` with the alternative text of its images."""
+    what = f"example {error['id']}, labelled {error['label']}"
+    images = []
+    for key, alt in (
+        ("image", f"Image of {what}"),
+        ("saliency", f"{error.get('method') or 'Saliency'} of {what}"),
+    ):
+        source = error.get(key)
+        if source:
+            if not _IMAGE.fullmatch(source):
+                raise ValueError(
+                    f"errors: the {key} of {error['id']!r} is not a data: URI of an image in base64"
+                )
+            images.append((source, alt))
+    return {**error, "images": images}
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(field, value as JSON) of nested settings."""
+    if isinstance(value, Mapping) and value:
+        for name, inner in value.items():
+            yield from _flat(inner, f"{prefix}.{name}" if prefix else str(name))
+    else:
+        yield (
+            prefix,
+            value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str),
+        )
+
+
+def _legible(text: str) -> str:
+    """HTML cannot hold control characters, escaped or not."""
+    return re.sub(
+        r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]+", " ", text
+    )
+
+
+def _md(text: str) -> str:
+    """Text that Markdown shows as it is, also in a table."""
+    text = " ".join(_legible(text).split())
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = re.sub(r"([\\`*|\[\]~#!$])", r"\\\1", text)
+    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
+
+
+def _md_table(table: tables.Table) -> str:
+    def cell(one: tables.Cell) -> str:
+        small = f" ({_md(one.small)})" if one.small else ""
+        return f"{_md(one.text)}{f' [{one.mark}]' if one.mark else ''}{small}"
+
+    rows = [[_md(head) for head in table.head], ["---", *["---:"] * (len(table.head) - 1)]]
+    rows += [[cell(one) for one in row] for row in table.rows]
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    notes = [f"[{mark}] {_md(reason)}  " for mark, reason in table.footnotes]
+    return "\n".join(
+        [f"{_md(table.caption)}:", "", *lines, *([""] if notes else []), *notes]
+    ).rstrip()

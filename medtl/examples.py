@@ -1,0 +1,127 @@
+"""One domain's examples, and the normalisation of their images. Imports no JAX."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+
+def is_group(column: str) -> bool:
+    """Whether a column of this name holds groups to report by: "site", "subgroup" or "subgroup_<name>"."""
+    return column in ("site", "subgroup") or (
+        column.startswith("subgroup_") and column != "subgroup_"
+    )
+
+
+def class_counts(label: np.ndarray, classes: Sequence[str]) -> dict[str, int]:
+    """How many examples have each class.
+
+    Args:
+      label: int[N], an index into `classes`, -1 where unknown; or float[N, K] of 0, 1 or NaN (unknown).
+      classes: the K names.
+    """
+    n = (
+        np.nansum(label, axis=0)
+        if label.ndim == 2
+        else np.bincount(label[label >= 0], minlength=len(classes))
+    )
+    return dict(zip(classes, map(int, n), strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalization:
+    """The input a backbone was trained on: `(x - mean) / std`, with x the RGB value in 0..255.
+
+    Attributes:
+      name: what it is called in reports, e.g. "torchvision".
+      mean: one value per channel, in the units of x.
+      std: one value per channel, in the units of x.
+    """
+
+    name: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def for_channels(self, channels: int) -> Normalization:
+        """The same normalisation for images of another number of channels: grey takes the mean over RGB."""
+        if channels == len(self.mean):
+            return self
+        if channels == 1:
+            return Normalization(
+                self.name, (float(np.mean(self.mean)),), (float(np.mean(self.std)),)
+            )
+        cycle = [i % len(self.mean) for i in range(channels)]
+        return Normalization(
+            self.name, tuple(self.mean[i] for i in cycle), tuple(self.std[i] for i in cycle)
+        )
+
+
+NORMALIZATIONS = {
+    n.name: n
+    for n in (
+        Normalization("torchvision", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+        Normalization("caffe", (123.68, 116.779, 103.939), (1.0, 1.0, 1.0)),
+        Normalization("centered", (127.5, 127.5, 127.5), (63.75, 63.75, 63.75)),
+    )
+}
+
+
+class ImageSource(Protocol):
+    """Images that are decoded when asked for; Grain calls this a random-access data source."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> np.ndarray: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """One domain's examples: everything about them in memory, the images in memory, mapped from disk, or decoded on demand.
+
+    Attributes:
+      name: for reports, e.g. "covid_ct".
+      image: uint8[N, H, W, C], or an `ImageSource` of uint8[H, W, C].
+      label: int32[N], an index into `classes`, -1 where there is no label; or float32[N, K] of 0, 1 or NaN (unknown) where
+        an example may have several diagnoses.
+      id: str[N], unique.
+      split: str[N], "train", "val" or "test".
+      patient: str[N], or None where patients are not known.
+      weight: float32[N], the example's weight in the loss.
+      classes: the K names.
+      fingerprint: sha256 over ids, labels, splits and image content.
+      split_hash: sha256 over (id, split) pairs.
+      synthetic: True where the images were drawn by a program.
+      groups: "site", "subgroup" or "subgroup_<name>" -> str[N], "" where unknown: what results are broken down by. No input
+        of a model, and not part of the fingerprint.
+    """
+
+    name: str
+    image: np.ndarray | ImageSource
+    label: np.ndarray
+    id: np.ndarray
+    split: np.ndarray
+    patient: np.ndarray | None
+    weight: np.ndarray
+    classes: tuple[str, ...]
+    fingerprint: str
+    split_hash: str
+    synthetic: bool = False
+    groups: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.id)
+
+    @property
+    def multi_label(self) -> bool:
+        return self.label.ndim == 2
+
+    def indices(self, split: str) -> np.ndarray:
+        """int64[n], the rows of one split in file order."""
+        return np.flatnonzero(self.split == split)
+
+    @property
+    def splits(self) -> Sequence[str]:
+        return [s for s in ("train", "val", "test") if np.any(self.split == s)]

@@ -1,0 +1,1 @@
+"""Traces of training steps, and the operations in which their time goes."""

@@ -1,0 +1,1 @@
+"""The training step, the loop around it, and everything they are built from."""

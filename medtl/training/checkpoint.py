@@ -1,0 +1,216 @@
+"""The only file that knows Orbax: a stage's checkpoints, resumed and handed on, with their provenance.
+
+A checkpoint holds the whole training state as host arrays under the names of its tree, and a JSON record. Orbax has been seen
+to restore a tree in part without an error, so names, shapes and dtypes are recorded beside the arrays and compared here; it
+refuses a checkpoint of another model by name. What is stored does not depend on the number of devices.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import traverse_util
+from orbax.checkpoint import checkpoint_managers as policies
+
+from medtl.errors import UserError
+
+State = Any
+
+
+@dataclasses.dataclass
+class Store:
+    """The checkpoints of one stage, in `folder`: the last, and the best where they are scored; written asynchronously.
+
+    Attributes:
+      folder: the stage's folder; checkpoints lie under `checkpoints/STEP`.
+    """
+
+    folder: Path
+
+    def __post_init__(self):
+        logging.getLogger("absl").addFilter(_quiet_orbax)
+        # The rank is a pair, which sorts as the number does that Orbax declares.
+        rank: Any = _rank
+        kept = [
+            policies.LatestN(n=1),
+            policies.BestN(n=1, get_metric_fn=rank, keep_checkpoints_without_metrics=False),
+        ]
+        self._manager = ocp.CheckpointManager(
+            self.folder.absolute() / "checkpoints",
+            options=ocp.CheckpointManagerOptions(
+                best_fn=rank,  # without it Orbax does not write the metrics, and a resumed run would delete the best
+                preservation_policy=policies.AnyPreservationPolicy(kept),
+                cleanup_tmp_directories=True,
+            ),
+        )
+
+    @property
+    def last_step(self) -> int | None:
+        """The step of the newest checkpoint, None where there is none."""
+        return self._manager.latest_step()
+
+    @functools.cached_property
+    def _best(self) -> float:
+        """The best score so far; read when a run first asks, then kept by `save`."""
+        return max((r["score"] for r in self._ranked()), default=-math.inf)
+
+    def improves(self, score: float | None) -> bool:
+        """Whether a checkpoint of this score would be handed on: it is better than all before it."""
+        return score is not None and _finite(score) > self._best
+
+    def steps(self) -> list[int]:
+        return sorted(self._manager.all_steps())
+
+    def save(
+        self, step: int, state: State, record: Mapping[str, Any], *, score: float | None = None
+    ) -> None:
+        """Copies the state to the host and writes it in the background.
+
+        Args:
+          step: the number of optimizer steps done.
+          state: any pytree of arrays.
+          record: JSON: what the stage must say of itself, see `record` in the architecture's contracts.
+          score: the higher the better; NaN ranks lowest; None where the last, not the best, is to be handed on, or between
+            evaluations.
+        """
+        arrays = {name: np.array(leaf, copy=True) for name, leaf in _named(state).items()}
+        spec = {name: [list(a.shape), str(a.dtype)] for name, a in arrays.items()}
+        ranked = None
+        if score is not None:
+            ranked = {"score": _finite(score), "step": step}
+            self._best = max(_finite(score), self._best)
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(arrays),
+                record=ocp.args.JsonSave({**record, "step": step, "tree": spec, "ranked": ranked}),
+            ),
+            metrics=ranked,
+            force=True,
+        )
+
+    def record(self, step: int) -> dict[str, Any]:
+        """The JSON record of a checkpoint."""
+        return self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))[
+            "record"
+        ]
+
+    def restore(self, step: int, like: State) -> State:
+        """The state saved at `step`, as host arrays in the structure of `like`.
+
+        Raises:
+          UserError: where names, shapes or dtypes differ from `like`, naming the first five.
+        """
+        arrays = self.arrays(step)
+        wanted = _named(like)
+        differences = [f"{n} is not in it" for n in wanted if n not in arrays]
+        differences += [f"{n} is not in the model" for n in arrays if n not in wanted]
+        for name in wanted.keys() & arrays.keys():
+            have, want = arrays[name], wanted[name]
+            if have.shape != np.shape(want) or have.dtype != want.dtype:
+                differences.append(
+                    f"{name} is {have.dtype}{list(have.shape)}, not {want.dtype}{list(np.shape(want))}"
+                )
+        if differences:
+            raise UserError(
+                f"checkpoint {self.folder}/checkpoints/{step} is of another model ({len(differences)} differences): "
+                + "; ".join(differences[:5])
+            )
+        leaves = [arrays[name] for name in wanted]
+        return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+    def arrays(self, step: int) -> dict[str, np.ndarray]:
+        """Every array of the checkpoint by name, checked against the record that was written with it."""
+        arrays = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore())
+        )["state"]
+        arrays = {name: np.asarray(a) for name, a in arrays.items()}
+        spec = self.record(step)["tree"]
+        found = {name: [list(a.shape), str(a.dtype)] for name, a in arrays.items()}
+        if found != spec:
+            wrong = sorted(n for n in spec.keys() | found.keys() if spec.get(n) != found.get(n))
+            raise UserError(
+                f"checkpoint {self.folder}/checkpoints/{step} is damaged: {', '.join(wrong[:5])}"
+            )
+        return arrays
+
+    def chosen_step(self) -> int:
+        """The step of the checkpoint that the stage hands on: the best, the earliest of equals; the last if none is scored."""
+        if ranked := self._ranked():
+            return max(ranked, key=_rank)["step"]
+        last = self.last_step
+        if last is None:
+            raise UserError(f"no checkpoint in {self.folder}; train first")
+        return last
+
+    def _ranked(self) -> list[dict[str, Any]]:
+        return [
+            r["ranked"]
+            for s in self.steps()
+            if (r := self._readable(s)) and r["ranked"] is not None
+        ]
+
+    def _readable(self, step: int) -> dict[str, Any] | None:
+        """The record, or None of a checkpoint that was being deleted when the run was killed."""
+        try:
+            return self.record(step)
+        except (KeyError, FileNotFoundError, ValueError):
+            return None
+
+    def wait(self) -> None:
+        """Until everything is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def nested(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, Any]:
+    """The arrays under `prefix/` as nested dicts."""
+    found = {
+        name.removeprefix(f"{prefix}/"): a
+        for name, a in arrays.items()
+        if name.startswith(f"{prefix}/")
+    }
+    return traverse_util.unflatten_dict(found, sep="/")
+
+
+def _named(tree: State) -> dict[str, Any]:
+    """Leaves by name, `params/backbone/conv1/kernel`, in the order of the tree."""
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    parts: list[str] = []
+    for entry in path:
+        value = getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", None)))
+        parts.extend(value if isinstance(value, tuple) else [str(value)])
+    return "/".join(parts)
+
+
+def _finite(score: float) -> float:
+    return score if math.isfinite(score) else -sys.float_info.max
+
+
+def _rank(metrics: Mapping[str, Any]) -> tuple[float, int]:
+    return metrics["score"], -metrics["step"]
+
+
+def _quiet_orbax(entry: logging.LogRecord) -> bool:
+    return entry.levelno >= logging.ERROR or "orbax" not in entry.pathname

@@ -1,0 +1,138 @@
+"""What the user sees while a stage trains: one line that renews itself on a terminal, plain lines when piped."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import TextIO
+
+
+class Progress:
+    """Shows step, loss parts, and of the time that training took images per second and the share without data; the time left.
+
+    Args:
+      label: names the stage, e.g. "seed 0 transfer source".
+      steps: the stage's last step.
+      start: the step at which it goes on.
+      stream: where to write; a terminal gets one line that renews itself.
+      every: seconds between plain lines.
+      brief: of the evaluations only the last one's line stays, and compiling is not announced.
+      unit: what is counted; where it is not steps, nothing is said of waiting.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        steps: int,
+        *,
+        start: int = 0,
+        stream: TextIO | None = None,
+        every: float = 15.0,
+        brief: bool = False,
+        unit: str = "step",
+    ):
+        self._label, self._steps, self._start, self._brief, self._unit = (
+            label,
+            steps,
+            start,
+            brief,
+            unit,
+        )
+        self._stream = sys.stdout if stream is None else stream
+        self._live = self._stream.isatty()
+        self._every = 0.5 if self._live else every
+        self._began: float | None = None
+        self._shown = time.monotonic()
+        self._images = 0
+        self._waited = 0.0
+        self._apart = 0.0
+        self._width = 0
+        if steps > start and (self._live or not brief):
+            self._write(f"{self._head(start)}  compiling", keep=not self._live)
+
+    def waited(self, seconds: float) -> None:
+        """Time in which the devices waited for data."""
+        self._waited += seconds
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """What is done here, evaluation and saving, is no part of the rate of training, but of the time left."""
+        began = time.monotonic()
+        yield
+        self._apart += time.monotonic() - began
+
+    def count(self, step: int, images: int) -> None:
+        """Images of one step; the first, which compiles, is left out of the rate."""
+        if self._began is None:
+            self._began, self._start, self._waited, self._apart = time.monotonic(), step, 0.0, 0.0
+        else:
+            self._images += images
+
+    def show(self, step: int, values: Mapping[str, float]) -> None:
+        """The state of training, if it is time to show it."""
+        now = time.monotonic()
+        if now - self._shown >= self._every:
+            self._shown = now
+            self._write(
+                f"{self._head(step)}{self._speed(step, now)}  {self._losses(values)}".rstrip(),
+                keep=not self._live,
+            )
+
+    def line(self, step: int, values: Mapping[str, float]) -> None:
+        """A line that stays: what an evaluation found."""
+        found = "  ".join(
+            f"{name} {value:.4f}"
+            for name, value in values.items()
+            if name in ("loss", "accuracy", "auroc")
+        )
+        keep = not self._brief or step == self._steps
+        if keep or self._live:
+            self._write(
+                f"{self._head(step)}{self._speed(step, time.monotonic())}  val: {found}", keep=keep
+            )
+
+    def end(self, text: str) -> None:
+        """A last line that stays."""
+        self._write(text, keep=True)
+
+    def _head(self, step: int) -> str:
+        return f"{self._label}  {self._unit} {step}/{self._steps}"
+
+    def _losses(self, values: Mapping[str, float]) -> str:
+        names = [n for n in values if n == "loss" or "/" in n or n in ("lambda",)]
+        return "  ".join(
+            f"{n} {values[n]:.4g}" for n in sorted(names, key=lambda n: (n != "loss", n))
+        )
+
+    def _speed(self, step: int, now: float) -> str:
+        if self._began is None or step <= self._start or now - self._began <= self._apart:
+            return ""
+        left = (self._steps - step) * (now - self._began) / (step - self._start)
+        training = now - self._began - self._apart
+        waiting = (
+            f", {min(self._waited / training, 1.0):.0%} waiting for data"
+            if self._unit == "step"
+            else ""
+        )
+        return f"  {self._images / training:.0f} images/s{waiting}  {_duration(left)} left"
+
+    def _write(self, text: str, *, keep: bool) -> None:
+        if self._live:
+            if not keep:  # a line that wraps could not renew itself
+                text = text[: shutil.get_terminal_size().columns - 1]
+            self._stream.write("\r" + text.ljust(self._width) + ("\n" if keep else ""))
+            self._width = 0 if keep else len(text)
+        else:
+            self._stream.write(text + "\n")
+        self._stream.flush()
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return (
+        f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+    )
