@@ -1,4 +1,4 @@
-"""`python launch.py` runs the embedded experiment; `python launch.py --help` says what else it does."""
+"""Start the command line: `python launch.py` runs the embedded experiment; see `--help`."""
 
 import sys
 

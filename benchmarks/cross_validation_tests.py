@@ -1,10 +1,12 @@
-"""How often each test of a cross-validated difference is wrong: two arms that are equally good, simulated.
+"""How often each test of a cross-validated difference is wrong, in a simulation of two equal arms.
 
     python benchmarks/cross_validation_tests.py
 
-Patients with three images each; the features of an image are a patient's plus noise. Two arms, each ridge regression on its own half of the
-features, whose expected AUROC is the same by symmetry. 5-fold cross-validation by patient, 3 repeats. A test at the 5 % level should call a
-difference in 5 % of the replicates. In the last design the second arm's features are weaker, which shows the power.
+Each patient has three images; the features of an image are the patient's plus noise. Each of the
+two arms is a ridge regression on one half of the features; by symmetry their expected AUROC is the
+same. 5-fold cross-validation by patient, 3 repeats. A test at the 5 % level should call a
+difference in 5 % of the replicates. In the last design the second arm's features are weaker, which
+shows the power.
 """
 
 import argparse
@@ -16,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from medtl.evaluation import bootstrap, compare
+from medtl.evaluation.metrics import EvaluationSet, Options
 from medtl.experiment import splits
 
 RESULT = Path(__file__).parent / "results" / "cross_validation_tests.json"
@@ -43,15 +46,15 @@ def one(seed, patients, width, shift, resamples):
         fold = splits.folds(y.astype(np.int32), n_folds=5, repeat=repeat, seed=seed, patient=names)
         for k in range(5):
             train, test = fold != k, fold == k
-            for arm, own in (("a", slice(0, width)), ("b", slice(width, None))):
-                w = ridge(x[train][:, own], y[train])
-                score = 1 / (1 + np.exp(-(x[test][:, own] @ w[:-1] + w[-1])))
-                arms[arm].append(bootstrap.Cell(y[test], np.c_[1 - score, score], patient[test]))
-    options = bootstrap.Options(resamples=resamples, seed=seed)
-    found = bootstrap.resample(arms, classes=("0", "1"), options=options)
-    m = found.names.index("auroc")
-    value, low, high, _ = found.difference("a", "b")
-    each = found.by_cell["a"][:, m] - found.by_cell["b"][:, m]
+            for arm, half in (("a", slice(0, width)), ("b", slice(width, None))):
+                w = ridge(x[train][:, half], y[train])
+                score = 1 / (1 + np.exp(-(x[test][:, half] @ w[:-1] + w[-1])))
+                arms[arm].append(EvaluationSet(y[test], np.c_[1 - score, score], patient[test]))
+    options = Options(resamples=resamples, seed=seed)
+    resampled = bootstrap.resample(arms, classes=("0", "1"), options=options)
+    m = resampled.names.index("auroc")
+    value, low, high, _ = resampled.difference("a", "b")
+    each = resampled.by_split["a"][:, m] - resampled.by_split["b"][:, m]
     t = compare.corrected_resampled_t(each, test_share=0.25)
     naive = compare.corrected_resampled_t(each, test_share=0.0)
     called = [not test.low <= 0 <= test.high for test in (t, naive)]
@@ -84,13 +87,15 @@ def main():
         for name, share in called.items():
             error = (share * (1 - share) / args.replicates) ** 0.5
             print(
-                f"  {name:22s} calls a difference in {100 * share:5.1f} % of {args.replicates} (± {100 * error:.1f})"
+                f"  {name:22s} calls a difference in {100 * share:5.1f} % of {args.replicates} "
+                f"(± {100 * error:.1f})"
             )
+    versions = f"Python {platform.python_version()}, NumPy {np.__version__}"
     written = {
         "designs": results,
         "replicates": args.replicates,
         "resamples": args.resamples,
-        "machine": f"{platform.machine()}, Python {platform.python_version()}, NumPy {np.__version__}",
+        "machine": f"{platform.machine()}, {versions}",
         "date": date.today().isoformat(),
     }
     RESULT.write_text(json.dumps(written, indent=2) + "\n")

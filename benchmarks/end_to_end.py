@@ -1,23 +1,29 @@
-"""Training as a user runs it, `medtl.experiment.train`, beside the bare compiled step and a PyTorch loop with everything in memory.
+"""Training as a user runs it, beside the bare compiled step and a PyTorch loop.
 
     python benchmarks/end_to_end.py --torch_python=PATH --threads=2
 
-Two runs on random images in memory: "single" trains on one domain, "joint" on source and target, half a batch of each. The trainer runs
-with its log, progress, evaluation and checkpoints: streamed (config.data.resident="never", which "auto" means on CPUs) or, with
---feed=resident, with the data on the device and many steps a dispatch ("always"; XLA compiles the gradients of convolutions worse within a
-loop on CPUs, so that a step there takes more than ten times as long, and a round minutes). Beside it are:
+Two runs of medtl.experiment.experiment.train on random images in memory: "single" trains on one
+domain, "joint" on source and target, half a batch of each. The trainer runs with its log, progress,
+evaluation and checkpoints. It streams its data (config.data.resident="never", which "auto" means on
+CPUs) or, with --feed=resident, keeps the data on the device and takes many steps a dispatch
+("always"). On CPUs XLA compiles the gradients of convolutions worse within a loop, so a resident
+step takes more than ten times as long there, and a round takes minutes. Beside the trainer run
 
-- bare step: the same compiled step on one batch that lies on the device, and nothing else;
-- PyTorch (single, ResNet-20): end_to_end_torch.py, eager, in both memory formats, as it comes and with its memory kept as
-  medtl keeps its own ("kept"). It takes the same batches in kind: as large, flipped, from a permutation for each epoch.
+- bare step: the same compiled step on one batch that is on the device, and nothing else;
+- PyTorch (single, ResNet-20): end_to_end_torch.py, eager, in both memory formats, as it comes and
+  with its memory kept as medtl keeps its own ("kept"). It takes batches of the same size, flipped,
+  from a permutation for each epoch.
 
-"training" is images of all steps / time from the first step of each epoch until its last has finished, log included, evaluation and
-checkpoint excluded, on all sides. "whole" is the time until the next epoch begins, on all sides: with an evaluation of the val images and a
-checkpoint every epoch, which is on disk when the round ends. The first epoch of each process, which compiles, is in neither.
+"training" is the images of all steps divided by the time from the first step of each epoch until
+its last has finished; on all sides it includes the log and excludes evaluation and checkpoint.
+"whole" is the time until the next epoch begins, on all sides: with an evaluation of the val images
+and a checkpoint every epoch, which is on disk when the round ends. Neither includes the first epoch
+of each process, which compiles.
 
-How: the trainer's `fit` gets its feed and its evaluation wrapped in a clock; it evaluates when the last step of an epoch has finished. At the
-end of a round the clock stops and the wrapped feed waits for the next round, so that contenders take turns within one long run of each.
-Needs medtl's own dependencies. With --write the result is kept in benchmarks/results/end_to_end_MODEL_DTYPE_BACKEND.json.
+The trainer's `fit` gets its feed and its evaluation wrapped in a clock; it evaluates when the last
+step of an epoch has finished. At the end of a round the clock stops and the wrapped feed waits for
+the next round, so that contenders take turns within one long run of each. Needs medtl's
+dependencies. --write keeps the result in benchmarks/results/end_to_end_MODEL_DTYPE_BACKEND.json.
 """
 
 from __future__ import annotations
@@ -43,31 +49,29 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from medtl import models
 from medtl.config import arm, dataset
-from medtl.experiment import arm as arms
 from medtl.experiment import experiment
-from medtl.training import memory, step
+from medtl.training import loop, memory
+from medtl.training.objective import DOMAINS
 from medtl.training.parallel import Parallel
 
 CASES = ("single", "joint")
-EPOCHS = 10_000  # of the run, which ends when no further round is asked for
+EPOCHS = 10_000  # of the run, which ends before, after the last round
 OURS = {"medtl streamed": "never", "medtl resident": "always"}
 BARE = "bare step"
 
 
 def sizes_of(args: argparse.Namespace, case: str) -> dict[str, int]:
-    """domain -> images in a step."""
-    return (
-        {"target": args.batch} if case == "single" else dict.fromkeys(step.DOMAINS, args.batch // 2)
-    )
+    """Return domain -> images in a step."""
+    return {"target": args.batch} if case == "single" else dict.fromkeys(DOMAINS, args.batch // 2)
 
 
 def epoch_steps(args: argparse.Namespace, case: str) -> int:
-    """Steps in an epoch, which is one of the target."""
+    """Return the number of steps in an epoch of the target."""
     return -(-args.train // sizes_of(args, case)["target"])
 
 
 def write_images(path: Path, args: argparse.Namespace, *, seed: int) -> None:
-    """Random images of two classes in MedMNIST's layout."""
+    """Write random images of two classes in MedMNIST's layout."""
     rng = np.random.default_rng(seed)
     arrays = {}
     for split, n in (("train", args.train), ("val", args.val)):
@@ -79,7 +83,7 @@ def write_images(path: Path, args: argparse.Namespace, *, seed: int) -> None:
 
 
 def config_of(args: argparse.Namespace, case: str, resident: str, folder: Path) -> Any:
-    """The run's config; writes its images into the folder."""
+    """Return the run's config; write its images into the folder."""
     c = scaling.experiment(model=args.model, size=args.size, dtype=args.dtype)
     c.arm.pooled = arm("random", source_stage=False, joint=True)
     c.arms = ("scratch",) if case == "single" else ("pooled",)
@@ -90,84 +94,91 @@ def config_of(args: argparse.Namespace, case: str, resident: str, folder: Path) 
     c.stages.target.batch_size = sizes_of(args, case)["target"]
     c.stages.target.epochs = EPOCHS
     c.evaluation.times = EPOCHS
-    c.checkpoint.every_steps = epoch_steps(
-        args, case
-    )  # as the PyTorch loop; by itself the trainer saves the best alone
+    # As the PyTorch loop; by default the trainer saves the best alone.
+    c.checkpoint.every_steps = epoch_steps(args, case)
     return c
 
 
 class Clock:
-    """Times the epochs of `medtl.train.fit` from the outside, and halts it after each round.
+    """Time the epochs of `medtl.training.loop.fit` from outside, and halt it after each round.
+
+    It replaces the feed.
 
     Args:
-      feed: what takes the steps.
+      feed: takes the steps.
       evaluate: called when the last step of an epoch has finished; `fit` then saves.
       store: of the checkpoints.
-      ask: told the seconds of the training and of the whole round, returns the epochs of the next; the first time, after the
-        epoch that compiles, it is told zeros.
+      ask: takes the seconds of training and of the whole round, and returns the epochs of the next
+        round; the first call, after the epoch that compiles, gets zeros.
     """
 
     def __init__(
         self,
-        feed: Callable[[Any, int], Any],
+        feed: Any,
         evaluate: Callable[[Any], Any],
         store: Any,
         ask: Callable[[float, float], int],
     ):
         self._feed, self._evaluate, self._store, self._ask = feed, evaluate, store, ask
-        self._left, self._warm = 1, False
-        self._between = True
+        self._left, self._is_warm = 1, False
+        self._is_between = True
         self._training = 0.0
         self._round = self._epoch = time.perf_counter()
 
-    def feed(self, state: Any, most: int) -> Any:
-        if self._between:
+    def __call__(self, state: Any, most: int) -> Any:
+        if self._is_between:
             if self._left == 0:
                 self._next_round()
             self._left -= 1
-            self._between, self._epoch = False, time.perf_counter()
+            self._is_between, self._epoch = False, time.perf_counter()
         return self._feed(state, most)
+
+    def close(self) -> None:
+        self._feed.close()
 
     def evaluate(self, state: Any) -> Any:
         self._training += time.perf_counter() - self._epoch
-        self._between = True
+        self._is_between = True
         return self._evaluate(state)
 
     def _next_round(self) -> None:
         self._store.wait()
         whole = time.perf_counter() - self._round
-        self._left = self._ask(self._training, whole) if self._warm else self._ask(0.0, 0.0)
-        self._warm, self._training, self._round = True, 0.0, time.perf_counter()
+        self._left = self._ask(self._training, whole) if self._is_warm else self._ask(0.0, 0.0)
+        self._is_warm, self._training, self._round = True, 0.0, time.perf_counter()
 
 
 @contextlib.contextmanager
 def clocked(ask: Callable[[float, float], int]) -> Iterator[None]:
-    """Within it, every stage that `medtl.run` trains is timed by a `Clock`."""
+    """Time every training stage by a `Clock`."""
+    original = loop.fit
 
-    def fit(state: Any, feed: Any, *, evaluate: Any, store: Any, **options: Any) -> Any:
+    def fit(
+        state: Any, feed: Any, schedule: Any, *, evaluate: Any, store: Any, **options: Any
+    ) -> Any:
         clock = Clock(feed, evaluate, store, ask)
-        return step.fit(state, clock.feed, evaluate=clock.evaluate, store=store, **options)
+        return original(state, clock, schedule, evaluate=clock.evaluate, store=store, **options)
 
-    with mock.patch.object(arms, "fit", fit):
+    with mock.patch.object(loop, "fit", fit):
         yield
 
 
 def trainer(
     args: argparse.Namespace, case: str, resident: str, ask: Callable[[float, float], int]
 ) -> None:
-    """Trains until `ask` raises; what the trainer prints goes nowhere."""
+    """Train until `ask` raises; the trainer's output is dropped."""
     timing.end_on_sigterm()
     with (
         tempfile.TemporaryDirectory(prefix="medtl-benchmark-") as folder,
-        open(os.devnull, "w") as nowhere,
-        contextlib.redirect_stdout(nowhere),
+        open(os.devnull, "w") as dropped,
+        contextlib.redirect_stdout(dropped),
         clocked(ask),
     ):
         experiment.train(config_of(args, case, resident, Path(folder)), Path(folder) / "run")
 
 
 def serve(args: argparse.Namespace) -> None:
-    """This script as one contender in a process of its own; answers "N" epochs by the seconds of training and of all."""
+    """Be one contender: answer "N" epochs by the seconds of training and of the whole round."""
     who, case = args.serve.split("/")
     memory.keep()  # as the command line does
     if who == BARE:
@@ -178,12 +189,8 @@ def serve(args: argparse.Namespace) -> None:
     out = sys.stdout
 
     def ask(training: float, whole: float) -> int:
-        said = (
-            f"{training} {whole}"
-            if whole
-            else f"ready jax {jax.__version__} {jax.devices()[0].device_kind}"
-        )
-        print(said, file=out, flush=True)
+        ready = f"ready jax {jax.__version__} {jax.devices()[0].device_kind}"
+        print(f"{training} {whole}" if whole else ready, file=out, flush=True)
         line = sys.stdin.readline()
         if not line:
             raise SystemExit
@@ -193,10 +200,10 @@ def serve(args: argparse.Namespace) -> None:
 
 
 class Contender:
-    """A process that answers a number of epochs by the seconds of training and, where it does more, of all.
+    """A process that answers a number of epochs by seconds: of training, and maybe of the round.
 
     Attributes:
-      whole: seconds an epoch, by round.
+      whole: seconds of an epoch with evaluation and checkpoint, by round.
     """
 
     def __init__(self, arguments: Sequence[str], *, keep: bool):
@@ -212,9 +219,9 @@ class Contender:
 def plan(
     args: argparse.Namespace, case: str, arguments: Sequence[str]
 ) -> dict[str, tuple[list[str], bool]]:
-    """Contender -> its command, and whether it is told from outside to keep its memory."""
+    """Return contender -> its command, and whether its environment makes it keep its memory."""
     ours = [name for name in OURS if name.split()[1] in args.feed]
-    found = {
+    commands = {
         name: ([sys.executable, __file__, *arguments, f"--serve={name}/{case}"], False)
         for name in (*ours, BARE)
     }
@@ -230,20 +237,20 @@ def plan(
         ]
         for name, extra in (("PyTorch", []), ("PyTorch channels_last", ["--channels_last"])):
             command = [args.torch_python, script, *shapes, *extra]
-            found |= {name: (command, False), f"{name}, kept": (command, True)}
-    return found
+            commands |= {name: (command, False), f"{name}, kept": (command, True)}
+    return commands
 
 
 def report(
     case: str, images: int, training: dict[str, list[float]], whole: dict[str, list[float]]
 ) -> dict[str, Any]:
-    """Prints and returns the rates, and what ours are of the bare step and of the fastest PyTorch.
+    """Print and return the rates, and ours over those of the bare step and of the fastest PyTorch.
 
     Args:
       case: of `CASES`.
       images: in an epoch.
       training: contender -> seconds an epoch, by round.
-      whole: the same with evaluation and checkpoint, of those that have them.
+      whole: the same with evaluation and checkpoint, for contenders that have them.
     """
     result: dict[str, Any] = {}
     for name in training:
@@ -279,7 +286,7 @@ def report(
 
 
 def compare(args: argparse.Namespace, case: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """Times all contenders of one case; see `report`."""
+    """Time all contenders of one case; see `report`."""
     contenders: dict[str, Contender] = {}
     try:
         for name, (command, keep) in plan(args, case, arguments).items():
@@ -295,9 +302,9 @@ def compare(args: argparse.Namespace, case: str, arguments: Sequence[str]) -> di
             contender.process.close()
     whole = {name: contender.whole for name, contender in contenders.items() if contender.whole}
     images = epoch_steps(args, case) * sum(sizes_of(args, case).values())
-    found = report(case, images, training, whole)
+    rates = report(case, images, training, whole)
     return {
-        name: {"runs": contenders[name].process.words, **of_one} for name, of_one in found.items()
+        name: {"runs": contenders[name].process.words, **of_one} for name, of_one in rates.items()
     }
 
 
@@ -328,14 +335,12 @@ def main(arguments: Sequence[str]) -> None:
         nargs="+",
         default=["streamed"],
         choices=("streamed", "resident"),
-        help="see above",
+        help="streamed data, or data kept on the device",
     )
     parser.add_argument(
-        "--torch_python", default="", help="interpreter that has PyTorch; empty: it is left out"
+        "--torch_python", default="", help="interpreter with PyTorch; empty: PyTorch is left out"
     )
-    parser.add_argument(
-        "--threads", type=int, default=0, help="PyTorch's threads; 0: its own choice"
-    )
+    parser.add_argument("--threads", type=int, default=0, help="PyTorch's threads; 0: its default")
     parser.add_argument(
         "--pause",
         type=float,

@@ -1,13 +1,14 @@
-"""The PyTorch side of `end_to_end.py`: CIFAR ResNet-20 trained by a plain loop with all images in memory, in its own process.
+"""The PyTorch side of `end_to_end.py`: CIFAR ResNet-20 in a plain loop with all images in memory.
 
-    python benchmarks/end_to_end_torch.py --batch=128 --size=28 --train=546 --val=78 --threads=2 [--channels_last]
+    python benchmarks/end_to_end_torch.py --batch=128 --size=28 --train=546 --val=78 --threads=2
 
-What such a loop does: images as one uint8 tensor (on the GPU where there is one), a permutation each epoch, normalisation and random flips of
-the whole batch at once, AdamW with a cosine schedule, an evaluation and a checkpoint of model and optimizer after each epoch. Every
+The loop keeps the images as one uint8 tensor (on the GPU where there is one). Each epoch takes a
+permutation; normalisation and random flips run on the batch at once; the optimizer is AdamW with a
+cosine schedule; an evaluation and a checkpoint of model and optimizer follow each epoch. Every
 batch is full, as medtl's are: permutations follow one another without a gap.
 
-Prints "ready" and the device after one epoch, then for each line "N" trains N epochs and prints the seconds of training and of all.
-Needs PyTorch alone.
+Prints "ready" and the device after one epoch. Then each line "N" trains N epochs and prints the
+seconds of training and of the whole round. Needs only PyTorch.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ EVALUATED = 64  # images at once, as medtl's config.evaluation.batch_size
 
 
 class Pad(nn.Module):
-    """The shortcut without parameters: every second pixel, zeros on both sides of the channels."""
+    """The shortcut without parameters: every second pixel, channels padded with zeros."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
@@ -39,17 +40,17 @@ class Pad(nn.Module):
 
 
 def resnet20(classes: int) -> nn.Module:
-    """He et al. 2015, section 4.2: a 3x3 stem, three stages of three basic blocks."""
+    """Return the net of He et al. 2015, section 4.2: a 3x3 stem, three layers of three blocks."""
     layers: list[nn.Module] = [
         nn.Conv2d(3, 16, 3, 1, 1, bias=False),
         nn.BatchNorm2d(16),
         nn.ReLU(inplace=True),
     ]
     inputs = 16
-    for stage in range(3):
-        width = 16 * 2**stage
+    for layer in range(3):
+        width = 16 * 2**layer
         for i in range(3):
-            block = peers_torch.Block(inputs, width, 2 if stage > 0 and i == 0 else 1, False)
+            block = peers_torch.Block(inputs, width, 2 if layer > 0 and i == 0 else 1, False)
             if inputs != width:
                 block.shortcut = Pad(inputs, width)
             layers.append(block)
@@ -58,7 +59,7 @@ def resnet20(classes: int) -> nn.Module:
 
 
 def endless(n: int, batch: int, device: torch.device) -> Iterator[torch.Tensor]:
-    """Rows of full batches: permutations one after the other."""
+    """Yield the rows of full batches from permutations one after the other."""
     left = torch.empty(0, dtype=torch.int64, device=device)
     while True:
         while len(left) < batch:
@@ -93,7 +94,7 @@ class Loop:
         return image.to(torch.float32, memory_format=self.format).sub_(127.5).div_(63.75)
 
     def epoch(self) -> float:
-        """Trains for an epoch; its seconds."""
+        """Train for an epoch; return its seconds."""
         start = time.perf_counter()
         self.net.train()
         total = torch.zeros((), device=self.device)
@@ -112,7 +113,7 @@ class Loop:
         return time.perf_counter() - start
 
     def conclude(self) -> None:
-        """What follows each epoch: loss and accuracy on val, and a checkpoint."""
+        """Compute loss and accuracy on val, and save a checkpoint."""
         self.net.eval()
         loss = correct = torch.zeros((), device=self.device)
         with torch.inference_mode():
@@ -126,7 +127,7 @@ class Loop:
         torch.save(state, self.folder / "checkpoint.pt")
 
     def run(self, epochs: int) -> tuple[float, float]:
-        """Seconds of training and of all."""
+        """Train; return the seconds of training and of the whole round."""
         start, training = time.perf_counter(), 0.0
         for _ in range(epochs):
             training += self.epoch()

@@ -1,14 +1,17 @@
-"""From image files to the device, each stage alone: decode, cache, batches, streaming, copy and augmentation, in images/s.
+"""From image files to the device: images/s of decoding, cache, batches, copy and augmentation.
 
     python benchmarks/input.py --against=IMAGES_PER_SECOND
 
-Grey textures of --side pixels, drawn from a seed and written as PNG and JPEG into a temporary folder, become uint8 RGB images of --size
-pixels. --against is the step's rate (`step.py`): what is slower than it makes the device wait. A run passes several stages: with images in
-memory only "batches", "copy" and, inside the step, "augment"; with config.data.cache="stream" "stream" as well, which decodes.
+Grey textures of --side pixels, drawn from a seed and written as PNG and JPEG into a temporary
+folder, become uint8 RGB images of --size pixels. --against is the step's rate (`step.py`): a slower
+stage makes the device wait. A run passes several stages: with images in memory only "batches",
+"copy" and, inside the step, "augment"; with config.data.cache="stream" also "stream", which
+decodes.
 
-Each round of a stage follows its last without a pause, and the first is not counted, so that nothing is compiled and that no worker has
-batches ready that it made in idle time. Files and cache are in the operating system's page cache: disks are not measured. On a CPU
-the copy is one from memory to memory. Needs medtl's own dependencies. With --write the result is kept in benchmarks/results/input_BACKEND.json.
+Each round of a stage follows the last without a pause, and the first is not counted, so that
+nothing is compiled and no worker has batches from idle time. Files and cache are in the operating
+system's page cache: disks are not measured. On a CPU the copy is from memory to memory. Needs
+medtl's dependencies. --write keeps the result in benchmarks/results/input_BACKEND.json.
 """
 
 from __future__ import annotations
@@ -44,15 +47,13 @@ WORKERS = (0, 2)
 AUGMENTATIONS = {
     "flip": augment.Augmentation(flip=True),
     "all": augment.Augmentation(
-        crop=0.8, flip=True, rotation=10, brightness=0.1, contrast=0.1, noise=0.02
+        crop=0.8, flip=True, rotation=10.0, brightness=0.1, contrast=0.1, noise=0.02
     ),
 }
 
-Found = dict[str, dict[str, Any]]
-
 
 def texture(rng: np.random.Generator, side: int) -> Image.Image:
-    """A grey image that compresses about as well as an X-ray: soft structure and a little noise."""
+    """Return a grey image that compresses about as well as an X-ray: soft, with a little noise."""
     coarse = Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).resize(
         (side, side), Image.Resampling.BICUBIC
     )
@@ -61,7 +62,7 @@ def texture(rng: np.random.Generator, side: int) -> Image.Image:
 
 
 def write_manifest(folder: Path, kind: str, n: int, side: int, *, seed: int = 0) -> Path:
-    """`n` image files of one kind and their manifest."""
+    """Write `n` image files of one kind and their manifest; return the manifest's path."""
     rng = np.random.default_rng(seed)
     path = folder / f"{kind}.csv"
     with path.open("w", newline="") as file:
@@ -75,7 +76,7 @@ def write_manifest(folder: Path, kind: str, n: int, side: int, *, seed: int = 0)
 
 
 class Bench:
-    """Times stages on one set of images and gathers what was found.
+    """Time stages on one set of images and gather the rates.
 
     Args:
       args: `images`, `side`, `size`, `batch`, `rounds`, `against`.
@@ -87,25 +88,25 @@ class Bench:
         self.manifests = {
             kind: write_manifest(folder, kind, args.images, args.side) for kind in KINDS
         }
-        self.found: Found = {}
+        self.rates: dict[str, dict[str, Any]] = {}
 
     def time(self, name: str, run: timing.Contender, images: int, **more: Any) -> None:
-        """Rounds of `run`, each of so many images."""
+        """Time rounds of `run`, each of `images` images; print and keep the rate."""
         run(1)
         seconds = timing.interleave({name: run}, rounds=self.args.rounds, steps=1)[name]
         rate = timing.summary([images / s for s in seconds])
-        self.found[name] = {"images_per_second": rate, **more}
+        self.rates[name] = {"images_per_second": rate, **more}
         line = f"{name:32s} {rate['median']:10.1f} images/s [{rate['low']:.1f}, {rate['high']:.1f}]"
         if "bytes_per_image" in more:
             line += f"  {rate['median'] * more['bytes_per_image'] / 1e6:,.0f} MB/s"
         if self.args.against:
             share = rate["median"] / self.args.against
-            self.found[name]["of_the_step"] = share
+            self.rates[name]["of_the_step"] = share
             line += f"  {share:.2f} x the step{', which waits' if share < 1 else ''}"
         print(line, flush=True)
 
     def load(self, kind: str, cache: str, folder: Path) -> Examples:
-        """The set as an experiment reads it."""
+        """Return the set as an experiment reads it."""
         return data.load(
             dataset("manifest", path=str(self.manifests[kind]), split=(1.0, 0.0, 0.0)),
             image_size=self.args.size,
@@ -117,7 +118,7 @@ class Bench:
         )
 
     def decode(self) -> None:
-        """Bytes to pixels by medtl's decoder, in one thread and in as many as there are cores."""
+        """Time medtl's decoder, in one thread and in one for each core."""
         for kind, threads in itertools.product(KINDS, sorted({1, timing.cores()})):
             encoded = [path.read_bytes() for path in sorted(self.folder.glob(f"*.{kind}"))]
 
@@ -135,8 +136,8 @@ class Bench:
                 )
 
     def cache(self) -> None:
-        """Reading a set at the start of a run: every file is hashed; then decoded, or found decoded."""
-        fresh = (self.folder / f"cache_{i}" for i in itertools.count())
+        """Time reading a set at a run's start: every file is hashed, and decoded if not cached."""
+        new = (self.folder / f"cache_{i}" for i in itertools.count())
         self.time(
             "load into memory",
             stopwatch(lambda: self.load("png", "memory", self.folder)),
@@ -144,47 +145,46 @@ class Bench:
         )
         self.time(
             "load, write disk cache",
-            stopwatch(lambda: self.load("png", "disk", next(fresh))),
+            stopwatch(lambda: self.load("png", "disk", next(new))),
             self.args.images,
         )
-        known = self.folder / "cache_0"
+        full = self.folder / "cache_0"
         self.time(
             "load, disk cache found",
-            stopwatch(lambda: self.load("png", "disk", known)),
+            stopwatch(lambda: self.load("png", "disk", full)),
             self.args.images,
         )
 
     def batches(self) -> None:
-        """Batches as training takes them: from memory, from the mapped cache, and decoded by threads or worker processes."""
+        """Time training batches: from memory, from the mapped cache, and decoded by workers."""
         kinds = [("memory", 0), ("disk", 0), *(("stream", workers) for workers in WORKERS)]
         for cache, workers in kinds:
             examples = self.load("png", cache, self.folder / "cache_0")
-            called = f"stream, {workers} workers" if cache == "stream" else f"batches from {cache}"
-            # What is decoded is drawn through once; what is only copied more often, or it would be over before the clock ticks.
+            name = f"stream, {workers} workers" if cache == "stream" else f"batches from {cache}"
+            # A pass that only copies is too short for the clock, so it is repeated.
             steps = -(-self.args.images // self.args.batch) * (1 if cache == "stream" else 20)
             made = loading.train_batches(
                 examples, "train", self.args.batch, seed=0, workers=workers
             )
             with contextlib.closing(made):
-                self.time(called, stopwatch(lambda: drawn(made, steps)), steps * self.args.batch)  # noqa: B023
+                self.time(name, stopwatch(lambda: drawn(made, steps)), steps * self.args.batch)  # noqa: B023
 
     def device(self) -> None:
-        """The copy to the device, and augmentation with normalisation there."""
+        """Time the copy to the device, and augmentation with normalisation there."""
         images = np.random.default_rng(0).integers(
             0, 256, (self.args.batch, self.args.size, self.args.size, 3), dtype=np.uint8
         )
-        # On a CPU JAX would take the array as it is.
+        # On a CPU JAX would alias the array.
         copy = timing.contender(lambda: jax.device_put(images, may_alias=False))
-        each = images.nbytes // len(images)
-        self.time("copy to the device", lambda _: copy(20), 20 * len(images), bytes_per_image=each)
+        size = images.nbytes // len(images)
+        self.time("copy to the device", lambda _: copy(20), 20 * len(images), bytes_per_image=size)
         placed = jax.device_put(images)
         keys = jax.random.split(jax.random.key(0), len(images))
         for name, options in AUGMENTATIONS.items():
 
-            def prepare(images: Any, keys: Any) -> Any:
-                return augment.normalize(
-                    augment.augment(images, keys, options), NORMALIZATIONS["torchvision"]
-                )
+            def prepare(images: Any, keys: Any, options: Any = options) -> Any:
+                augmented = augment.augment(images, keys, options)
+                return augment.normalize(augmented, NORMALIZATIONS["torchvision"])
 
             compiled = jax.jit(prepare)
             run = timing.contender(lambda: compiled(placed, keys))  # noqa: B023
@@ -193,7 +193,7 @@ class Bench:
 
 
 def stopwatch(work: Callable[[], Any]) -> timing.Contender:
-    """A contender from work that has finished when it returns."""
+    """Return a contender from work that has finished when it returns."""
 
     def run(times: int) -> float:
         start = time.perf_counter()
@@ -205,7 +205,7 @@ def stopwatch(work: Callable[[], Any]) -> timing.Contender:
 
 
 def drawn(batches: Iterator[Any], steps: int) -> None:
-    """Takes so many batches."""
+    """Take a number of batches."""
     for _ in itertools.islice(batches, steps):
         pass
 
@@ -237,7 +237,7 @@ def main(arguments: Sequence[str]) -> None:
         bench.batches()
         bench.device()
     if args.write:
-        print(timing.write(f"input_{jax.default_backend()}", result | {"stages": bench.found}).name)
+        print(timing.write(f"input_{jax.default_backend()}", result | {"stages": bench.rates}).name)
 
 
 if __name__ == "__main__":

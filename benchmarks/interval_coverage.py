@@ -1,13 +1,14 @@
-"""How often do the 95 % intervals of medtl.evaluation.bootstrap hold the truth, and would another kind do so more often?
+"""How often the 95 % intervals of medtl.evaluation.bootstrap hold the truth, beside other kinds.
 
     python benchmarks/interval_coverage.py --replicates 1000
 
-Draws data sets of two classes and two models whose scores are correlated, takes the intervals of each metric of one model and
-of the difference of the two, and counts those that hold the metric's value in 2,000,000 examples. `medtl` is what the package
-gives; beside it are kinds that were not chosen: the percentile, the expanded percentile (Hesterberg 2015), BCa with its
-acceleration from the draws' skewness, and Student's t on the log-odds scale (differences: as they are) and the logarithmic
-one. Under clustering, 100 patients of 10 examples each, `rows` is what resampling examples as though they were patients
-gives. Writes benchmarks/results/interval_coverage.json.
+Draws data sets of two classes and two models whose scores are correlated, takes the intervals of
+each metric of one model and of the difference of the two, and counts those that hold the metric's
+value in 2,000,000 examples. `medtl` is the package's interval; beside it are kinds that were not
+chosen: the percentile, the expanded percentile (Hesterberg 2015), BCa with its acceleration from
+the draws' skewness, and Student's t on the log-odds scale (differences: unchanged) and on the
+logarithmic one. Under clustering, 100 patients of 10 examples each, `rows` resamples examples as
+though they were patients. Writes benchmarks/results/interval_coverage.json.
 """
 
 import argparse
@@ -21,54 +22,52 @@ from scipy.special import expit, logit
 from scipy.stats import norm, skew, t
 
 from medtl.evaluation import bootstrap
+from medtl.evaluation.metrics import EvaluationSet, Options, Scorer
 
 RESULT = Path(__file__).parent / "results/interval_coverage.json"
 LEVEL = 0.95
 DESIGNS = {"n = 100": (100, 1), "n = 1000": (1000, 1), "100 patients x 10": (100, 10)}
 POSITIVE = 0.4
-# Of the score's variance: what a patient's examples share, then what is each example's own; both models see the same half.
+# Shares of the score's variance between patients and within them; both models see the same half.
 WITHIN = {1: (0.0, 1.0), 10: (0.8, 0.2)}
 
 
 def draw(rng, patients, per):
-    """label int64[N], probability of the positive class float64[N] of two models, patient int64[N]."""
+    """Return label int64[N], two models' positive probability float64[N], patient int64[N]."""
     label = np.repeat(rng.random(patients) < POSITIVE, per).astype(np.int64)
     patient = np.repeat(np.arange(patients), per)
-    shared, own = WITHIN[per]
+    between, within = WITHIN[per]
 
     def noise():
-        return np.sqrt(shared) * np.repeat(rng.normal(size=patients), per) + np.sqrt(
-            own
-        ) * rng.normal(size=patients * per)
+        of_patient = np.repeat(rng.normal(size=patients), per)
+        of_example = rng.normal(size=patients * per)
+        return np.sqrt(between) * of_patient + np.sqrt(within) * of_example
 
     common = noise()
     scores = [distance * label + np.sqrt(0.5) * (common + noise()) for distance in (1.5, 1.2)]
-    # A little too sure of themselves, as networks are.
+    # A little overconfident, as networks are.
     return label, [expit(1.3 * (1.5 * s - 1.4)) for s in scores], patient
 
 
 def arms(label, scores, patient):
     return {
-        name: [bootstrap.Cell(label, np.stack([1 - p, p], axis=1), patient)]
+        name: [EvaluationSet(label, np.stack([1 - p, p], axis=1), patient)]
         for name, p in zip("ab", scores, strict=True)
     }
 
 
 def truth(per):
     label, scores, patient = draw(np.random.default_rng(0), 2_000_000 // per, per)
-    options = bootstrap.Options(resamples=1)
-    cells = arms(label, scores, patient)
-    found = {
-        name: bootstrap.Scorer(of_arm[0], classes=("no", "yes"), options=options)(
-            np.ones((1, len(set(patient))))
-        )[0]
-        for name, of_arm in cells.items()
+    once = np.ones((1, len(set(patient))))
+    value = {
+        name: Scorer(one, classes=("no", "yes"), options=Options(resamples=1))(once)[0]
+        for name, [one] in arms(label, scores, patient).items()
     }
-    return found["a"], found["a"] - found["b"]
+    return value["a"], value["a"] - value["b"]
 
 
 def kinds(value, draws, units, scale):
-    """Name -> (low, high) of each metric."""
+    """Return name -> (low, high) of each metric."""
     tail = (1 - LEVEL) / 2
     quantile = t.ppf(1 - tail, units - 1)
     wide = norm.cdf(-np.sqrt(units / (units - 1)) * quantile)
@@ -101,34 +100,34 @@ def kinds(value, draws, units, scale):
 
 
 def simulate(patients, per, *, replicates, resamples, seed=1):
-    """kind -> metric -> share of intervals that hold the truth, and the mean width of medtl's."""
+    """Return kind -> metric -> share of intervals that hold the truth."""
     of_a, of_difference = truth(per)
     hits, total = {}, {}
     for i in range(replicates):
         label, scores, patient = draw(np.random.default_rng([seed, i]), patients, per)
-        options = bootstrap.Options(resamples=resamples, seed=i, level=LEVEL)
-        found = bootstrap.resample(
+        options = Options(resamples=resamples, seed=i, level=LEVEL)
+        made = bootstrap.resample(
             arms(label, scores, patient), classes=("no", "yes"), options=options
         )
-        value, low, high, draws = found.difference("a", "b")
-        one = kinds(found.value["a"], found.draws["a"], found.patients, "odds")
-        log = kinds(found.value["a"], found.draws["a"], found.patients, "log")["t"]
-        intervals = {"medtl": found.interval("a"), **one, "log t": log}
-        pairs = {"medtl": (low, high), **kinds(value, draws, found.patients, "")}
+        value, low, high, draws = made.difference("a", "b")
+        one = kinds(made.value["a"], made.draws["a"], made.patients, "odds")
+        log = kinds(made.value["a"], made.draws["a"], made.patients, "log")["t"]
+        intervals = {"medtl": made.interval("a"), **one, "log t": log}
+        pairs = {"medtl": (low, high), **kinds(value, draws, made.patients, "")}
         if per > 1:
             naive = bootstrap.resample(
                 arms(label, scores, np.arange(len(label))), classes=("no", "yes"), options=options
             )
             intervals["rows"], pairs["rows"] = naive.interval("a"), naive.difference("a", "b")[1:3]
-        for prefix, wanted, found_here in (
+        for prefix, expected, by_kind in (
             ("", of_a, intervals),
             ("difference of ", of_difference, pairs),
         ):
-            for kind, (below, above) in found_here.items():
-                for m, name in enumerate(found.names):
+            for kind, (below, above) in by_kind.items():
+                for m, name in enumerate(made.names):
                     key = kind, prefix + name
                     if np.isfinite(below[m]) and np.isfinite(above[m]):
-                        hits[key] = hits.get(key, 0) + bool(below[m] <= wanted[m] <= above[m])
+                        hits[key] = hits.get(key, 0) + bool(below[m] <= expected[m] <= above[m])
                         total[key] = total.get(key, 0) + 1
     table = {}
     for (kind, name), n in total.items():
@@ -143,7 +142,7 @@ def main():
     )
     parser.add_argument("--replicates", type=int, default=1000, help="data sets a design")
     parser.add_argument("--resamples", type=int, default=1000)
-    parser.add_argument("--design", choices=DESIGNS, help="only this one, and nothing is written")
+    parser.add_argument("--design", choices=DESIGNS, help="only this one; nothing is written")
     options = parser.parse_args()
     result = {
         "replicates": options.replicates,

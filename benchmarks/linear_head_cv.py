@@ -1,8 +1,9 @@
-"""How long and how fast should the linear head of configs/covid_ct.py train? Patient-grouped 5-fold CV inside its train split.
+"""How long and how fast should the linear head of configs/covid_ct.py train?
 
     python benchmarks/linear_head_cv.py
 
-Val is not looked at. Prints the mean AUROC over folds for each learning rate, weight decay and number of epochs, and writes
+Patient-grouped 5-fold cross-validation inside the train split of COVID-CT; val is not used. Prints
+the mean AUROC over folds for each learning rate, weight decay and number of epochs, and writes
 benchmarks/results/linear_head_cv.json.
 """
 
@@ -19,6 +20,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from medtl import cli
 from medtl.experiment import experiment
+from medtl.experiment.provenance import versions
 
 ROOT = Path(__file__).parents[1]
 EPOCHS = (30, 60, 100, 150, 200, 300)
@@ -34,18 +36,17 @@ BATCH = 32
 
 
 def features_of_train():
-    """Features f32[n, 1024] of COVID-CT's train split, labels, patients."""
+    """Return features f32[n, 1024] of COVID-CT's train split, labels, patients."""
     config = cli.load_config_file(str(ROOT / "configs/covid_ct.py"))
     config.arms = ("target_only",)
-    examples = experiment.load_data(config)
-    run = experiment.Run.create(config, Path(), examples, training=True)
-    target, features = examples["target"], run.frozen_features("target")
+    opened, _ = experiment.open_experiment(config, Path(), training=True)
+    target, features = opened.examples["target"], opened.frozen_features("target")
     rows = target.indices("train")
     return features[rows], target.label[rows], target.patient[rows]
 
 
 def heads(x, y, *, rate, decay, seed=0):
-    """The head after each of EPOCHS, trained with decoupled weight decay as medtl does."""
+    """Yield the head after each of EPOCHS, trained with decoupled weight decay as medtl does."""
     steps = -(-len(x) // BATCH)
     rng = np.random.default_rng(seed)
     epochs = max(EPOCHS)
@@ -79,15 +80,15 @@ def main():
     table = []
     print("rate     decay  " + "".join(f"{n:>8}" for n in EPOCHS) + "  epochs")
     for rate, decay in SETTINGS:
-        found = {n: [] for n in EPOCHS}
+        scores = {n: [] for n in EPOCHS}
         for train, held_out in folds:
             for n, (kernel, bias) in heads(x[train], y[train], rate=rate, decay=decay):
                 logits = x[held_out] @ kernel + bias
-                found[n].append(roc_auc_score(y[held_out], logits[:, 1] - logits[:, 0]))
-        means = {n: float(np.mean(v)) for n, v in found.items()}
+                scores[n].append(roc_auc_score(y[held_out], logits[:, 1] - logits[:, 0]))
+        means = {n: float(np.mean(v)) for n, v in scores.items()}
         table.append({"learning_rate": rate, "weight_decay": decay, "auroc": means})
         print(f"{rate:<8g} {decay:<6g} " + "".join(f"{v:8.4f}" for v in means.values()), flush=True)
-    result = {"table": table, "versions": experiment.versions()}
+    result = {"table": table, "versions": versions()}
     (ROOT / "benchmarks/results/linear_head_cv.json").write_text(
         json.dumps(result, indent=2) + "\n"
     )

@@ -1,13 +1,14 @@
-"""medtl's step beside what a user would run otherwise: plain Flax Linen, PyTorch eager channels_last, torch.compile.
+"""medtl's step beside plain Flax Linen, PyTorch eager (channels_last) and torch.compile.
 
     python benchmarks/peers.py --model=resnet50 --batch=16 --torch_python=PATH
 
-The same work for all: a ResNet v1.5, cross-entropy over 1,000 classes, SGD with momentum, the same shapes. Contenders take turns in
-rounds, each in a process of its own, so that noise of the machine hits all; a ratio is taken within a round. PyTorch runs under the
-interpreter of --torch_python, and is left out, with a line, where that has none. Compilation and warm-up are not timed.
-medtl runs as its trainer does, with memory kept from step to step (medtl/memory.py); the peers as they come, and once more
-("kept") with the same setting, which a user could give them.
-With --write the result is kept in benchmarks/results/peers_MODEL_DTYPE_BACKEND.json.
+All do the same work: a ResNet v1.5, cross-entropy over 1,000 classes, SGD with momentum, the same
+shapes. Contenders take turns in rounds, each in a separate process, so that the machine's noise
+hits all; a ratio is taken within a round. PyTorch runs under the interpreter of --torch_python and
+is left out, with a notice, if that has none. Compilation and warm-up are not timed. medtl runs as
+its trainer does, with memory kept from step to step (medtl/training/memory.py). The peers run as
+they come, and once more with the same setting, which a user could give them ("kept"). --write keeps
+the result in benchmarks/results/peers_MODEL_DTYPE_BACKEND.json.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ import timing
 from absl import app, flags
 from flax import linen as nn
 
-TORCH_PYTHON = flags.DEFINE_string("torch_python", sys.executable, "interpreter that has PyTorch")
-THREADS = flags.DEFINE_integer("threads", 0, "PyTorch's threads; 0: its own choice")
+TORCH_PYTHON = flags.DEFINE_string("torch_python", sys.executable, "interpreter with PyTorch")
+THREADS = flags.DEFINE_integer("threads", 0, "PyTorch's threads; 0: its default")
 MODES = flags.DEFINE_multi_enum(
     "mode", ["train", "infer", "joint"], ["train", "infer", "joint"], "what to compare"
 )
 COMPILE = flags.DEFINE_bool(
-    "torch_compile", False, "torch.compile too; on a CPU it needs a C++ compiler"
+    "torch_compile", False, "also torch.compile; on a CPU it needs a C++ compiler"
 )
 ALL_KEPT = flags.DEFINE_bool(
-    "all_kept", True, "the peers a second time with their memory kept, as medtl keeps its own"
+    "all_kept", True, "also the peers with their memory kept, as medtl keeps its own"
 )
 SERVE = flags.DEFINE_string("serve", "", "internal: be one contender, e.g. medtl/train")
 flags.adopt_module_key_flags(step)
@@ -86,18 +87,17 @@ class PlainResNet(nn.Module):
         )
         x = nn.relu(norm()(conv(64, (7, 7), (2, 2), padding=3)(x)))
         x = nn.max_pool(x, (3, 3), (2, 2), padding=[(1, 1), (1, 1)])
-        for stage, depth in enumerate(self.depths):
+        for layer, depth in enumerate(self.depths):
             for i in range(depth):
-                x = PlainBlock(
-                    64 * 2**stage, 2 if stage > 0 and i == 0 else 1, self.bottleneck, conv, norm
-                )(x)
+                stride = 2 if layer > 0 and i == 0 else 1
+                x = PlainBlock(64 * 2**layer, stride, self.bottleneck, conv, norm)(x)
         return nn.Dense(self.classes)(jnp.mean(x.astype(jnp.float32), axis=(1, 2)))
 
 
 def plain(
     name: str, *, batch: int, size: int, dtype: str, train: bool, classes: int = 1000
 ) -> timing.Contender:
-    """The plain Flax step, compiled and warm."""
+    """Return the plain Flax step, compiled and warm."""
     depths = {
         "resnet18": (2, 2, 2, 2),
         "resnet34": (3, 4, 6, 3),
@@ -148,7 +148,7 @@ def plain(
 
 
 def serve(what: str) -> None:
-    """This script as such a process: `medtl/train`, `plain/infer`, `joint/train`, ..."""
+    """Be one contender: `medtl/train`, `plain/infer`, `joint/train`, ..."""
     who, mode = what.split("/")
     options: dict[str, Any] = {
         "batch": step.BATCH.value,
@@ -168,7 +168,7 @@ def serve(what: str) -> None:
 
 
 def command(who: str, mode: str) -> list[str]:
-    """How a contender is started."""
+    """Return the command that starts a contender."""
     shapes = [
         f"--model={step.MODEL.value}",
         f"--batch={step.BATCH.value}",
@@ -182,27 +182,27 @@ def command(who: str, mode: str) -> list[str]:
 
 
 def plan(mode: str) -> dict[str, tuple[list[str], bool]]:
-    """Contender -> its command, and whether its memory is kept; ours first."""
+    """Return contender -> its command, and whether its memory is kept; ours comes first."""
     if mode == "joint":
         return {
             "medtl joint n + n": (command("joint", "train"), True),
             "medtl single 2n": (command("medtl", "train"), True),
         }
-    found = {
+    commands = {
         "medtl": (command("medtl", mode), True),
         "plain Flax": (command("plain", mode), False),
         "PyTorch eager": (command("torch", mode), False),
     }
     if COMPILE.value:
-        found["torch.compile"] = ([*command("torch", mode), "--compile"], False)
+        commands["torch.compile"] = ([*command("torch", mode), "--compile"], False)
     if ALL_KEPT.value:
-        for label, (arguments, keep) in list(found.items()):
-            found |= {} if keep else {f"{label}, kept": (arguments, True)}
-    return found
+        for label, (arguments, keep) in list(commands.items()):
+            commands |= {} if keep else {f"{label}, kept": (arguments, True)}
+    return commands
 
 
 def compare(mode: str) -> dict[str, Any]:
-    """Times all contenders of one mode; prints and returns their rates and ratios."""
+    """Time all contenders of one mode; print and return their rates and ratios."""
     contenders: dict[str, timing.Process] = {}
     try:
         for label, (arguments, keep) in plan(mode).items():
@@ -210,8 +210,8 @@ def compare(mode: str) -> dict[str, Any]:
                 contenders[label] = timing.Process(
                     arguments, environment=timing.KEPT if keep else {}
                 )
-            except (OSError, RuntimeError) as e:
-                print(f"{label}: left out: {e}", file=sys.stderr)
+            except (OSError, RuntimeError) as error:
+                print(f"{label}: left out: {error}", file=sys.stderr)
         seconds = timing.interleave(
             contenders, rounds=step.ROUNDS.value, steps=step.STEPS.value, pause=PAUSE.value
         )
@@ -224,11 +224,17 @@ def compare(mode: str) -> dict[str, Any]:
     for label, values in seconds.items():
         rates = timing.summary([step.BATCH.value / s for s in values])
         result[label] = {"runs": contenders[label].words, "images_per_second": rates}
-        line = f"{mode:5s} {label:20s} {rates['median']:8.2f} images/s [{rates['low']:.2f}, {rates['high']:.2f}]"
+        line = (
+            f"{mode:5s} {label:20s} {rates['median']:8.2f} images/s "
+            f"[{rates['low']:.2f}, {rates['high']:.2f}]"
+        )
         if label in ratios:
             ratio = ratios[label]
             result[label][f"{ours} / this"] = ratio
-            line += f"   {ours} / this = {ratio['median']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
+            line += (
+                f"   {ours} / this = {ratio['median']:.3f} "
+                f"[{ratio['low']:.3f}, {ratio['high']:.3f}]"
+            )
         print(line, flush=True)
     return result
 
@@ -248,11 +254,11 @@ def main(_: Sequence[str]) -> None:
     }
     if "joint" in MODES.value and step.BATCH.value % 2:
         raise app.UsageError(
-            f"--batch={step.BATCH.value}: a joint step has two equal halves; use an even one"
+            f"--batch={step.BATCH.value}: a joint step has two equal halves; use an even number"
         )
     for mode in MODES.value:
         result[mode] = compare(mode)
-        if step.WRITE.value:  # after each, so that one that does not end takes nothing with it
+        if step.WRITE.value:  # after each mode, so that a later failure loses nothing
             timing.write(
                 f"peers_{step.MODEL.value}_{step.DTYPE.value}_{jax.default_backend()}", result
             )

@@ -1,8 +1,9 @@
-"""The PyTorch side of `peers.py`: a ResNet in its own process, driven line by line over stdin.
+"""The PyTorch side of `peers.py`: a ResNet in a separate process, driven line by line over stdin.
 
-    python benchmarks/peers_torch.py --model=resnet50 --batch=16 --size=224 --mode=train --threads=2 [--compile]
+    python benchmarks/peers_torch.py --model=resnet50 --batch=16 --size=224 --mode=train --threads=2
 
-Prints "ready" and the device once warmed up, then for each line "N" runs N steps and prints the seconds. Needs PyTorch alone.
+Prints "ready" and the device when warmed up. Then each line "N" runs N steps and prints the
+seconds. Needs only PyTorch.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Block(nn.Module):
 
 
 def resnet(name: str, classes: int) -> nn.Module:
-    """An ImageNet ResNet, as torchvision's (v1.5)."""
+    """Return an ImageNet ResNet, as torchvision's (v1.5)."""
     bottleneck = name not in ("resnet18", "resnet34")
     layers: list[nn.Module] = [
         nn.Conv2d(3, 64, 7, 2, 3, bias=False),
@@ -60,16 +61,16 @@ def resnet(name: str, classes: int) -> nn.Module:
     ]
     layers.append(nn.MaxPool2d(3, 2, 1))
     inputs = 64
-    for stage, depth in enumerate(DEPTHS[name]):
+    for layer, depth in enumerate(DEPTHS[name]):
         for i in range(depth):
-            width = 64 * 2**stage
-            layers.append(Block(inputs, width, 2 if stage > 0 and i == 0 else 1, bottleneck))
+            width = 64 * 2**layer
+            layers.append(Block(inputs, width, 2 if layer > 0 and i == 0 else 1, bottleneck))
             inputs = 4 * width if bottleneck else width
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))
 
 
 def start(threads: int) -> torch.device:
-    """The device, after PyTorch is told what both benchmarks tell it; of 0 threads it has its own choice."""
+    """Set PyTorch up for both benchmarks and return the device; 0 threads: PyTorch's default."""
     if threads:
         torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -79,7 +80,7 @@ def start(threads: int) -> torch.device:
 
 
 def serve(device: torch.device, answer: Callable[[int], object]) -> None:
-    """Says that it is ready, then answers each line's number by a line."""
+    """Print that the process is ready, then answer each line's number by a line."""
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     print(f"ready torch {torch.__version__} {name}", flush=True)
     for line in sys.stdin:

@@ -1,12 +1,17 @@
-"""The trainer's step on 1, 2, 4 and 8 devices: images/s with a fixed batch (strong) and with a fixed batch a device (weak).
+"""The trainer's step on 1, 2, 4 and 8 devices, with a fixed batch in total or on each device.
 
     python benchmarks/scaling.py --model=cifar_resnet20 --size=28 --batch=128
 
-It is medtl.train.Step as `medtl.build` makes it and `Parallel` spreads it, with augmentation, on one batch that lies on the devices; every
-device count is divided by its own run on one device, round by round. Compilation is not timed. On GPUs and TPUs the counts go as far as
-there are devices. On a CPU each count is a process of its own with so many simulated devices, which share the cores, and "efficiency" is
-the plain ratio to one device's rate. It is no speedup: below 1 is what dividing a batch and adding up over devices costs, and above 1 says that
-one device leaves cores idle. Needs medtl's own dependencies. With --write the result is kept in benchmarks/results/scaling_MODEL_DTYPE_BACKEND.json.
+A batch that is fixed in total measures "strong" scaling, one that is fixed on each device "weak"
+scaling. The step is medtl.training.step.Step as medtl.training.factory makes it, with augmentation,
+on one batch that is on the devices already. Each device count is divided by its run on one device,
+round by round. Compilation is not timed.
+
+On GPUs and TPUs the counts go up to the number of devices. On a CPU each count is a process with
+simulated devices, which share the cores; "efficiency" is then the plain ratio to one device's rate
+and no speedup. Below 1 it is the cost of dividing a batch and summing over devices; above 1 it says
+that one device leaves cores idle. Needs medtl's dependencies. --write keeps the result in
+benchmarks/results/scaling_MODEL_DTYPE_BACKEND.json.
 """
 
 from __future__ import annotations
@@ -26,18 +31,20 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from medtl import models
 from medtl.config import default, stage
-from medtl.training import factory, memory
+from medtl.models.model import init_variables
+from medtl.training import factory, memory, tracing
 from medtl.training.parallel import Parallel
 
 MODES = ("pmap", "mesh")
 SIMULATED = (
-    "The devices are simulated and share the cores, so efficiency is the plain ratio to one device's rate and no speedup: below 1 is "
-    "the overhead of dividing the batch, above 1 says that one device leaves cores idle."
+    "The devices are simulated and share the cores: efficiency is the plain ratio to one device's "
+    "rate and no speedup. Below 1 it is the overhead of dividing the batch; above 1 it says that "
+    "one device leaves cores idle."
 )
 
 
 def experiment(*, model: str, size: int, dtype: str = "float32") -> Any:
-    """A config with the settings of configs/breastmnist.py, from random weights."""
+    """Return a config with the settings of configs/breastmnist.py and random weights."""
     c = default()
     c.data.image_size, c.data.channels = size, 3
     c.augment.flip = True
@@ -49,7 +56,7 @@ def experiment(*, model: str, size: int, dtype: str = "float32") -> Any:
 def images(
     sizes: Mapping[str, int], size: int, *, seed: int = 0
 ) -> dict[str, dict[str, np.ndarray]]:
-    """domain -> a batch of that many random images, as `medtl.data.loading.train_batches` gives them."""
+    """Return domain -> a random batch, as `medtl.data.loading.train_batches` yields it."""
     rng = np.random.default_rng(seed)
     return {
         domain: {
@@ -65,25 +72,29 @@ def images(
 
 
 def bare(config: Any, parallel: Parallel, sizes: Mapping[str, int]) -> timing.Contender:
-    """The trainer's step alone, compiled and warm: no data, no log, no checkpoints.
+    """Return the trainer's step alone, compiled and warm: no data, no log, no checkpoints.
 
     Args:
       config: the experiment's; its target stage is taken.
       parallel: the devices.
       sizes: domain -> images in a step; two domains make a joint step.
     """
-    model = factory.model(config, dict.fromkeys(sizes, ("0", "1")), axis_name=parallel.axis_name)
-    variables = factory.variables(model, config, 0, None)
+    classes = dict.fromkeys(sizes, ("0", "1"))
+    model = factory.model_for(config, classes, axis_name=parallel.axis_name)
+    image = jax.ShapeDtypeStruct((1, *factory.image_shape(config)), np.float32)
+    variables = jax.device_get(init_variables(model, jax.random.key(0), {"image": image}))
     step = factory.step(
         config,
         "target",
         model,
+        factory.Components.create(config),
+        tracing.UsedTerms((), frozenset(), {}),
         params=variables["params"],
         domains=tuple(sizes),
-        fresh=True,
+        random_backbone=True,
         steps=1000,
         sizes=sizes,
-        norm=factory.normalization(config, None),
+        normalization=factory.normalization(config, None),
         parallel=parallel,
     )
     compiled = parallel.train(step)
@@ -100,14 +111,14 @@ def bare(config: Any, parallel: Parallel, sizes: Mapping[str, int]) -> timing.Co
 
 
 def batches(count: int, *, batch: int, device_batch: int) -> dict[str, int]:
-    """Kind of scaling -> the global batch on so many devices."""
+    """Return kind of scaling -> the global batch on `count` devices."""
     return {"strong": batch, "weak": device_batch * count}
 
 
 def contenders(
     config: Any, devices: tuple[jax.Device, ...], sizes: Sequence[int], modes: Sequence[str]
 ) -> dict[tuple[str, int], timing.Contender]:
-    """(mode, global batch) -> its step on all these devices."""
+    """Return (mode, global batch) -> its step on all these devices."""
     return {
         (mode, n): bare(config, Parallel.create(mode, devices), {"target": n})
         for mode in modes
@@ -116,13 +127,14 @@ def contenders(
 
 
 class Simulated:
-    """The contenders of one count of simulated devices, in a process of their own."""
+    """The contenders of one count of simulated devices, in a separate process."""
 
     def __init__(self, count: int, arguments: Sequence[str]):
-        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}".strip()
+        flags = os.environ.get("XLA_FLAGS", "")
+        flags = f"{flags} --xla_force_host_platform_device_count={count}"
         self._process = timing.Process(
             [sys.executable, __file__, *arguments, f"--serve={count}"],
-            environment={"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+            environment={"XLA_FLAGS": flags.strip(), "JAX_PLATFORMS": "cpu"},
         )
 
     def contender(self, mode: str, batch: int) -> timing.Contender:
@@ -133,7 +145,7 @@ class Simulated:
 
 
 def serve(args: argparse.Namespace) -> None:
-    """This script as such a process."""
+    """Be the process of one count of simulated devices."""
     sizes = batches(args.serve, batch=args.batch, device_batch=args.device_batch).values()
     devices = tuple(jax.devices())
     assert len(devices) == args.serve
@@ -156,13 +168,13 @@ def table(
     simulated: bool,
     **options: int,
 ) -> dict[str, Any]:
-    """Prints and returns mode -> kind -> count -> images/s, and what they are of one device's.
+    """Print and return mode -> kind -> count -> images/s, and their share of one device's.
 
     Args:
       seconds: "mode batch count" -> seconds a step, by round.
       modes: of `Parallel`.
       counts: of devices, the first is 1.
-      simulated: the devices share the cores.
+      simulated: whether the devices share the cores.
       options: `batch` and `device_batch`.
     """
     result: dict[str, Any] = {}
@@ -173,20 +185,22 @@ def table(
             for n in counts:
                 batch = batches(n, **options)[kind]
                 rates[n] = [batch / s for s in seconds[f"{mode} {batch} {n}"]]
-                # n real devices could do n times what one does; simulated ones have no more cores than one.
+                # n real devices could be n times as fast; simulated ones have one device's cores.
                 best = [rate * (1 if simulated else n) for rate in rates[counts[0]]]
                 efficiency = timing.summary(
-                    [found / could for found, could in zip(rates[n], best, strict=True)]
+                    [rate / bound for rate, bound in zip(rates[n], best, strict=True)]
                 )
-                found = timing.summary(rates[n])
+                summary = timing.summary(rates[n])
                 of_count[str(n)] = {
                     "batch": batch,
-                    "images_per_second": found,
+                    "images_per_second": summary,
                     "efficiency": efficiency,
                 }
                 print(
-                    f"{mode:4s} {kind:6s} {n:3d} device{'s' * (n > 1):1s} batch {batch:5d} {found['median']:9.1f} images/s "
-                    f"[{found['low']:.1f}, {found['high']:.1f}]  efficiency {efficiency['median']:.3f} "
+                    f"{mode:4s} {kind:6s} {n:3d} device{'s' * (n > 1):1s} batch {batch:5d} "
+                    f"{summary['median']:9.1f} images/s "
+                    f"[{summary['low']:.1f}, {summary['high']:.1f}]  "
+                    f"efficiency {efficiency['median']:.3f} "
                     f"[{efficiency['low']:.3f}, {efficiency['high']:.3f}]",
                     flush=True,
                 )
@@ -194,7 +208,7 @@ def table(
 
 
 def measure(args: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
-    """Times every count, interleaved; see `table`."""
+    """Time every count, interleaved; see `table`."""
     simulated = jax.default_backend() == "cpu"
     counts = [n for n in args.counts if simulated or n <= jax.device_count()]
     processes: list[Simulated] = []
@@ -238,7 +252,7 @@ def main(arguments: Sequence[str]) -> None:
         "--batch",
         type=timing.positive,
         default=128,
-        help="strong: images in a step, on however many devices",
+        help="strong: images in a step, on all devices together",
     )
     parser.add_argument(
         "--device_batch",
@@ -251,9 +265,11 @@ def main(arguments: Sequence[str]) -> None:
         type=int,
         nargs="+",
         default=[1, 2, 4, 8],
-        help="of devices; the first must be 1",
+        help="numbers of devices; the first must be 1",
     )
-    parser.add_argument("--mode", nargs="+", default=MODES, choices=MODES, help="of medtl.parallel")
+    parser.add_argument(
+        "--mode", nargs="+", default=MODES, choices=MODES, help="see config.parallel"
+    )
     parser.add_argument(
         "--rounds", type=timing.positive, default=5, help="timed rounds; the median is reported"
     )
@@ -264,7 +280,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--serve", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.counts[0] != 1:
-        parser.error("--counts begins with 1, of which the others are a share")
+        parser.error("--counts must begin with 1, with which the others are compared")
     if args.batch < max(args.counts):
         parser.error(f"--batch={args.batch} is less than {max(args.counts)} devices")
     memory.keep()  # as the trainer does

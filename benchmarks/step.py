@@ -1,14 +1,17 @@
-"""One training step and one inference step on synthetic data: images/s, and how near the machine's limits they come.
+"""One training step and one inference step on synthetic data: images/s and shares of the peaks.
 
     python benchmarks/step.py --model=resnet50 --batch=16 --size=224 --dtype=float32
 
-The step is medtl's model and objective with SGD and momentum, without augmentation, data and checkpoints (whose libraries a bare
-GPU machine does not have; `end_to_end.py` times the trainer). Compilation is timed apart. FLOP/s come from XLA's count of the
-program as written, so a rewritten convolution counts what it computes. With --write the result is kept in benchmarks/results/step_MODEL_DTYPE_BACKEND.json.
+The step is medtl's model and objective with SGD and momentum, without augmentation, data and
+checkpoints, so that it runs on a bare GPU machine (`end_to_end.py` times the trainer). Compilation
+is timed apart. FLOP/s come from XLA's count of the program as written, so a rewritten convolution
+counts what it computes. --write keeps the result in
+benchmarks/results/step_MODEL_DTYPE_BACKEND.json.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -25,9 +28,9 @@ from absl import app, flags
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from medtl import losses, models
-from medtl.models.model import Head, Model
+from medtl.models.model import Head, Model, init_variables
 from medtl.training import memory, parallel
-from medtl.training.objective import Objective, Term
+from medtl.training.objective import Loss, Objective
 
 MODEL = flags.DEFINE_enum("model", "resnet50", models.NAMES, "backbone")
 BATCH = flags.DEFINE_integer("batch", 16, "images in a step", lower_bound=1)
@@ -41,24 +44,34 @@ Batch = dict[str, dict[str, jax.Array]]
 
 
 def build(name: str, *, classes: int, dtype: str, domains: Sequence[str]) -> Model:
-    """The model with a head for each domain, as an experiment builds it."""
-    heads = {domain: Head(classes) for domain in domains}
-    return Model(models.backbone(name, dtype=dtype), heads, {domain: domain for domain in domains})
+    """Return the model with a head for each domain, as an experiment builds it."""
+    heads = {domain: functools.partial(Head, classes) for domain in domains}
+    encoders = {"image": models.backbone(name, dtype=dtype)}
+    return Model(encoders, heads, {domain: domain for domain in domains})
+
+
+def draw(model: Model, size: int) -> dict[str, Any]:
+    """Return random variables for images with sides of `size` pixels."""
+    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    return init_variables(model, jax.random.key(0), {"image": image})
 
 
 def train_step(model: Model) -> tuple[optax.GradientTransformation, Callable[[Any, Batch], Any]]:
-    """The optimizer and the pure `(state, batch) -> state`; state is (params, batch_stats, optimizer state)."""
+    """Return the optimizer and the pure function `(state, batch) -> state`.
+
+    The state is (params, batch_stats, optimizer state).
+    """
     optimizer = optax.sgd(1e-3, momentum=0.9)
-    objective = Objective((Term("main", losses.cross_entropy),))
+    objective = Objective((Loss("main", losses.cross_entropy),))
 
     def step(state: Any, batch: Batch) -> Any:
         params, batch_stats, opt_state = state
 
         def loss(params: Any) -> Any:
-            outputs, stats = model.apply(
-                {"params": params, "batch_stats": batch_stats}, batch, train=True
-            )
-            return objective(outputs, batch, step=0, counts=objective.counts(batch))[0], stats
+            variables = {"params": params, "batch_stats": batch_stats}
+            outputs, changed = model.apply(variables, batch, True, mutable=["batch_stats"])
+            value, _ = objective(outputs, batch, step=0, counts=objective.counts(batch))
+            return value, changed.get("batch_stats", batch_stats)
 
         gradient, stats = jax.grad(loss, has_aux=True)(params)
         updates, opt_state = optimizer.update(gradient, opt_state, params)
@@ -68,7 +81,7 @@ def train_step(model: Model) -> tuple[optax.GradientTransformation, Callable[[An
 
 
 def images(batch: int, size: int, *, classes: int, domains: Sequence[str], seed: int = 0) -> Batch:
-    """`batch` random images for each domain, on the device."""
+    """Return `batch` random images for each domain, on the device."""
     rng = np.random.default_rng(seed)
     return {
         domain: {
@@ -90,7 +103,7 @@ def trainer(
     domains: Sequence[str] = ("target",),
     classes: int = 1000,
 ) -> tuple[timing.Contender, Any, float]:
-    """A compiled, warm training step as a contender; the compiled program; seconds of compilation.
+    """Return a warm training step as a contender, its program, and seconds of compilation.
 
     Args:
       name: the backbone.
@@ -102,7 +115,7 @@ def trainer(
     """
     model = build(name, classes=classes, dtype=dtype, domains=domains)
     data = images(batch, size, classes=classes, domains=domains)
-    variables = model.init(jax.random.key(0), (size, size, 3))
+    variables = draw(model, size)
     optimizer, step = train_step(model)
     state = (variables["params"], variables["batch_stats"], optimizer.init(variables["params"]))
     compiled, seconds = compile_(
@@ -122,13 +135,11 @@ def trainer(
 def predictor(
     name: str, *, batch: int, size: int, dtype: str, classes: int = 1000
 ) -> tuple[timing.Contender, Any, float]:
-    """A compiled, warm inference step (running statistics), as `trainer`."""
+    """Return an inference step (running statistics), as `trainer`."""
     model = build(name, classes=classes, dtype=dtype, domains=("target",))
     data = images(batch, size, classes=classes, domains=("target",))
-    variables = model.init(jax.random.key(0), (size, size, 3))
-    predict = jax.jit(
-        lambda variables, data: model.apply(variables, data, train=False)[0]["target"].logits
-    )
+    variables = draw(model, size)
+    predict = jax.jit(lambda variables, data: model.apply(variables, data, False)["target"].logits)
     compiled, seconds = compile_(predict, variables, data)
     run = timing.contender(lambda: compiled(variables, data))
     run(2)
@@ -136,7 +147,7 @@ def predictor(
 
 
 def compile_(function: Any, *args: Any) -> tuple[Any, float]:
-    """The compiled program and the seconds it took, tracing included."""
+    """Return the compiled program, and the seconds it took to trace and compile."""
     start = time.perf_counter()
     compiled = function.lower(*args).compile()
     return compiled, time.perf_counter() - start
@@ -151,7 +162,7 @@ def describe(
     bandwidth: float,
     compile_seconds: float,
 ) -> dict[str, Any]:
-    """images/s, and the shares of the machine's limits."""
+    """Return images/s and the shares of the machine's limits."""
     cost = compiled.cost_analysis() or {}
     memory = compiled.memory_analysis()
     flops, bytes_ = cost.get("flops", float("nan")), cost.get("bytes accessed", float("nan"))
@@ -164,7 +175,7 @@ def describe(
         "flops_per_image": flops / batch,
         "flops_per_second": flops / seconds["median"],
         "share_of_matmul_peak": flops / seconds["median"] / peak,
-        # Every operand counts, also one that caches hold: an upper bound of the traffic.
+        # Operands in caches count, too: an upper bound of the traffic.
         "share_of_bandwidth": bytes_ / seconds["median"] / bandwidth,
         "temporary_bytes": memory.temp_size_in_bytes if memory else None,
         "argument_bytes": memory.argument_size_in_bytes if memory else None,
@@ -176,7 +187,8 @@ def main(_: Sequence[str]) -> None:
     memory.keep()  # as the trainer does
     peak, bandwidth = timing.matmul_peak(DTYPE.value), timing.bandwidth()
     print(
-        f"{jax.devices()[0].device_kind}: {peak / 1e9:,.0f} GFLOP/s in a matrix product, {bandwidth / 1e9:,.0f} GB/s"
+        f"{jax.devices()[0].device_kind}: {peak / 1e9:,.0f} GFLOP/s in a matrix product, "
+        f"{bandwidth / 1e9:,.0f} GB/s"
     )
     result: dict[str, Any] = {
         "model": MODEL.value,
@@ -193,7 +205,7 @@ def main(_: Sequence[str]) -> None:
         seconds = timing.summary(
             timing.interleave({name: run}, rounds=ROUNDS.value, steps=STEPS.value)[name]
         )
-        found = describe(
+        numbers = describe(
             compiled,
             seconds,
             batch=BATCH.value,
@@ -201,12 +213,14 @@ def main(_: Sequence[str]) -> None:
             bandwidth=bandwidth,
             compile_seconds=compile_seconds,
         )
-        result[name] = found
-        rate = found["images_per_second"]
+        result[name] = numbers
+        rate = numbers["images_per_second"]
         print(
             f"{name:9s} {rate['median']:8.1f} images/s [{rate['low']:.1f}, {rate['high']:.1f}]"
-            f"  {found['flops_per_second'] / 1e9:7,.0f} GFLOP/s = {found['share_of_matmul_peak']:.0%} of the peak"
-            f"  temporaries {(found['temporary_bytes'] or 0) / 2**20:,.0f} MiB  compiled in {compile_seconds:.1f} s",
+            f"  {numbers['flops_per_second'] / 1e9:7,.0f} GFLOP/s = "
+            f"{numbers['share_of_matmul_peak']:.0%} of the peak"
+            f"  temporaries {(numbers['temporary_bytes'] or 0) / 2**20:,.0f} MiB"
+            f"  compiled in {compile_seconds:.1f} s",
             flush=True,
         )
     if WRITE.value:

@@ -1,6 +1,6 @@
-"""What the benchmarks share: interleaved timing, the machine's own limits, and the record of what ran where.
+"""Shared by the benchmarks: interleaved timing, the machine's limits, the record of the machine.
 
-Needs JAX and NumPy alone, so that it runs on a bare GPU machine.
+Needs only JAX and NumPy, so that it runs on a bare GPU machine.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
 
 KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_ARENA_MAX": "1"}
-"""What medtl.memory.keep tells glibc, as a program from outside is told."""
+"""glibc's settings of medtl.training.memory.keep, as environment variables."""
 
 Contender = Callable[[int], float]
-"""Runs so many steps, waits until the last has finished, and returns the seconds they took."""
+"""Takes a number of steps, waits until the last has finished, and returns the seconds."""
 
 
 def contender(step: Callable[[], Any]) -> Contender:
-    """A contender from a step that dispatches and returns arrays."""
+    """Return a contender from a step that dispatches work and returns arrays."""
 
     def run(steps: int) -> float:
         start = time.perf_counter()
@@ -48,26 +48,26 @@ def contender(step: Callable[[], Any]) -> Contender:
 
 
 class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """The docstring as it stands, and each option's default."""
+    """The unchanged docstring, and each option's default."""
 
 
 def end_on_sigterm() -> None:
-    """So that temporary folders are removed where `timeout` ends a benchmark."""
+    """Exit cleanly on SIGTERM, so that temporary folders are removed after `timeout`."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1, of a command line."""
+    """Return a command line's whole number of at least 1."""
     if (number := int(text)) < 1:
         raise ValueError(text)
     return number
 
 
 class Process:
-    """A contender in a process of its own, driven line by line: "N" runs N steps, the answer is the seconds."""
+    """A contender in a separate process: the line "N" runs N steps, the answer is the seconds."""
 
     def __init__(self, arguments: Sequence[str], *, environment: Mapping[str, str] | None = None):
-        # Several contenders share a GPU, of which JAX takes three quarters at its start otherwise.
+        # Several contenders share a GPU; by default each JAX takes three quarters of its memory.
         shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         self._process = subprocess.Popen(
             list(arguments),
@@ -79,21 +79,22 @@ class Process:
         self.words = self._read()
         if not self.words.startswith("ready"):
             self.close()
-            raise RuntimeError("it did not start; its error stands above")
+            raise RuntimeError("it did not start; see its error above")
 
     def __call__(self, steps: int) -> float:
         return float(self.ask(str(steps)))
 
     def ask(self, question: str) -> str:
-        """One line to the process, and one from it."""
+        """Send a line to the process and return its answer."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             print(question, file=self._process.stdin, flush=True)
         answer = self._read()
         if not answer:
             raise RuntimeError(
-                f"{self.words}: it ended with {self._process.wait()}; its error stands above "
-                "(-9 and no error: killed, as where memory is short; --noall_kept and fewer contenders take less)"
+                f"{self.words}: it ended with {self._process.wait()}; see its error above "
+                "(-9 and no error: killed, probably for memory; --noall_kept and fewer contenders "
+                "need less)"
             )
         return answer
 
@@ -110,7 +111,7 @@ class Process:
 
 
 def serve(answer: Callable[[str], object]) -> None:
-    """The other end of a `Process`, once everything is compiled and warm: answers each line by a line."""
+    """Be the other end of a `Process`: answer each line by a line; first compile and warm up."""
     print(f"ready jax {jax.__version__} {jax.devices()[0].device_kind}", flush=True)
     for line in sys.stdin:
         print(answer(line.strip()), flush=True)
@@ -119,15 +120,16 @@ def serve(answer: Callable[[str], object]) -> None:
 def interleave(
     contenders: Mapping[str, Contender], *, rounds: int, steps: int, pause: float = 0.0
 ) -> dict[str, list[float]]:
-    """Seconds a step, by contender and round: each round runs every contender, so that noise of the machine hits all.
+    """Return seconds a step, by contender and round.
 
-    Every other round goes backwards, so that none always follows the same neighbour.
+    Each round runs every contender, so that the machine's noise hits all. Every other round goes
+    backwards, so that no contender always follows the same neighbour.
 
     Args:
-      contenders: warmed up already, so that nothing compiles here.
-      rounds: how often each is timed.
+      contenders: warmed up, so that nothing compiles here.
+      rounds: the number of timings of each.
       steps: of each contender in a round.
-      pause: seconds between two contenders, in which the threads of the last stop spinning.
+      pause: seconds between two contenders, for the threads of the last to stop spinning.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for i in range(rounds):
@@ -139,21 +141,21 @@ def interleave(
 
 
 def summary(values: list[float]) -> dict[str, float]:
-    """Median, least and greatest."""
+    """Return median, least and greatest."""
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
 def ratios(seconds: Mapping[str, list[float]], ours: str) -> dict[str, dict[str, float]]:
-    """How many times as fast as each other contender `ours` is: the ratio within each round, summed up over rounds."""
+    """Return other contender -> its time / ours, summarised over the ratios of the rounds."""
     return {
-        name: summary([theirs / own for own, theirs in zip(seconds[ours], values, strict=True)])
+        name: summary([y / x for x, y in zip(seconds[ours], values, strict=True)])
         for name, values in seconds.items()
         if name != ours
     }
 
 
 def matmul_peak(dtype: str = "float32", *, size: int = 0, repeats: int = 7) -> float:
-    """FLOP/s of the best of `repeats` square matrix products: what this machine can reach, not what its data sheet says."""
+    """Return the FLOP/s of the best of `repeats` square matrix products."""
     size = size or (2048 if jax.default_backend() == "cpu" else 8192)
     a = jnp.ones((size, size), jnp.dtype(dtype))
     multiply = jax.jit(lambda x, y: x @ y)
@@ -163,7 +165,7 @@ def matmul_peak(dtype: str = "float32", *, size: int = 0, repeats: int = 7) -> f
 
 
 def bandwidth(*, mebibytes: int = 256, repeats: int = 7) -> float:
-    """Bytes/s of the best of `repeats` runs of y <- y + 1 on an array beyond the caches: one read and one write each."""
+    """Return the bytes/s of the best of `repeats` runs of y <- y + 1, beyond the caches."""
     x = jnp.zeros((mebibytes * 2**20 // 4,), jnp.float32)
     add = jax.jit(lambda x: x + 1, donate_argnums=0)
     x = jax.block_until_ready(add(x))
@@ -176,12 +178,12 @@ def bandwidth(*, mebibytes: int = 256, repeats: int = 7) -> float:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine() -> dict[str, Any]:
-    """Processor, device, versions and date; no paths and no host name."""
+    """Return processor, device, versions and date; no paths and no host name."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -212,7 +214,7 @@ def _processor() -> str:
 
 
 def write(name: str, result: Mapping[str, Any]) -> Path:
-    """Writes `benchmarks/results/NAME.json`, the machine's record first."""
+    """Write `benchmarks/results/NAME.json`, which begins with the machine's record."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"machine": machine(), **result}, indent=2) + "\n")

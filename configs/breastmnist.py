@@ -1,22 +1,27 @@
-"""BreastMNIST (28 px ultrasound; malignant against normal or benign) from CIFAR-10 ResNet-20 weights and from scratch.
+"""BreastMNIST from CIFAR-10 ResNet-20 weights and from scratch.
 
     python launch.py --config=configs/breastmnist.py
 
-Reads a .th file: `pip install ".[torch]"`. The data and weights are not part of medtl; they are looked for in ../shared.
+28 px ultrasound; malignant against normal or benign. Reads a .th file: `pip install ".[torch]"`.
+The data and weights are not part of medtl; the config expects them in ../shared.
 
-What came out on the official test split (156 images, 42 malignant), mean ± standard deviation of 5 seeds, best of 12 checkpoints on
-val; 327 to 516 s on 2 CPU cores, the latter beside other work, Python 3.11, JAX 0.10.2 (benchmarks/results/breastmnist.json):
+Results on the official test split (156 images, 42 malignant): mean ± standard deviation of 5 seeds,
+best of 12 checkpoints on val. 327 to 516 s on 2 CPU cores, the latter with other work on the
+machine; Python 3.11, JAX 0.10.2 (benchmarks/results/breastmnist.json):
 
                                                        AUROC            accuracy
     target_only: CIFAR-10 ResNet-20, fine-tuned        0.901 ± 0.016    0.874 ± 0.025
     scratch: ResNet-20, same steps                     0.894 ± 0.026    0.849 ± 0.017
 
-    published: ResNet-18 from scratch, 28 px           0.901            0.863           (MedMNIST v2, Sci Data 2023)
-    published: ResNet-18, ImageNet, fine-tuned, 28 px  0.876 ± 0.012    0.840 ± 0.018   (arXiv 2404.15786)
-    published: linear probe, ImageNet, 28 px           0.648            0.731           (arXiv 2404.15786)
+    published (MedMNIST v2, Sci Data 2023):
+    ResNet-18 from scratch, 28 px                      0.901            0.863
+    published (arXiv 2404.15786):
+    ResNet-18, ImageNet, fine-tuned, 28 px             0.876 ± 0.012    0.840 ± 0.018
+    linear probe, ImageNet, 28 px                      0.648            0.731
 
-Whether the weights help cannot be told from these five seeds: + 0.007 AUROC, within their spread. 15 of the 156 test images have a near
-copy in train, so every row flatters alike. The settings are a first guess; nothing was tuned.
+Inconclusive: with five seeds, the weights' gain of 0.007 AUROC is within the spread of the seeds.
+15 of the 156 test images have a near copy in train, so every row is optimistic to the same degree.
+The settings are a first guess; nothing was tuned.
 """
 
 from medtl.config import dataset, default, stage

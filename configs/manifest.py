@@ -1,9 +1,10 @@
-"""Your own two hospitals: a start to copy. ImageNet ResNet-50 weights -> source manifest -> target manifest.
+r"""Two hospitals of your own: a config to copy.
 
     python launch.py --config=configs/manifest.py --config.weights.path=resnet50.safetensors \
         --config.data.source.path=elsewhere/manifest.csv --config.data.target.path=here/manifest.csv
 
-Nothing was measured with it: the numbers are yours. Without a `split` column the data is split 70 : 15 : 15, grouped by patient.
+ImageNet ResNet-50 weights -> source manifest -> target manifest. Nothing was measured with it.
+Without a `split` column the data is split 70 : 15 : 15, grouped by patient.
 """
 
 from medtl.config import dataset, default, stage

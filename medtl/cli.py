@@ -1,11 +1,13 @@
 """The command line: flags and a config in, one call of `medtl.experiment` out.
 
-A mistake is answered in one or two lines and exit code 2, before JAX is imported; nothing is written for it.
+A mistake is answered in one or two lines and exit code 2, before JAX is imported and before
+anything is written.
 """
 
 from __future__ import annotations
 
 import ast
+import errno
 import os
 import re
 import shlex
@@ -19,39 +21,45 @@ from ml_collections import ConfigDict, config_flags
 
 from medtl import __version__, data, plugins
 from medtl import config as configs
-from medtl.config import check
+from medtl.config import check, lookup
+from medtl.config.rules import KINDS
 from medtl.errors import UserError, nearest
 from medtl.experiment import results, run_folder
 from medtl.training import memory
 
 HELP = """\
-medtl: transfer learning for medical diagnosis. Pretrained weights -> source stage -> target stage -> evaluation
-against training from scratch. Without a flag it runs the embedded experiment on synthetic images.
+medtl: transfer learning for medical diagnosis. It trains pretrained weights -> source stage ->
+target stage, and compares the result with training from scratch. Without a flag it runs the
+embedded experiment on synthetic images.
 
-  --config=FILE          an experiment: a Python file with get_config(), such as those in configs/
-  --config.FIELD=VALUE   override one field, e.g. --config.stages.target.epochs=2; all of them: medtl/config.py
-  --workdir=FOLDER       where the run is kept (default: runs/<config.name>); the same command resumes it
-  --mode=MODE            train (default): train and evaluate every arm; evaluate: its checkpoints; report: rebuild it;
-                         predict: score the images of a manifest; sweep: try all of config.sweep, by one program
-  --profile              trace some training steps: a trace in WORKDIR/profile, the ten costliest operations here
+  --config=FILE          the experiment: a Python file with get_config(); see configs/
+  --config.FIELD=VALUE   set one field, e.g. --config.stages.target.epochs=2; medtl/config/fields.py
+                         documents every field
+  --workdir=FOLDER       the run's folder (default: runs/<config.name>); the same command resumes it
+  --mode=MODE            train (default): train and evaluate every arm
+                         check: show shapes, parameters, steps, memory and time; train nothing
+                         evaluate: evaluate the checkpoints again; report: write the report again
+                         predict: score the images of a manifest
+                         sweep: try all combinations of config.sweep.grid and compare them on val
+  --profile              write a trace of some training steps, and print the costliest operations
   --help, --version
 
 with --mode=report, which takes --config.evaluation.FIELD=VALUE and writes to --workdir:
-  --predictions=FILE     a CSV with the columns arm, id, label, prob_CLASS..., by whichever tool (default: the run's)
-
+  --predictions=FILE     a CSV with the columns arm, id, label, prob_CLASS..., from any tool
+                         (default: the run's)
 with --mode=predict:
   --manifest=FILE        a CSV with a column image_path
   --checkpoint=FOLDER    a stage's checkpoint (default: the target stage of the run's first arm)
-  --output=FILE          where the scores go (default: scored.csv in --checkpoint, else in --workdir)
+  --output=FILE          the scores (default: scored.csv in --checkpoint, else in --workdir)
 
 examples:
   python launch.py --config=configs/covid_ct.py --config.arms=target_only --workdir=runs/linear
-  python launch.py --workdir=runs/five_fold --config.evaluation.folds=5 --config.evaluation.repeats=3
-  python launch.py --mode=report --predictions=mine.csv --workdir=runs/mine --config.evaluation.positive=covid
+  python launch.py --workdir=runs/five_fold --config.evaluation.folds=5
+  python launch.py --mode=report --predictions=mine.csv --workdir=runs/mine
   python launch.py --mode=predict --workdir=runs/linear --manifest=new_patients.csv
 """
 
-MODES = ("train", "evaluate", "report", "predict", "sweep")
+MODES = ("train", "check", "evaluate", "report", "predict", "sweep")
 _ONLY = {
     "manifest": "predict",
     "checkpoint": "predict",
@@ -61,21 +69,29 @@ _ONLY = {
 }
 _ILLEGAL = re.compile(r"flag --config\.(?P<path>[^=]+)=")
 _OVERRIDE = re.compile(r"--?(?P<no>no)?config\.(?P<path>[^=]*)(?P<set>=(?P<value>.*))?", re.DOTALL)
+_DISK_FULL = "free space there, or give another --workdir or --config.data.cache_dir"
+_NOT_ALLOWED = "allow access, or give another --workdir or --config.data.cache_dir"
+_LESS_MEMORY = "set config.data.cache='stream' or reduce the batch_size of config.stages"
+_ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _DISK_FULL),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _NOT_ALLOWED),
+    errno.EMFILE: "allow more open files: ulimit -n 4096",
+    errno.EIO: "the disk or the network in front of it fails; give another --workdir",
+}
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Does what the command line says.
+    """Run one command line.
 
     Args:
-      argv: the arguments without the program's name; by default `sys.argv`'s.
+      argv: the arguments without the program's name; by default those of `sys.argv`.
 
     Returns:
-      The exit code: 0; 2 after a user's mistake; 130 after Ctrl-C.
+      The exit code: 0; 1 where the machine is at fault (disk full, no permission, out of memory);
+      2 after a user's mistake; 130 after Ctrl-C.
     """
-    if os.getcwd() not in sys.path:
-        sys.path.append(
-            os.getcwd()
-        )  # `my_package.losses:focal` beside the user, as `python -m` has it
+    if os.getcwd() not in sys.path:  # for `my_package.losses:focal`, as with `python -m`
+        sys.path.append(os.getcwd())
     try:
         _run(list(sys.argv[1:] if argv is None else argv))
     except UserError as error:
@@ -84,7 +100,34 @@ def run(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stopped:
         print(f"medtl: stopped; {str(stopped) or 'the same command resumes'}", file=sys.stderr)
         return 130
+    except Exception as error:
+        message = _machine_message(error)
+        if message is None:
+            raise
+        print(f"medtl: error: {message}; then run the same command again", file=sys.stderr)
+        return 1
     return 0
+
+
+def _machine_message(error: Exception) -> str | None:
+    """Return one line for a fault of the machine, None for a bug, which keeps its traceback."""
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno in _ADVICE:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}; {_ADVICE[error.errno]}"
+    if "No space left on device" in text:  # the writer of checkpoints raises other classes
+        return f"No space left on device; {_DISK_FULL}"
+    if isinstance(error, MemoryError):
+        return f"the machine is out of memory{f' ({text})' if text else ''}; {_LESS_MEMORY}"
+    # The class is compared by name, so that JAX is not imported.
+    is_jax = type(error).__name__ in ("XlaRuntimeError", "JaxRuntimeError")
+    if is_jax and "RESOURCE_EXHAUSTED" in text:
+        needed = re.search(r"allocat\w+ [\d.]+ ?\w*(?:bytes|B)\b", text)
+        return (
+            f"the device is out of memory{f' ({needed[0]})' if needed else ''}; reduce the "
+            "batch_size of config.stages, raise its accumulate, or set config.model.remat=True"
+        )
+    return None
 
 
 def _run(argv: list[str]) -> None:
@@ -98,16 +141,19 @@ def _run(argv: list[str]) -> None:
     values = _parse(rest, load_config_file(path) if path else configs.default())
     _check_mode(values)
     folder = Path(values.workdir or Path("runs") / values.config.name)
-    if values.mode != "sweep" and not values.checkpoint:
+    if values.mode not in ("sweep", "check") and not values.checkpoint:
         run_folder.check_no_sweep(folder)
     if values.mode == "report":
-        _report(values, folder, rest, given=bool(path))
+        _report(values, folder, rest, has_config_file=bool(path))
         return
-    if values.mode in ("train", "sweep"):
+    if values.mode in ("train", "check", "sweep"):
         check.check(values.config)
-        if values.mode == "sweep":
+        if values.mode == "sweep" or (
+            values.mode == "check" and configs.paths(values.config.sweep.grid)
+        ):
             check.check_sweep(values.config)
-        run_folder.check(folder, values.config)
+        if values.mode != "check":
+            run_folder.check(folder, values.config)
     elif not values.checkpoint:
         config = run_folder.load_config(folder)
         if path or any(map(_OVERRIDE.fullmatch, rest)):
@@ -126,8 +172,6 @@ def _run(argv: list[str]) -> None:
 
 def _start(values: flags.FlagValues, folder: Path, command: str) -> None:
     memory.keep()
-    from medtl.experiment import experiment, inference
-
     if values.mode == "sweep":
         from medtl.sweep import sweep
 
@@ -135,25 +179,37 @@ def _start(values: flags.FlagValues, folder: Path, command: str) -> None:
             sweep.sweep(values.config, folder, command=command)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
-                "the same command begins the sweep again; features and source stages that were done are kept"
+                "the same command begins the sweep again; finished features and source stages are "
+                "kept"
             ) from None
-    elif values.mode == "train":
-        experiment.train(values.config, folder, command=command, profile=values.profile)
-    elif values.mode == "evaluate":
-        experiment.evaluate(run_folder.load_config(folder), folder, command=command)
-    else:
+    elif values.mode == "predict":
+        from medtl.experiment import inference
+
         inference.predict(
             folder, manifest=values.manifest, checkpoint=values.checkpoint, output=values.output
         )
+    elif values.mode == "check":
+        from medtl.experiment import preview
+
+        preview.preview(values.config)
+    else:
+        from medtl.experiment import experiment
+
+        if values.mode == "train":
+            experiment.train(values.config, folder, command=command, profile=values.profile)
+        else:
+            experiment.evaluate(run_folder.load_config(folder), folder, command=command)
 
 
-def _report(values: flags.FlagValues, folder: Path, rest: list[str], *, given: bool) -> None:
-    """Of a run's predictions with the run's own config, of others with the one given; the command line may change config.evaluation."""
+def _report(
+    values: flags.FlagValues, folder: Path, rest: list[str], *, has_config_file: bool
+) -> None:
+    """Write the report of a run with its stored config, of other predictions with the given one."""
     if values.predictions and not values.workdir:
         raise UserError("--predictions needs --workdir=FOLDER, where the report goes")
     config = values.config
     if (folder / run_folder.CONFIG).exists():
-        if given:
+        if has_config_file:
             raise UserError(
                 f"--workdir={folder} holds a run, whose config the report takes; leave --config out"
             )
@@ -161,7 +217,8 @@ def _report(values: flags.FlagValues, folder: Path, rest: list[str], *, given: b
             override = _OVERRIDE.fullmatch(arg)
             if override and not override["path"].startswith("evaluation."):
                 raise UserError(
-                    f"--config.{override['path']}: a run's report can change config.evaluation alone"
+                    f"--config.{override['path']}: a run's report can change config.evaluation "
+                    "alone"
                 )
         stored = run_folder.load_config(folder).copy_and_resolve_references()
         config = _parse(rest, stored.unlock() or stored).config
@@ -184,10 +241,11 @@ def _check_mode(values: flags.FlagValues) -> None:
 
 
 def load_config_file(path: str) -> ConfigDict:
-    """Runs `get_config()` of a Python file.
+    """Run `get_config()` of a Python file.
 
     Raises:
-      UserError: there is no such file (names the nearest), or it raises (names the line), or gives no ConfigDict.
+      UserError: there is no such file (names the nearest), it raises (names the line), or it
+        returns no ConfigDict.
     """
     module = plugins.load_file(path, key="--config")
     if not callable(getattr(module, "get_config", None)):
@@ -196,13 +254,14 @@ def load_config_file(path: str) -> ConfigDict:
         config = module.get_config()
     if not isinstance(config, ConfigDict):
         raise UserError(
-            f"--config: {path}: get_config() gives a {type(config).__name__}; it must be a ConfigDict"
+            f"--config: {path}: get_config() returns a {type(config).__name__}; it must return a "
+            "ConfigDict"
         )
     return config
 
 
 def _take_config(argv: list[str]) -> tuple[str | None, list[str]]:
-    """The last --config, and the arguments without any: overrides apply to its config, wherever it stands."""
+    """Return the last --config and the other arguments; overrides may come before or after it."""
     path, rest, i = None, [], 0
     while i < len(argv):
         name, equals, value = argv[i].partition("=")
@@ -236,7 +295,8 @@ def _parse(argv: list[str], config: ConfigDict) -> flags.FlagValues:
         raise _flag_error(str(error), config) from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"--config: {' '.join(str(error).split())}: a flag sets a field of a section that another replaces"
+            f"--config: {' '.join(str(error).split())}: a flag sets a field of a section that "
+            "another replaces"
         ) from None
     if unused:
         raise UserError(f"{unused[0]!r} is not a flag; flags are written --name=value")
@@ -244,49 +304,62 @@ def _parse(argv: list[str], config: ConfigDict) -> flags.FlagValues:
 
 
 def _flag_error(message: str, config: ConfigDict) -> UserError:
-    """The message of absl; for a value of the wrong type, the type that the field has in place of what Python's parser said."""
+    """Return absl's message; for a value of the wrong type, the type that the field has."""
     illegal = _ILLEGAL.match(message)
     if not illegal:
         return UserError(" ".join(message.split()))
     value = _field(config, illegal["path"])
     like = "" if isinstance(value, ConfigDict) else f", like {value!r}"
-    return UserError(f"--config.{illegal['path']}: it must be {check.KINDS[type(value)]}{like}")
+    return UserError(f"--config.{illegal['path']}: it must be {KINDS[type(value)]}{like}")
 
 
 def _spell_out(argv: list[str], config: ConfigDict) -> list[str]:
-    """Checks that each overridden field exists, and writes tuples as ml_collections reads them: "a,b" is a literal only of numbers."""
-    arguments: dict[
-        str, str
-    ] = {}  # absl would add a tuple that is given twice up; as elsewhere the last counts
-    for arg in argv:
-        override = _OVERRIDE.fullmatch(arg)
-        current = _field(config, override["path"]) if override else None
-        if override and isinstance(current, tuple) and override["set"]:
-            arg = f"--config.{override['path']}={_as_tuple(override['value'])}"
-        repeated = override and isinstance(current, tuple)
-        arguments[
-            f"config.{override['path']}" if override and repeated else f"{len(arguments)}"
-        ] = arg
+    """Check that each overridden field exists, and write tuples as ml_collections reads them.
+
+    Entries of open sections that a flag names are added to the config.
+    """
+    arguments: dict[str, str] = {}  # absl would join a tuple given twice; here the last counts
+    for i, arg in enumerate(argv):
+        override, name = _OVERRIDE.fullmatch(arg), f"{i}"
+        if override:
+            lookup.add_entries(config, override["path"])
+            if isinstance(_field(config, override["path"]), tuple):
+                name = f"config.{override['path']}"
+                if override["set"]:
+                    arg = f"--{name}={_as_tuple(override['value'])}"
+        arguments[name] = arg
     return list(arguments.values())
 
 
 def _as_tuple(text: str) -> str:
-    """A list in words, such as a,b or [25,all], as the literal of a tuple; what is none is left as it is."""
-    inner = text[1:-1] if text[:1] + text[-1:] in ("()", "[]") else text
+    """Return a list such as a,b or [25,all] as the literal of a tuple, other text as it is."""
     try:
         value = ast.literal_eval(text)
         return repr(tuple(value)) if isinstance(value, list | tuple) else text
     except (ValueError, SyntaxError):
+        inner = text[1:-1] if text[:1] + text[-1:] in ("()", "[]") else text
         if inner.startswith(("(", "[")):
             return text
-    items = [item.strip() for item in inner.split(",") if item.strip()]
+    items = [item.strip() for item in _split_at_commas(inner) if item.strip()]
     return repr(tuple(int(item) if item.isdecimal() else item for item in items))
+
+
+def _split_at_commas(text: str) -> list[str]:
+    """Split at the commas outside parentheses, so that "a,b(x=1,y=2)" has two parts."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
 
 
 def _field(config: ConfigDict, path: str) -> Any:
     value: Any = config
     for part in path.split("."):
         if not isinstance(value, ConfigDict) or part not in value:
-            raise check.no_such_field(f"config.{path}", config)
+            raise lookup.no_such_field(f"config.{path}", config)
         value = value[part]
     return value

@@ -9,13 +9,17 @@ from collections.abc import Iterable
 class UserError(Exception):
     """A mistake in a flag, a config, a manifest or a weight file.
 
-    The message says what is wrong, where, and what would be right, in one or two lines; the command line prints it
-    without a traceback.
+    The message says in one or two lines what is wrong, where, and what would be right; the command
+    line prints it without a traceback.
     """
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """Returns "; did you mean 'x'?" for the name most like `name`, or the sorted choices where none is like it."""
+    """Return a hint: "; did you mean 'x'?", or the sorted choices where none is similar.
+
+    >>> nearest("adm", ["adam", "sgd"])
+    "; did you mean 'adam'?"
+    """
     choices = sorted(names)
     close = difflib.get_close_matches(name, choices, n=1)
     if close:

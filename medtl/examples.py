@@ -8,20 +8,40 @@ from typing import Protocol
 
 import numpy as np
 
+ENCODED = "encoded_"  # a batch's key "encoded_image" holds a frozen encoder's output for "image"
+RESERVED = ("label", "mask", "weight", "index", "position", "key")
+
+
+def is_input(name: str) -> bool:
+    """Return whether an input may have this name: an identifier that no other part of a batch uses.
+
+    >>> is_input("table"), is_input("label"), is_input("encoded_image")
+    (True, False, False)
+    """
+    return name.isidentifier() and name not in RESERVED and not name.startswith(ENCODED)
+
 
 def is_group(column: str) -> bool:
-    """Whether a column of this name holds groups to report by: "site", "subgroup" or "subgroup_<name>"."""
+    """Return whether a column of this name holds groups that results are reported by.
+
+    >>> is_group("site"), is_group("subgroup_sex"), is_group("subgroup_")
+    (True, True, False)
+    """
     return column in ("site", "subgroup") or (
         column.startswith("subgroup_") and column != "subgroup_"
     )
 
 
 def class_counts(label: np.ndarray, classes: Sequence[str]) -> dict[str, int]:
-    """How many examples have each class.
+    """Count the examples of each class.
 
     Args:
-      label: int[N], an index into `classes`, -1 where unknown; or float[N, K] of 0, 1 or NaN (unknown).
+      label: int[N], an index into `classes`, -1 where unknown; or float[N, K] of 0, 1 or NaN
+        (unknown).
       classes: the K names.
+
+    >>> class_counts(np.array([0, 1, 1, -1]), ("ill", "well"))
+    {'ill': 1, 'well': 2}
     """
     n = (
         np.nansum(label, axis=0)
@@ -36,7 +56,7 @@ class Normalization:
     """The input a backbone was trained on: `(x - mean) / std`, with x the RGB value in 0..255.
 
     Attributes:
-      name: what it is called in reports, e.g. "torchvision".
+      name: the name in reports, e.g. "torchvision".
       mean: one value per channel, in the units of x.
       std: one value per channel, in the units of x.
     """
@@ -46,7 +66,13 @@ class Normalization:
     std: tuple[float, ...]
 
     def for_channels(self, channels: int) -> Normalization:
-        """The same normalisation for images of another number of channels: grey takes the mean over RGB."""
+        """Return the normalisation for images with another number of channels.
+
+        One channel (grey) takes the mean over RGB; other numbers repeat RGB in turn.
+
+        >>> NORMALIZATIONS["centered"].for_channels(1)
+        Normalization(name='centered', mean=(127.5,), std=(63.75,))
+        """
         if channels == len(self.mean):
             return self
         if channels == 1:
@@ -70,7 +96,7 @@ NORMALIZATIONS = {
 
 
 class ImageSource(Protocol):
-    """Images that are decoded when asked for; Grain calls this a random-access data source."""
+    """Inputs that are read one by one on demand; Grain calls this a random-access data source."""
 
     def __len__(self) -> int: ...
 
@@ -79,27 +105,29 @@ class ImageSource(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """One domain's examples: everything about them in memory, the images in memory, mapped from disk, or decoded on demand.
+    """One domain's examples; the inputs are in memory, mapped from disk, or decoded on demand.
 
     Attributes:
-      name: for reports, e.g. "covid_ct".
-      image: uint8[N, H, W, C], or an `ImageSource` of uint8[H, W, C].
-      label: int32[N], an index into `classes`, -1 where there is no label; or float32[N, K] of 0, 1 or NaN (unknown) where
-        an example may have several diagnoses.
+      name: the name in reports, e.g. "covid_ct".
+      inputs: name -> one row per example, an array or an `ImageSource`. "image" is
+        uint8[N, H, W, C]; another input has any numeric dtype and shape, e.g. "table" f32[N, F].
+        `is_input` says which names are allowed.
+      label: int32[N], an index into `classes`, -1 where there is no label; or float32[N, K] of 0,
+        1 or NaN (unknown) where an example may have several diagnoses.
       id: str[N], unique.
       split: str[N], "train", "val" or "test".
       patient: str[N], or None where patients are not known.
       weight: float32[N], the example's weight in the loss.
       classes: the K names.
-      fingerprint: sha256 over ids, labels, splits and image content.
+      fingerprint: sha256 over ids, labels, splits and the content of the inputs.
       split_hash: sha256 over (id, split) pairs.
-      synthetic: True where the images were drawn by a program.
-      groups: "site", "subgroup" or "subgroup_<name>" -> str[N], "" where unknown: what results are broken down by. No input
-        of a model, and not part of the fingerprint.
+      synthetic: True where a program drew the images.
+      groups: "site", "subgroup" or "subgroup_<name>" -> str[N], "" where unknown; results are
+        reported for each of them. No input of a model, and not part of the fingerprint.
     """
 
     name: str
-    image: np.ndarray | ImageSource
+    inputs: Mapping[str, np.ndarray | ImageSource]
     label: np.ndarray
     id: np.ndarray
     split: np.ndarray
@@ -115,13 +143,20 @@ class Examples:
         return len(self.id)
 
     @property
+    def image(self) -> np.ndarray | ImageSource:
+        """Return the input "image"; raises KeyError where the examples have none."""
+        return self.inputs["image"]
+
+    @property
     def multi_label(self) -> bool:
+        """Return whether an example may have several diagnoses."""
         return self.label.ndim == 2
 
     def indices(self, split: str) -> np.ndarray:
-        """int64[n], the rows of one split in file order."""
+        """Return int64[n], the rows of one split in file order."""
         return np.flatnonzero(self.split == split)
 
     @property
     def splits(self) -> Sequence[str]:
+        """Return the splits that have rows, in the order train, val, test."""
         return [s for s in ("train", "val", "test") if np.any(self.split == s)]

@@ -1,20 +1,122 @@
-"""Atomic writing of files. Imports no JAX."""
+"""Atomic writing of files, and reading of CSV files with line numbers. Imports no JAX."""
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import os
+import secrets
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
+
+from medtl.errors import UserError
 
 
-def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes UTF-8 text so that a reader finds the former file or the whole new one, whenever the program is stopped."""
+@contextlib.contextmanager
+def atomic(
+    path: str | os.PathLike, mode: str = "wb", *, permissions: int = 0o666
+) -> Iterator[IO[Any]]:
+    """Open a hidden file beside `path` that replaces it when the block ends without an error.
+
+    A reader finds the former file or the complete new one, whenever the program is stopped. Where
+    the block raises, the former file stays and the temporary one is removed.
+
+    Args:
+      path: the file; its folder exists.
+      mode: "wb", or "w" for UTF-8 text whose line ends are written as they are.
+      permissions: of the file, before the process's umask; 0o600 for the user alone.
+
+    Yields:
+      The open file.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "a.txt"
+    >>> with atomic(path, "w") as file:
+    ...     _ = file.write("whole")
+    >>> path.read_text()
+    'whole'
+    """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     try:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
+        with open(
+            temporary, mode, opener=lambda name, flags: os.open(name, flags, permissions), **text
+        ) as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write UTF-8 text atomically; see `atomic`."""
+    with atomic(path, "w") as file:
+        file.write(text)
+
+
+def read_csv(path: str | os.PathLike, *, key: str = "") -> Iterator[tuple[int, list[str]]]:
+    """Read a comma-separated file in UTF-8, with or without a byte order mark, row by row.
+
+    Args:
+      path: the file.
+      key: the flag or config key that names it, for errors; "": none does.
+
+    Yields:
+      The line on which a row starts, and its cells as text. The header is the first row; rows
+      whose cells are all empty are left out.
+
+    Raises:
+      UserError: the file is absent, cannot be read, is not UTF-8, or has a malformed row.
+    """
+    line, named = 1, f"{key}: " if key else ""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            for row in reader:
+                if any(row):
+                    yield line, row
+                line = reader.line_num + 1
+    except FileNotFoundError:
+        raise UserError(f"{named}there is no file {path}") from None
+    except UnicodeDecodeError as error:
+        where = f"{error.reason} at byte {error.start}"
+        raise UserError(f"{path} is not a CSV file in UTF-8 ({where})") from None
+    except csv.Error as error:
+        raise UserError(f"{path}, line {line}: not a CSV file ({error})") from None
+    except OSError as error:
+        raise UserError(f"{named}cannot read {path} ({error.strerror})") from None
+
+
+def check_csv(path: str | os.PathLike, line: int, header: list[str]) -> None:
+    """Refuse a header that shows another separator than the comma, or names a column twice.
+
+    Raises:
+      UserError: names the line and the separator or the column.
+    """
+    if len(header) == 1:
+        for mark, word in ((";", "semicolons"), ("\t", "tabs")):
+            if mark in header[0]:
+                raise UserError(
+                    f"{path}, line {line}: the columns are separated by {word}; "
+                    "separate them by commas"
+                )
+    for i, name in enumerate(header):
+        if name and name in header[:i]:
+            raise UserError(f"{path}, line {line}: two columns are called {name!r}")
+
+
+def check_length(path: str | os.PathLike, line: int, row: list[str], header: list[str]) -> None:
+    """Refuse a row that has another number of cells than the header.
+
+    Raises:
+      UserError: names the line.
+    """
+    if len(row) != len(header):
+        raise UserError(
+            f"{path}, line {line}: {len(row)} cells, but the header has {len(header)} columns; "
+            "a cell that holds a comma needs quotes"
+        )

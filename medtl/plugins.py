@@ -1,7 +1,8 @@
-"""What a config names by a call: "sgd(momentum=0.9)", "my_package.losses:focal(gamma=2.0)", "losses.py:focal(gamma=2.0)".
+"""Plug-in strings: "sgd(momentum=0.9)", "package.losses:focal(gamma=2.0)", "focal.py:focal".
 
-An import path is the registry: a bare name is looked up in a default module, `module:name` is imported, and `file.py:name` is
-loaded from the file. Arguments are Python literals; nothing else in the text is evaluated. Imports no JAX by itself.
+A bare name is looked up in a default module, `module:name` is imported, and `file.py:name` is
+loaded from the file; there is no registry. Options are Python literals: nothing else in the text is
+evaluated. Imports no JAX by itself.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -32,7 +33,7 @@ _CALL = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """A call that was read but not looked up.
+    """A plug-in string that was parsed but not looked up.
 
     Attributes:
       module: an importable module, a path that ends in ".py", or "" for a bare name.
@@ -48,19 +49,23 @@ class Spec:
 
 
 def parse(text: str, *, key: str) -> Spec:
-    """Reads `name`, `name(arguments)`, `module:name(arguments)` or `file.py:name(arguments)`.
+    """Parse `name`, `name(options)`, `module:name(options)` or `file.py:name(options)`.
 
     Args:
       text: the config's value.
       key: the config's key, for errors.
 
     Raises:
-      UserError: it is no such call, or an argument is not a literal.
+      UserError: the text has another form, or an option is not a literal.
+
+    >>> parse("losses.py:focal(gamma=2.0)", key="config.example")
+    Spec(module='losses.py', name='focal', args=(), kwargs={'gamma': 2.0})
     """
     match = _CALL.fullmatch(text.strip())
     if not match:
         raise UserError(
-            f"{key}: {text!r} is not a name with options; write it like 'name', 'name(option=1.0)' or 'file.py:name'"
+            f"{key}: {text!r} is not a name with options; write it like 'name', "
+            "'name(option=1.0)' or 'file.py:name'"
         )
     module, name, call = match["module"] or "", match["name"], match["call"] or "()"
     try:
@@ -69,7 +74,8 @@ def parse(text: str, *, key: str) -> Spec:
         node = None
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
         raise UserError(
-            f"{key}: the options of {text!r} cannot be read; write them like 'name(option=1.0, other=True)'"
+            f"{key}: the options of {text!r} cannot be read; write them like "
+            "'name(option=1.0, other=True)'"
         )
     kwargs: dict[str, Any] = {}
     for keyword in node.keywords:
@@ -81,54 +87,135 @@ def parse(text: str, *, key: str) -> Spec:
     return Spec(module.strip(), name, tuple(_literal(arg, text, key) for arg in node.args), kwargs)
 
 
-def resolve(
-    text: str, default_module: str, *, key: str
-) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
-    """The function that the config names, and the arguments it gives; the caller adds its own and calls it.
+@dataclasses.dataclass(frozen=True)
+class Plugin:
+    """A callable that a config names, with the options that the config gives it.
+
+    Attributes:
+      text: the plug-in string.
+      key: the config's key, for errors.
+      function: the function or class.
+      args: positional options.
+      kwargs: named options.
+    """
+
+    text: str
+    key: str
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The name of the function or class, without module and options."""
+        return getattr(self.function, "__name__", self.text)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function with `args`, then the config's options.
+
+        Raises:
+          UserError: the function raises; names the file and the line.
+        """
+        with blame(_source(self.function), key=f"{self.key} {self.text!r}"):
+            return self.function(*args, *self.args, **{**kwargs, **self.kwargs})
+
+
+def resolve(text: str, default_module: str, *, key: str) -> Plugin:
+    """Find the callable that a config names.
 
     Args:
-      text: as `parse` reads it.
-      default_module: where a bare name is looked up, e.g. "optax".
+      text: the plug-in string.
+      default_module: the module in which a bare name is looked up, e.g. "optax".
       key: the config's key, for errors.
 
     Raises:
-      UserError: no such module, file, or function (names the nearest), an option that it does not have, or the module fails.
+      UserError: no such module, file, or function (names the nearest), an option that it does not
+        have, or the module fails.
+
+    >>> plugin = resolve("hypot(4.0)", "math", key="config.example")
+    >>> plugin(3.0)
+    5.0
     """
     spec = parse(text, key=key)
     module = _module(spec.module or default_module, key)
     function = _attribute(module, spec.name, text, key)
     _check_options(function, spec, text, key)
-    return function, spec.args, spec.kwargs
+    return Plugin(text, key, function, spec.args, spec.kwargs)
+
+
+def source_files(texts: Mapping[str, str]) -> dict[str, str]:
+    """Return the sha256 of each file behind plug-in strings that name a file or a module.
+
+    Args:
+      texts: config key -> plug-in string; bare names and empty strings are left out.
+
+    Returns:
+      The file or module as the config writes it -> sha256; modules without a Python file are
+      left out.
+    """
+    digests = {}
+    for key, text in texts.items():
+        module = parse(text, key=key).module if text else ""
+        if module and (path := _file_of(module)):
+            digests[module] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return digests
+
+
+def _file_of(module: str) -> Path | None:
+    if _is_file(module):
+        path = Path(module)
+        return path if path.is_file() else None
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return None
+    origin = found.origin if found else None
+    return Path(origin) if origin and origin.endswith(".py") and Path(origin).is_file() else None
+
+
+def _source(function: Callable[..., Any]) -> str:
+    try:
+        return inspect.getsourcefile(inspect.unwrap(function)) or ""
+    except TypeError:  # a built-in has none
+        return ""
+
+
+def _is_file(module: str) -> bool:
+    return module.endswith(".py") or "/" in module or os.sep in module
 
 
 def load_file(path: str | os.PathLike, *, key: str) -> ModuleType:
-    """Runs a Python file and returns it as a module.
+    """Run a Python file and return it as a module; the same content is run once in a process.
 
     Raises:
       UserError: there is no such file (names the nearest beside it), or it raises (names the line).
     """
     path = Path(path)
-    if not path.is_file():
-        if path.suffix != ".py" and not path.exists():
-            raise UserError(f"{key}: {path} is not a Python file; its name must end in '.py'")
-        raise UserError(
-            f"{key}: there is no file {path}{_hint(str(path), map(str, path.parent.glob('*.py')))}"
-        )
-    if path.suffix != ".py":
+    if path.suffix != ".py" and (path.is_file() or not path.exists()):
         raise UserError(f"{key}: {path} is not a Python file; its name must end in '.py'")
+    if not path.is_file():
+        near = _hint(str(path), map(str, path.parent.glob("*.py")))
+        raise UserError(f"{key}: there is no file {path}{near}")
     absolute = path.resolve()
-    name = f"{path.stem}_{hashlib.sha256(str(absolute).encode()).hexdigest()[:8]}"
-    found = importlib.util.spec_from_file_location(name, absolute)
-    module = importlib.util.module_from_spec(found)  # type: ignore[arg-type]  # never None for a name in ".py"
+    digest = hashlib.sha256(str(absolute).encode() + absolute.read_bytes()).hexdigest()
+    name = f"{path.stem}_{digest[:16]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, absolute)
+    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]  # never None for ".py"
     sys.modules[name] = module  # dataclasses and pickle look their module up by name
-    with blame(path, key=key):
-        found.loader.exec_module(module)  # type: ignore[union-attr]
+    try:
+        with blame(path, key=key):
+            spec.loader.exec_module(module)  # type: ignore[union-attr]
+    except BaseException:
+        del sys.modules[name]
+        raise
     return module
 
 
 @contextmanager
 def blame(path: str | os.PathLike, *, key: str) -> Iterator[None]:
-    """Turns what a user's file raises into one line that names the file and the line in it.
+    """Turn an exception from a user's file into one line that names the file and the line in it.
 
     Raises:
       UserError: the file raised.
@@ -153,7 +240,7 @@ def blame(path: str | os.PathLike, *, key: str) -> Iterator[None]:
 
 
 def _one_line(error: Exception) -> str:
-    """What the error says; ml_collections wraps one error in another and spreads it over lines."""
+    """Return the error's message on one line; ml_collections nests errors over several lines."""
     inner: Any = error
     while inner.args and isinstance(inner.args[0], Exception):
         inner = inner.args[0]
@@ -178,12 +265,13 @@ def _literal(node: ast.expr, text: str, key: str) -> Any:
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         raise UserError(
-            f"{key}: in {text!r}, {ast.unparse(node)!r} is not a literal; options are numbers, strings in quotes, True, False or None"
+            f"{key}: in {text!r}, {ast.unparse(node)!r} is not a literal; options are numbers, "
+            "strings in quotes, True, False or None"
         ) from None
 
 
 def _module(name: str, key: str) -> ModuleType:
-    if name.endswith(".py") or "/" in name or os.sep in name:
+    if _is_file(name):
         return load_file(name, key=key)
     try:
         return importlib.import_module(name)
@@ -191,7 +279,8 @@ def _module(name: str, key: str) -> ModuleType:
         missing = error.name or name
         if name == missing or name.startswith(f"{missing}."):
             raise UserError(
-                f"{key}: there is no module {name!r} on the Python path; a file is named like 'file.py:name'"
+                f"{key}: there is no module {name!r} on the Python path; a file is named like "
+                "'file.py:name'"
             ) from None
         raise UserError(
             f"{key}: the module {name!r} imports {missing!r}, which is not installed"
@@ -199,24 +288,25 @@ def _module(name: str, key: str) -> ModuleType:
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         raise UserError(
-            f"{key}: the module {name!r} fails, {frame.filename}, line {frame.lineno}: {type(error).__name__}: {_one_line(error)}"
+            f"{key}: the module {name!r} fails, {frame.filename}, line {frame.lineno}: "
+            f"{type(error).__name__}: {_one_line(error)}"
         ) from None
 
 
 def _attribute(module: ModuleType, dotted: str, text: str, key: str) -> Callable[..., Any]:
-    found: Any = module
+    value: Any = module
     for part in dotted.split("."):
-        if not hasattr(found, part):
+        if not hasattr(value, part):
             choices = [
                 name
-                for name in dir(found)
-                if not name.startswith("_") and callable(getattr(found, name, None))
+                for name in dir(value)
+                if not name.startswith("_") and callable(getattr(value, name, None))
             ]
             raise UserError(f"{key}: {module.__name__} has no {dotted!r}{_hint(part, choices)}")
-        found = getattr(found, part)
-    if not callable(found):
-        raise UserError(f"{key}: {text!r} names a {type(found).__name__}; it must be a function")
-    return found
+        value = getattr(value, part)
+    if not callable(value):
+        raise UserError(f"{key}: {text!r} names a {type(value).__name__}; it must be a function")
+    return value
 
 
 def _check_options(function: Callable[..., Any], spec: Spec, text: str, key: str) -> None:

@@ -1,4 +1,4 @@
-"""Eight simulated CPU devices for every test, and the real inputs where they lie beside the project."""
+"""Eight simulated CPU devices, checked array shapes, and the real inputs beside the project."""
 
 import os
 import tempfile
@@ -11,10 +11,24 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
     )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("KERAS_BACKEND", "jax")
-# What is kept between runs is not the user's, and not of the tests before.
+# A cache of its own: neither the user's, nor that of earlier tests.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="medtl-tests-")
 
 import pytest
+from jaxtyping import install_import_hook
+
+# The shapes in these modules' annotations are checked at every call.
+TYPED = (
+    "medtl.data.augment",
+    "medtl.losses",
+    "medtl.models.layers",
+    "medtl.models.model",
+    "medtl.models.resnet",
+    "medtl.models.saliency",
+    "medtl.models.vgg",
+    "medtl.training.objective",
+)
+install_import_hook(TYPED, "beartype.beartype")
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Augmentation against scipy.ndimage, PIL and the distributions it promises."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -44,7 +45,7 @@ def keys(n, seed=0):
 
 @pytest.fixture
 def images():
-    """Smooth enough for two interpolations to agree, and like neither their mirror image nor each other."""
+    """Smooth enough for two interpolations to agree; no two are alike, nor mirror images."""
     noise = np.random.default_rng(0).normal(size=(6, 24, 20, 3))
     smooth = scipy.ndimage.gaussian_filter(noise, (0, 2, 2, 0))
     return jnp.asarray((smooth - smooth.min()) / np.ptp(smooth) * 255, jnp.uint8)
@@ -220,15 +221,45 @@ def test_division_over_devices_changes_nothing(images):
 
 def test_keys_differ_by_seed_step_and_position():
     position = jnp.arange(50)
-    every = [
+    drawn_keys = [
         example_keys(jax.random.key(seed), step, position) for seed in (0, 1) for step in (0, 1, 2)
     ]
-    data = np.concatenate([jax.random.key_data(k) for k in every])
+    data = np.concatenate([jax.random.key_data(k) for k in drawn_keys])
     assert len(np.unique(data, axis=0)) == 300
     np.testing.assert_array_equal(
-        jax.random.key_data(every[0])[7:9],
+        jax.random.key_data(drawn_keys[0])[7:9],
         jax.random.key_data(example_keys(jax.random.key(0), 0, position[7:9])),
     )
+
+
+def test_the_users_own_come_last_each_with_its_own_key(images):
+    def shift(key, image):
+        return image + jax.random.uniform(key, maxval=10.0)
+
+    def halve(key, image):
+        return image / 2
+
+    plain = compiled(EVERYTHING)(images, keys(6))
+    options = dataclasses.replace(EVERYTHING, extra=(shift, halve, shift))
+    assert not options.is_identity and not Augmentation(extra=(halve,)).is_identity
+    first, last = (
+        jax.vmap(lambda k, i=i: jax.random.uniform(jax.random.fold_in(k, i), maxval=10.0))(keys(6))
+        for i in (100, 102)
+    )
+    wanted = (plain + first[:, None, None, None]) / 2 + last[:, None, None, None]
+    np.testing.assert_allclose(compiled(options)(images, keys(6)), wanted, atol=0.02)
+    bright = compiled(Augmentation(extra=(lambda key, image: image + 200,)))(images, keys(6))
+    np.testing.assert_array_equal(bright, np.minimum(np.asarray(images, np.float32) + 200, 255))
+
+
+def test_the_users_own_must_keep_the_shape(images):
+    def crop(key, image):
+        return image[:10]
+
+    with pytest.raises(UserError, match=r"extra: crop returns \[10, 20, 3\] .* \[24, 20, 3\]"):
+        augment(images, keys(6), Augmentation(extra=(crop,)))
+    with pytest.raises(UserError, match="returns NoneType"):
+        augment(images, keys(6), Augmentation(extra=(lambda key, image: None,)))
 
 
 @pytest.mark.parametrize(

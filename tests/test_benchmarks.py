@@ -1,4 +1,4 @@
-"""The benchmarks: their arithmetic in closed form, that contenders do the same work, and that every script runs on tiny shapes."""
+"""The benchmarks: arithmetic in closed form, equal work of contenders, and tiny runs of all."""
 
 import argparse
 import importlib
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from medtl import models
+from medtl.models.model import Head, Model, init_variables
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
@@ -22,20 +23,20 @@ BENCHMARKS = ROOT / "benchmarks"
 
 @pytest.fixture
 def load(monkeypatch):
-    """A benchmark as a module; those that define absl flags run as programs, below."""
+    """Import a benchmark; those that define absl flags run as programs, below."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     return importlib.import_module
 
 
 @pytest.fixture
 def small(load, monkeypatch):
-    """The benchmarks' experiment with the first stage of its model, on one device: it compiles in seconds."""
+    """The benchmarks' experiment with the model's first layer, on one device: fast to compile."""
     scaling = load("scaling")
-    whole = scaling.experiment
+    full = scaling.experiment
 
     def experiment(**options):
-        c = whole(**options)
-        c.model.stages, c.parallel = 1, "none"
+        c = full(**options)
+        c.model.last_layer, c.parallel = "layer1", "none"
         return c
 
     monkeypatch.setattr(scaling, "experiment", experiment)
@@ -54,8 +55,8 @@ class Time:
         return result
 
 
-def is_rate(found):
-    return 0 < found["low"] <= found["median"] <= found["high"] < math.inf
+def is_rate(rate):
+    return 0 < rate["low"] <= rate["median"] <= rate["high"] < math.inf
 
 
 def test_rounds_alternate_and_a_ratio_is_taken_within_its_round(load):
@@ -87,13 +88,12 @@ def test_devices_that_lose_nothing_have_efficiency_one(load, simulated):
         for batch in scaling.batches(n, **options).values():
             # 100 images/s of a real device; of a simulated one, of all of them together.
             seconds[f"mesh {batch} {n}"] = [batch / 100 / (1 if simulated else n)] * 2
-    found = scaling.table(seconds, modes=["mesh"], counts=counts, simulated=simulated, **options)[
-        "mesh"
-    ]
-    assert [of["batch"] for of in found["strong"].values()] == [64, 64, 64]
-    assert [of["batch"] for of in found["weak"].values()] == [8, 16, 32]
-    for of in (*found["strong"].values(), *found["weak"].values()):
-        assert of["efficiency"]["median"] == pytest.approx(1)
+    table = scaling.table(seconds, modes=["mesh"], counts=counts, simulated=simulated, **options)
+    strong, weak = (list(table["mesh"][kind].values()) for kind in ("strong", "weak"))
+    assert [row["batch"] for row in strong] == [64, 64, 64]
+    assert [row["batch"] for row in weak] == [8, 16, 32]
+    for row in (*strong, *weak):
+        assert row["efficiency"]["median"] == pytest.approx(1)
 
 
 def test_the_trainers_step_runs_on_several_devices(small):
@@ -107,14 +107,14 @@ def test_the_trainers_step_runs_on_several_devices(small):
 
 def test_the_clock_counts_training_alone_and_what_follows_it_apart(load, monkeypatch):
     end_to_end, clock = load("end_to_end"), Time(monkeypatch)
-    heard = []
+    asked = []
 
     class Store:
         def wait(self):
             clock.passes(100)
 
     def ask(training, whole):
-        heard.append((training, whole))
+        asked.append((training, whole))
         clock.passes(1e6)  # other contenders have their turn
         return 2
 
@@ -123,11 +123,11 @@ def test_the_clock_counts_training_alone_and_what_follows_it_apart(load, monkeyp
     )
     for _ in range(1 + 2 + 2 + 1):  # the epoch that compiles, two rounds, and the first of a third
         for _ in range(5):
-            timed.feed(None, 1)
+            timed(None, 1)
         timed.evaluate(None)
         clock.passes(3)  # saving
-    # 2 epochs of 5 steps of 1 s, each evaluated in 10 s and saved in 3 s; at the end the store is waited for.
-    assert heard == [(0.0, 0.0), (10.0, 136.0), (10.0, 136.0)]
+    # 2 epochs of 5 steps of 1 s, each evaluated in 10 s and saved in 3 s; then 100 s for the store.
+    assert asked == [(0.0, 0.0), (10.0, 136.0), (10.0, 136.0)]
 
 
 @pytest.mark.parametrize("resident", ["never", pytest.param("always", marks=pytest.mark.slow)])
@@ -136,25 +136,25 @@ def test_the_trainer_is_timed_round_by_round(small, load, resident):
     args = argparse.Namespace(
         model="cifar_resnet20", batch=16, size=8, dtype="float32", train=16, val=8
     )
-    heard = []
+    asked = []
 
     class DoneError(Exception):
         pass
 
     def ask(training, whole):
-        heard.append((training, whole, time.perf_counter()))
-        if len(heard) == 3:
+        asked.append((training, whole, time.perf_counter()))
+        if len(asked) == 3:
             raise DoneError
         return 2
 
     with pytest.raises(DoneError):
         end_to_end.trainer(args, "joint", resident, ask)
-    assert heard[0][:2] == (0.0, 0.0)
-    for (_, _, before), (training, whole, now) in itertools.pairwise(heard):
+    assert asked[0][:2] == (0.0, 0.0)
+    for (_, _, before), (training, whole, now) in itertools.pairwise(asked):
         assert 0 < training < whole <= now - before
 
 
-def test_the_fastest_pytorch_is_what_we_are_compared_with(load):
+def test_ours_is_compared_with_the_fastest_pytorch(load):
     end_to_end = load("end_to_end")
     training = {
         "medtl resident": [1.0, 2.0],
@@ -187,9 +187,9 @@ def test_every_stage_of_the_input_has_a_rate(load, tmp_path, monkeypatch):
     for stage in (made.decode, made.cache, made.batches, made.device):
         stage()
     assert {"load into memory", "batches from disk", "stream, 0 workers", "augment: all"} < set(
-        made.found
+        made.rates
     )
-    assert all(is_rate(found["images_per_second"]) for found in made.found.values())
+    assert all(is_rate(entry["images_per_second"]) for entry in made.rates.values())
 
 
 @pytest.mark.slow
@@ -198,24 +198,20 @@ def test_worker_processes_have_a_rate(load, tmp_path, monkeypatch):
     made.load("png", "disk", tmp_path / "cache_0")
     monkeypatch.setattr(load("input"), "WORKERS", (2,))
     made.batches()
-    assert is_rate(made.found["stream, 2 workers"]["images_per_second"])
+    assert is_rate(made.rates["stream, 2 workers"]["images_per_second"])
 
 
 def parameters(name, classes):
-    """Of medtl's backbone and a linear head."""
-    backbone = models.backbone(name)
+    """Count the parameters of medtl's backbone and a linear head."""
+    encoders, heads = {"image": models.backbone(name)}, {"shared": lambda: Head(classes)}
+    model = Model(encoders, heads, {"target": "shared"})
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
-    variables = jax.eval_shape(
-        lambda x: backbone.init(jax.random.key(0), x, use_batch_stats=False), image
-    )
-    return (
-        sum(x.size for x in jax.tree.leaves(variables["params"]))
-        + (models.features(name, 0) + 1) * classes
-    )
+    variables = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), {"image": image}))
+    return sum(x.size for x in jax.tree.leaves(variables["params"]))
 
 
 @pytest.mark.parametrize("name", ["cifar_resnet20", "resnet18", "resnet50"])
-def test_pytorchs_models_are_as_large_as_ours(load, name):
+def test_pytorch_models_have_as_many_parameters_as_ours(load, name):
     pytest.importorskip("torch")
     ours = {"cifar_resnet20": lambda: load("end_to_end_torch").resnet20(10)}
     theirs = ours.get(name, lambda: load("peers_torch").resnet(name, 10))()

@@ -1,22 +1,14 @@
 import pytest
 from ml_collections import ConfigDict
+from tiny_run import changed
 
 from medtl import config as configs
 from medtl.config import check
 from medtl.errors import UserError
 
 
-def changed(**fields):
-    """The embedded config with some fields changed; "__" stands for a dot."""
-    config = configs.default()
-    for path, value in fields.items():
-        section = config
-        *parents, name = path.split("__")
-        for parent in parents:
-            section = section[parent]
-        with section.ignore_type():
-            section[name] = value
-    return config
+def tuned(values, **fields):
+    return {"evaluation__tune": configs.grid(values)} | fields
 
 
 def test_the_embedded_config_is_accepted():
@@ -26,20 +18,18 @@ def test_the_embedded_config_is_accepted():
 @pytest.mark.parametrize(
     "fields",
     [
-        {
-            "arms": ("target_only",),
-            "data__source__kind": "nonsense",
-        },  # no running arm reads the source
+        # no running arm reads the source
+        {"arms": ("target_only",), "data__source__kind": "nonsense"},
         {"objective__lambda_": 0.0},
         {"objective__lambda_schedule": "linear_schedule(0.0, 1.0, 1000)"},
         {"stages__target__learning_rate": 1},  # an int is a number
         {"stages__target__schedule": "exponential_decay(transition_steps=100, decay_rate=0.9)"},
-        {"stages__target__freeze": "3"},
+        {"stages__target__freeze": "layer3"},
+        {"stages__target__freeze": "stem", "stages__source__sampler": "balanced"},
         {"stages__target__epochs": 0},
         {
-            "model__name": "resnet50",
-            "model__stages": 3,
-            "model__stride_in": "1x1",
+            "model__name": "resnet50(stride_in='1x1')",
+            "model__last_layer": "layer3",
             "model__hidden": (1024,),
         },
         {
@@ -48,6 +38,19 @@ def test_the_embedded_config_is_accepted():
             "objective__losses__main__loss": "sigmoid_binary_cross_entropy",
         },
         {"data__target__split": (0.5, 0.5, 0.0)},
+        {
+            "model__name": "net.py:Net(width=8)",
+            "model__last_layer": "block",
+            "stages__target__freeze": "stem",
+        },
+        {"model__name": "vgg16(classifier=True)", "stages__target__freeze": "classifier"},
+        {
+            "model__encoders__table": "net.py:MLP",
+            "augment__extra": ("mine.py:cutout(size=4)",),
+            "loggers": ("mine.py:csv",),
+        },
+        {"objective__terms__mmd": ConfigDict({"term": "mine.py:mmd", "weight": 0.1})},
+        {"evaluation__metrics__mine": "mine.py:brier", "checkpoint__metric": "mine"},
         {"arm__own": configs.arm("random", source_stage=True, joint=False), "arms": ("own",)},
         {
             "objective__losses__extra": ConfigDict(
@@ -64,6 +67,10 @@ def test_what_can_be_run_is_accepted(fields):
     ("fields", "message"),
     [
         ({"name": "a/b"}, "config.name is 'a/b'; it must be letters"),
+        (
+            {"arm": ConfigDict({"a b": configs.arm("random", False, False)})},
+            "config.arm has an entry 'a b'; its name must be letters",
+        ),
         ({"seeds": ()}, "config.seeds is (); it must be at least one"),
         ({"seeds": (0, 0)}, "config.seeds is (0, 0); it must be without repetition"),
         ({"seeds": (0, -1)}, "config.seeds is (0, -1); it must be whole numbers"),
@@ -83,8 +90,40 @@ def test_what_can_be_run_is_accepted(fields):
             {"model__name": "resnet5"},
             "model.name: there is no backbone 'resnet5'; did you mean 'resnet50'?",
         ),
-        ({"model__stages": 4}, "model.stages: cifar_resnet20 has stages 1..3"),
-        ({"model__stride_in": "1x1"}, "model.stride_in"),
+        ({"model__last_layer": "layer4"}, "model.last_layer: cifar_resnet20 has no layer 'layer4'"),
+        ({"model__name": "cifar_resnet20(stride_in='1x1')"}, "has no option 'stride_in'"),
+        (
+            {"model__encoders__label": "a.py:f"},
+            "config.model.encoders.label: an input has a name like a variable's, other than "
+            "label, mask",
+        ),
+        (
+            {"model__encoders__image": "a.py:f"},
+            "the encoder of the input 'image' is config.model.name",
+        ),
+        ({"model__encoders__table": ""}, "config.model.encoders.table is empty; it must name"),
+        ({"augment__extra": ("f(x)",)}, "config.augment.extra[0]: in 'f(x)', 'x' is not a literal"),
+        ({"loggers": (3,)}, "config.loggers[0] is 3; it must be a string"),
+        (
+            {"objective__terms__mmd": ConfigDict({"term": "", "weight": 1.0})},
+            "config.objective.terms.mmd.term is empty",
+        ),
+        (
+            {"objective__terms__main": ConfigDict({"term": "f", "weight": 1.0})},
+            "a loss has that name, too",
+        ),
+        (
+            {"evaluation__metrics__auroc": "a.py:f"},
+            "config.evaluation.metrics.auroc: medtl has a metric of that name",
+        ),
+        (
+            {"stages__target__sampler": "balancd"},
+            "config.stages.target.sampler is 'balancd'; did you mean 'balanced'?",
+        ),
+        (
+            {"stages__target__sampler": "balanced", "objective__reduction": "sum"},
+            "assumes that every example is equally likely",
+        ),
         ({"model__dtype": "float16"}, "config.model.dtype is 'float16'; did you mean"),
         ({"model__dropout": 1.0}, "config.model.dropout is 1.0; it must be at least 0 and below 1"),
         ({"model__hidden": (0,)}, "config.model.hidden is (0,); it must be widths"),
@@ -139,7 +178,8 @@ def test_what_can_be_run_is_accepted(fields):
         ),
         (
             {"stages__target__freeze": "4"},
-            "config.stages.target.freeze is '4'; it can be 1, 2, 3, backbone, none",
+            "config.stages.target.freeze is '4'; it can be backbone, layer1, layer2, layer3, "
+            "none, stem",
         ),
         ({"stages__target__freeze": "backbon"}, "did you mean 'backbone'?"),
         (
@@ -202,27 +242,57 @@ def test_what_can_be_run_is_accepted(fields):
             "config.evaluation.resamples is 10; it must be at least 100",
         ),
         (
-            {"evaluation__tune__lambda_": (-1.0,)},
-            "config.evaluation.tune.lambda_ is (-1.0,); it must be different",
+            tuned({"objective.lambda_": (-1.0,)}),
+            "config.evaluation.tune.objective.lambda_ is -1.0; it must be at least 0",
         ),
         (
-            {"evaluation__tune__learning_rate": (1, 1.0)},
-            "config.evaluation.tune.learning_rate is (1, 1.0)",
+            tuned({"stages.target.learning_rate": (1, 1.0)}),
+            "config.evaluation.tune.stages.target.learning_rate is (1, 1.0); it must be "
+            "without repetition",
         ),
         (
-            {
-                "evaluation__tune__lambda_": (1.0,),
-                "objective__lambda_schedule": "constant_schedule(1.0)",
-            },
-            "tunes what config.objective.lambda_schedule sets",
+            tuned({"stages.target.freeze": ("none", "layer4")}),
+            "config.evaluation.tune.stages.target.freeze tries 'layer4': "
+            "config.stages.target.freeze is 'layer4'",
         ),
         (
-            {
-                "evaluation__tune__lambda_": (1.0,),
-                "evaluation__folds": 5,
-                "data__target__split": (0.8, 0.0, 0.2),
-            },
-            "config.evaluation.tune chooses on val, but the second fraction of config.data.target.split is 0",
+            tuned({"stages.target.accumulate": (1, 64)}),
+            "tries 64: config.stages.target.accumulate is 64; it must be at most",
+        ),
+        (
+            tuned({"stages.target.optimizer": ("adam", "sgd(")}),
+            "config.evaluation.tune.stages.target.optimizer: 'sgd('",
+        ),
+        (
+            tuned({"stages.target.epoch": (1, 2)}),
+            "there is no such field; did you mean 'config.stages.target.epochs'?",
+        ),
+        (
+            tuned({"stages.target": (1, 2)}),
+            "config.evaluation.tune.stages.target is a section of the config",
+        ),
+        (
+            tuned({"objective.losses.none.weight": (1, 2)}),
+            "config.objective.losses.none.weight: there is no such field",
+        ),
+        (
+            tuned(
+                {"objective.lambda_": (1.0,)}, objective__lambda_schedule="constant_schedule(1.0)"
+            ),
+            "tries what config.objective.lambda_schedule sets",
+        ),
+        (
+            tuned(
+                {"objective.lambda_": (1.0,)},
+                evaluation__folds=5,
+                data__target__split=(0.8, 0.0, 0.2),
+            ),
+            "config.evaluation.tune chooses on val, but the second fraction of "
+            "config.data.target.split is 0",
+        ),
+        (
+            {"evaluation__tune": ConfigDict({"objective": {"lambda_": 1.0}})},
+            "config.evaluation.tune.objective.lambda_ is 1.0; it must be a tuple",
         ),
         (
             {"evaluation__target_sizes": (0,)},
@@ -240,7 +310,7 @@ def test_what_can_be_run_is_accepted(fields):
         ({"data__cache": "ram"}, "config.data.cache is 'ram'; "),
         (
             {"data__target__split": (0.5, 0.4, 0.2)},
-            "config.data.target.split is (0.5, 0.4, 0.2); it must be three fractions",
+            "config.data.target.split is (0.5, 0.4, 0.2); it must be (), or three fractions",
         ),
         ({"data__target__split": (0.0, 0.5, 0.5)}, "with train above 0"),
         ({"data__target__kind": "phantm"}, "did you mean 'phantom'?"),
@@ -248,7 +318,8 @@ def test_what_can_be_run_is_accepted(fields):
         # names and types
         (
             {"stages__target__epoch": 3},
-            "config.stages.target.epoch: there is no such field; did you mean 'config.stages.target.epochs'?",
+            "config.stages.target.epoch: there is no such field; did you mean "
+            "'config.stages.target.epochs'?",
         ),
         ({"lamda": 3}, "config.lamda: there is no such field; "),
         (
@@ -262,7 +333,10 @@ def test_what_can_be_run_is_accepted(fields):
         ({"name": None}, "config.name is None; it must be a string"),
         ({"augment": 3}, "config.augment is 3; it must be a section with the fields brightness, "),
         ({"arm": 3}, "config.arm is 3; it must be a section"),
-        ({"arm__scratch": ConfigDict({"init": "random"})}, "config.arm.scratch.joint is missing"),
+        (
+            {"arm__scratch": ConfigDict({"init": "random"})},
+            "config.arm.scratch.source_stage is missing",
+        ),
         (
             {"objective__losses__main": ConfigDict({"loss": "x", "wieght": 1.0})},
             "did you mean 'config.objective.losses.main.weight'?",
@@ -274,106 +348,3 @@ def test_what_cannot_be_run_is_refused_with_its_key(fields, message):
         check.check(changed(**fields))
     assert message in str(error.value)
     assert len(str(error.value).splitlines()) <= 2
-
-
-def swept(**fields):
-    """The embedded config with a backbone file (not looked for) that is frozen in its joint arm, and a λ to sweep."""
-    for stage in ("source", "target"):
-        fields = {
-            f"stages__{stage}__freeze": "backbone",
-            f"stages__{stage}__batch_norm": "frozen",
-        } | fields
-    return changed(
-        **{"weights__path": "w.npz", "augment__flip": False, "sweep__lambda_": (0, 1.0)} | fields
-    )
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {},
-        {"sweep__arm": "transfer", "sweep__learning_rate": (1e-3, 0.1), "sweep__weight_decay": (0,)},
-        {"sweep__solver": "lbfgs", "stages__target__weight_decay": 0.1},
-        {"sweep__lambda_": (), "sweep__weight_decay": (0.1,), "arms": ("target_only",), "arm__target_only__init": "weights"},
-        {"arm__pooled": configs.arm("weights", source_stage=False, joint=True), "arms": ("transfer", "pooled"), "stages__source__freeze": "none"},
-    ],
-)  # fmt: skip
-def test_what_can_be_swept_is_accepted(fields):
-    check.check_sweep(swept(**fields))
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        (
-            {"evaluation__tune__weight_decay": (1.0, 2.0)},
-            "--mode=sweep tries the values of config.sweep; config.evaluation.tune.weight_decay would try others",
-        ),
-        ({"sweep__lambda_": ()}, "--mode=sweep has nothing to try: give config.sweep.lambda_, "),
-        (
-            {"sweep__lambda_": (-1.0,)},
-            "config.sweep.lambda_ is (-1.0,); it must be different numbers of at least 0",
-        ),
-        (
-            {"sweep__learning_rate": (1, 1.0)},
-            "config.sweep.learning_rate is (1, 1.0); it must be different",
-        ),
-        ({"sweep__arm": "transfr"}, "config.sweep.arm is 'transfr'; did you mean 'transfer'?"),
-        ({"sweep__solver": "newton"}, "config.sweep.solver is 'newton'; it can be lbfgs, train"),
-        (
-            {"arms": ("target_only",)},
-            "config.sweep.lambda_ weighs the target of a joint arm, but target_only is not",
-        ),
-        (
-            {"objective__lambda_schedule": "constant_schedule(1.0)"},
-            "sets what config.objective.lambda_schedule sets",
-        ),
-        (
-            {"evaluation__folds": 5, "data__target__split": (0.8, 0.0, 0.2)},
-            "compares on val, but the second fraction of config.data.target.split is 0",
-        ),
-        (
-            {"sweep__solver": "lbfgs", "weights__path": ""},
-            "frozen backbone, but the backbone of transfer starts from random weights",
-        ),
-        (
-            {"sweep__solver": "lbfgs", "stages__target__freeze": "2"},
-            "but config.stages.target.freeze is '2', not 'backbone'",
-        ),
-        (
-            {"sweep__solver": "lbfgs", "stages__source__batch_norm": "batch"},
-            "but config.stages.source.batch_norm is 'batch', not 'frozen'",
-        ),
-        ({"sweep__solver": "lbfgs", "augment__flip": True}, "but config.augment.flip is True\n"),
-        ({"sweep__solver": "lbfgs", "augment__crop": 0.5}, "but config.augment.crop is 0.5\n"),
-        ({"sweep__solver": "lbfgs"}, "needs weight decay above 0"),
-        (
-            {"sweep__solver": "lbfgs", "sweep__weight_decay": (0.0, 0.1)},
-            "needs weight decay above 0",
-        ),
-        ({"sweep__solver": "lbfgs", "sweep__learning_rate": (0.1,)}, "has no learning rate"),
-        (
-            {"sweep__solver": "lbfgs", "model__hidden": (8,)},
-            "takes linear heads, but config.model.hidden is (8,)",
-        ),
-        (
-            {"sweep__solver": "lbfgs", "objective__losses__main__loss": "mean_squared_error"},
-            "takes one loss, cross_entropy or sigmoid_binary_cross_entropy; there is main: 'mean_squared_error'",
-        ),
-    ],
-)
-def test_what_cannot_be_swept_is_refused(fields, message):
-    with pytest.raises(UserError) as error:
-        check.check_sweep(swept(**fields))
-    assert message in str(error.value)
-    assert len(str(error.value).splitlines()) <= 2
-
-
-def test_the_arm_that_is_swept_by_default_is_joint_and_has_no_source_stage():
-    config = swept()
-    assert check.swept_arm(config) == "transfer"
-    config.arm.pooled = configs.arm("weights", source_stage=False, joint=True)
-    config.arms = ("target_only", "transfer", "pooled")
-    assert check.swept_arm(config) == "pooled"
-    config.arms = ("target_only", "scratch")
-    assert check.swept_arm(config) == "target_only"

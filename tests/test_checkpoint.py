@@ -1,11 +1,13 @@
-"""The store of a stage: what it keeps, before and after it is opened again, and what it refuses."""
+"""The store of a training stage: which checkpoints it keeps, resumes from and refuses."""
 
 import json
 import shutil
 
+import jax
 import numpy as np
 import optax
 import pytest
+from flax import traverse_util
 
 from medtl.errors import UserError
 from medtl.training.checkpoint import Store, nested
@@ -18,8 +20,8 @@ SCORES = {1: 0.5, 2: 0.7, 3: 0.6, 4: None, 5: 0.7, 6: float("nan")}
 
 
 @pytest.mark.parametrize("reopen", [False, True])
-def test_the_last_and_the_best_stay_also_when_the_run_was_interrupted(tmp_path, reopen):
-    """The earliest of the best; NaN ranks last; a save without a score is only for resuming."""
+def test_the_last_and_the_best_are_kept_also_when_the_run_was_interrupted(tmp_path, reopen):
+    """Ties go to the earliest; NaN ranks last; a save without a score is only for resuming."""
     store = Store(tmp_path)
     for step, score in SCORES.items():
         store.save(step, STATE, {}, score=score)
@@ -33,7 +35,7 @@ def test_the_last_and_the_best_stay_also_when_the_run_was_interrupted(tmp_path, 
     store.close()
 
 
-def test_what_is_better_than_all_before_also_when_the_run_was_interrupted(tmp_path):
+def test_a_better_score_is_recognised_also_when_the_run_was_interrupted(tmp_path):
     with Store(tmp_path) as store:
         assert store.improves(float("nan")) and not store.improves(None)
         store.save(1, STATE, {}, score=0.5)
@@ -45,7 +47,7 @@ def test_what_is_better_than_all_before_also_when_the_run_was_interrupted(tmp_pa
         assert store.improves(0.7) and not store.improves(0.6) and not store.improves(float("nan"))
 
 
-def test_without_scores_the_last_is_handed_on(tmp_path):
+def test_without_scores_the_last_is_chosen(tmp_path):
     with Store(tmp_path) as store:
         for step in (1, 2, 3):
             store.save(step, STATE, {})
@@ -54,28 +56,47 @@ def test_without_scores_the_last_is_handed_on(tmp_path):
         assert store.chosen_step() == 3
 
 
-def test_a_state_comes_back_bit_for_bit_in_its_structure(tmp_path):
+def trained_state(*encoder):
+    """Return a state as the trainer saves it, with an encoder at this path of the parameters."""
+    kernel = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    path = (*encoder, "conv1", "kernel")
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
-    params = {
-        ("backbone", "conv1", "kernel"): np.random.default_rng(0)
-        .normal(size=(3, 4))
-        .astype(np.float32)
+    return {
+        "params": traverse_util.unflatten_dict({path: kernel}),
+        "opt_state": optimizer.init({path: kernel}),
+        "ema": {path: kernel / 2},
     }
-    state = {
-        "params": {"backbone": {"conv1": {"kernel": params[("backbone", "conv1", "kernel")]}}},
-        "ema": {},
-    }
-    state["opt_state"] = optimizer.init(params)
+
+
+def assert_equal(state, other):
+    assert jax.tree.structure(state) == jax.tree.structure(other)
+    jax.tree.map(np.testing.assert_array_equal, state, other)
+
+
+def test_a_state_comes_back_bit_for_bit_in_its_structure(tmp_path):
+    state = trained_state("encoders", "image")
     with Store(tmp_path) as store:
         store.save(7, state, {"classes": ["a", "b"]})
         store.wait()
-        found, record, arrays = store.restore(7, state), store.record(7), store.arrays(7)
-    import jax
+        assert_equal(store.restore(7, state), state)
+        assert store.record(7)["classes"] == ["a", "b"]
+        assert nested(store.arrays(7), "params").keys() == {"encoders"}
 
-    assert jax.tree.structure(found) == jax.tree.structure(state)
-    jax.tree.map(np.testing.assert_array_equal, found, state)
-    assert record["classes"] == ["a", "b"]
-    assert nested(arrays, "params").keys() == {"backbone"}
+
+def test_a_checkpoint_of_version_0_1_whose_encoder_was_called_backbone_is_read(tmp_path):
+    with Store(tmp_path) as store:
+        store.save(7, trained_state("backbone"), {})
+        store.wait()
+        state = trained_state("encoders", "image")
+        assert_equal(store.restore(7, state), state)
+
+
+def test_a_part_of_an_encoder_may_be_called_backbone(tmp_path):
+    state = trained_state("encoders", "image", "backbone")
+    with Store(tmp_path) as store:
+        store.save(7, state, {})
+        store.wait()
+        assert_equal(store.restore(7, state), state)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +119,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, other, message):
             store.restore(1, {**STATE, "params": other})
 
 
-def test_a_checkpoint_that_was_being_deleted_is_passed_over(tmp_path):
+def test_a_partly_deleted_checkpoint_is_ignored(tmp_path):
     with Store(tmp_path) as store:
         store.save(1, STATE, {}, score=0.9)
         store.save(2, STATE, {}, score=0.5)
@@ -108,7 +129,7 @@ def test_a_checkpoint_that_was_being_deleted_is_passed_over(tmp_path):
         assert store.chosen_step() == 2
 
 
-def test_an_array_that_is_not_what_was_saved_is_refused(tmp_path):
+def test_an_array_that_differs_from_its_record_is_refused(tmp_path):
     with Store(tmp_path) as store:
         store.save(1, STATE, {})
         store.wait()

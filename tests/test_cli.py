@@ -1,62 +1,23 @@
 import json
+import re
 import resource
 import subprocess
 import sys
-import types
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from command_line import GRID, config_file, error_of, watch
 
 import medtl
 from medtl import cli
 from medtl import config as configs
-from medtl.experiment import run_folder
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
 def calls(monkeypatch, tmp_path):
-    """What the command line asked of `medtl.experiment`; the current folder is empty."""
-    made = []
-    stub = types.ModuleType("stub")
-
-    def train(config, folder, *, command, profile):
-        assert command.startswith("python launch.py")
-        assert profile == ("--profile" in command.split())
-        run_folder.prepare(folder, config)
-        made.append(("train", config, folder))
-
-    stub.train = train
-    stub.evaluate = lambda config, folder, command: made.append(("evaluate", config, folder))
-    stub.predict = lambda folder, **options: made.append(("predict", folder, options))
-    stub.sweep = lambda config, folder, command: made.append(("sweep", config, folder))
-    for name in ("experiment", "inference", "sweep"):
-        monkeypatch.setitem(sys.modules, f"medtl.{name}", stub)
-        monkeypatch.setattr(medtl, name, stub, raising=False)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    return made
-
-
-def config_file(folder, body, name="own.py"):
-    lines = "".join(f"    {line}\n" for line in body.splitlines())
-    (folder / name).write_text(
-        f"from medtl import config\n\n\ndef get_config():\n    c = config.default()\n{lines}    return c\n"
-    )
-    return name
-
-
-def error_of(capsys, *argv):
-    """The error that a mistaken command line gets: one or two lines on stderr, exit code 2, nothing on stdout."""
-    assert cli.run(argv) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("medtl: error: ")
-    assert 1 <= len(err.splitlines()) <= 2
-    return err.removeprefix("medtl: error: ").rstrip("\n")
+    return watch(monkeypatch, tmp_path)
 
 
 def test_without_a_flag_the_embedded_experiment_is_trained(calls):
@@ -77,7 +38,45 @@ def test_without_a_flag_the_embedded_experiment_is_trained(calls):
             (25, 50, "all"),
         ),
         (["--config.evaluation.target_sizes=25,all"], "evaluation.target_sizes", (25, "all")),
-        (["--config.evaluation.tune.lambda_=[0.1,1]"], "evaluation.tune.lambda_", (0.1, 1)),
+        (
+            ["--config.evaluation.tune.objective.lambda_=[0.1,1]"],
+            "evaluation.tune.objective.lambda_",
+            (0.1, 1),
+        ),
+        (
+            ["--config.sweep.grid.stages.target.optimizer=adam,sgd(momentum=0.9, nesterov=True)"],
+            "sweep.grid.stages.target.optimizer",
+            ("adam", "sgd(momentum=0.9, nesterov=True)"),
+        ),
+        (
+            ["--config.sweep.grid.stages.target.freeze=none,layer1"],
+            "sweep.grid.stages.target.freeze",
+            ("none", "layer1"),
+        ),
+        (["--config.sweep.grid.augment.flip=True,False"], "sweep.grid.augment.flip", (True, False)),
+        (["--config.loggers=a.py:csv(x=1, y=2)"], "loggers", ("a.py:csv(x=1, y=2)",)),
+        (
+            ["--config.objective.losses.extra.loss=focal.py:focal"],
+            "objective.losses.extra.loss",
+            "focal.py:focal",
+        ),
+        (
+            ["--config.objective.losses.extra.loss=focal.py:focal"],
+            "objective.losses.extra.weight",
+            1.0,
+        ),
+        (
+            [
+                "--config.objective.terms.mmd.term=mmd.py:mmd",
+                "--config.objective.terms.mmd.weight=0.1",
+            ],
+            "objective.terms.mmd.weight",
+            0.1,
+        ),
+        (["--config.arm.mine.joint=True"], "arm.mine.joint", True),
+        (["--config.arm.mine.joint"], "arm.mine.joint", True),
+        (["--config.model.encoders.table=net.py:MLP"], "model.encoders.table", "net.py:MLP"),
+        (["--config.evaluation.metrics.spec=m.py:spec"], "evaluation.metrics.spec", "m.py:spec"),
         (["--config.stages.target.epochs=2"], "stages.target.epochs", 2),
         (["-config.stages.target.epochs", "2"], "stages.target.epochs", 2),
         (
@@ -117,11 +116,11 @@ def test_any_field_of_the_embedded_config_can_be_overridden(calls, capsys, argum
         assert value in error_of(capsys, *arguments)
         return
     assert cli.run(arguments) == 0
-    found = calls[0][1]
+    config = calls[0][1]
     for part in field.split("."):
-        found = found[part]
-    assert found == value
-    assert type(found) is type(value)
+        config = config[part]
+    assert config == value
+    assert type(config) is type(value)
 
 
 def test_overrides_apply_to_a_config_file_wherever_they_stand(calls, tmp_path):
@@ -133,83 +132,6 @@ def test_overrides_apply_to_a_config_file_wherever_they_stand(calls, tmp_path):
     for _, config, folder in calls:
         assert (config.stages.target.epochs, config.stages.source.epochs) == (2, 7)
         assert folder == Path("runs/own")
-
-
-def test_workdir_is_where_the_run_is_kept(calls):
-    assert cli.run(["--workdir=elsewhere/a"]) == 0
-    assert calls[0][2] == Path("elsewhere/a")
-
-
-def test_the_same_command_resumes_and_another_config_is_refused(calls, capsys):
-    assert cli.run(["--workdir=w"]) == 0
-    assert cli.run(["--workdir=w"]) == 0
-    message = error_of(capsys, "--workdir=w", "--config.seeds=1")
-    assert message.startswith(
-        "--workdir=w holds a run of another config: seeds is (0,) there and (1,) here\n"
-    )
-    assert len(calls) == 2
-
-
-def test_a_run_goes_on_with_or_without_its_profile(calls):
-    for arguments in (["--workdir=w"], ["--workdir=w", "--profile"], ["--workdir=w"]):
-        assert cli.run(arguments) == 0
-    assert [config.to_dict() for _, config, _ in calls] == [configs.default().to_dict()] * 3
-
-
-def test_evaluate_takes_the_config_of_the_run(calls, capsys):
-    cli.run(["--workdir=w", "--config.seeds=5"])
-    assert cli.run(["--workdir=w", "--mode=evaluate"]) == 0
-    assert cli.run(["--workdir=w", "--mode=evaluate", "--config.seeds=5"]) == 0
-    assert [config.seeds for _, config, _ in calls] == [(5,)] * 3
-    assert "another config" in error_of(
-        capsys, "--workdir=w", "--mode=evaluate", "--config.seeds=6"
-    )
-
-
-def test_a_bad_manifest_is_found_before_the_model_is_loaded(calls, capsys, tmp_path):
-    cli.run([])
-    assert "x.csv" in error_of(capsys, "--mode=predict", "--manifest=x.csv")
-    (tmp_path / "x.csv").write_text("image,diagnosis\na.png,sick\n")
-    assert "did you mean 'image'" in error_of(capsys, "--mode=predict", "--manifest=x.csv")
-    assert len(calls) == 1
-
-
-def test_prediction_does_not_need_the_data_of_the_training(calls, tmp_path):
-    Image.new("L", (8, 8)).save(tmp_path / "a.png")
-    (tmp_path / "new.csv").write_text("image_path\na.png\n")
-    config = configs.default()
-    config.data.target = configs.dataset(path="moved/away.csv")
-    run_folder.prepare(tmp_path / "w", config)
-    assert cli.run(["--mode=predict", "--manifest=new.csv", "--workdir=w"]) == 0
-    assert len(calls) == 1
-
-
-def test_predict_gets_its_files(calls, tmp_path):
-    cli.run([])
-    (tmp_path / "new.csv").write_text("image_path\na.png\n")
-    Image.new("L", (8, 8)).save(tmp_path / "a.png")
-    (tmp_path / "stage").mkdir()
-    assert cli.run(["--mode=predict", "--manifest=new.csv"]) == 0
-    assert (
-        cli.run(
-            [
-                "--mode=predict",
-                "--manifest=new.csv",
-                "--checkpoint=stage",
-                "--output=o.csv",
-                "--workdir=none",
-            ]
-        )
-        == 0
-    )
-    assert calls[1:] == [
-        ("predict", Path("runs/phantom"), {"manifest": "new.csv", "checkpoint": "", "output": ""}),
-        (
-            "predict",
-            Path("none"),
-            {"manifest": "new.csv", "checkpoint": "stage", "output": "o.csv"},
-        ),
-    ]
 
 
 @pytest.mark.parametrize(
@@ -242,11 +164,13 @@ def test_predict_gets_its_files(calls, tmp_path):
         (["--mode=evaluate"], "there is no run in runs/phantom: it holds no config.json"),
         (
             ["--config.stages.target.epoch=2"],
-            "config.stages.target.epoch: there is no such field; did you mean 'config.stages.target.epochs'?",
+            "config.stages.target.epoch: there is no such field; did you mean "
+            "'config.stages.target.epochs'?",
         ),
         (
             ["--config.target.epochs=2"],
-            "config.target.epochs: there is no such field; did you mean 'config.stages.target.epochs'?",
+            "config.target.epochs: there is no such field; did you mean "
+            "'config.stages.target.epochs'?",
         ),
         (["--config.=2"], "config.: there is no such field; did you mean 'config.arm'?"),
         (
@@ -286,6 +210,33 @@ def test_predict_gets_its_files(calls, tmp_path):
             "config.seeds is (0, 'a'); it must be whole numbers in 0 .. 2**32 - 1",
         ),
         (["--config=configs/none.py"], "--config: there is no file configs/none.py"),
+        (
+            ["--config.arm.mine.jont=True"],
+            "config.arm.mine.jont: there is no such field; did you mean 'config.arm.mine.joint'?",
+        ),
+        (
+            ["--config.objective.terms.mmd.weight=0.1"],
+            "config.objective.terms.mmd.term is empty; it must name a function or class",
+        ),
+        (
+            [f"{GRID}1,big"],
+            "config.sweep.grid.objective.lambda_ is 'big'; it must be a number",
+        ),
+        (
+            ["--config.sweep.grid.objective.lamda_=1"],
+            "config.sweep.grid.objective.lamda_: there is no such field; did you mean "
+            "'config.sweep.grid.objective.lambda_'?",
+        ),
+        (
+            ["--config.sweep.grid.objective=1"],
+            "--config.sweep.grid.objective: it must be a dict literal",
+        ),
+        (
+            ["--mode=check", GRID + "1", "--config.arms=target_only"],
+            "config.sweep.grid.objective.lambda_ weighs the target of a joint arm, but "
+            "target_only is "
+            "not joint; config.sweep.arm names another",
+        ),
     ],
 )
 def test_a_mistake_is_named_with_what_would_be_right(calls, capsys, arguments, message):
@@ -310,7 +261,7 @@ def test_a_mistake_is_named_with_what_would_be_right(calls, capsys, arguments, m
             "import no_such_package",
             "own.py, line 6: ModuleNotFoundError: No module named 'no_such_package'",
         ),
-        ("c = 3", "own.py: get_config() gives a int; it must be a ConfigDict"),
+        ("c = 3", "own.py: get_config() returns a int; it must return a ConfigDict"),
         (
             "c.stages.target.epoch = 3",
             "config.stages.target.epoch: there is no such field; did you mean",
@@ -320,9 +271,9 @@ def test_a_mistake_is_named_with_what_would_be_right(calls, capsys, arguments, m
 )
 def test_a_config_file_that_fails_is_named_with_its_line(calls, capsys, tmp_path, body, message):
     name = config_file(tmp_path, body)
-    found = error_of(capsys, f"--config={name}")
-    assert message in found
-    assert len(found) < 300
+    error = error_of(capsys, f"--config={name}")
+    assert message in error
+    assert len(error) < 300
 
 
 def test_a_file_without_get_config_is_refused(calls, capsys, tmp_path):
@@ -331,32 +282,6 @@ def test_a_file_without_get_config_is_refused(calls, capsys, tmp_path):
     assert error_of(capsys, "--config=own.py") == "--config: own.py has no function get_config()"
     assert "is not a Python file" in error_of(capsys, "--config=runs.csv")
     assert error_of(capsys, "--config=wn.py").endswith("did you mean 'own.py'?")
-
-
-def test_an_error_of_a_lower_layer_is_printed_and_ctrl_c_is_not_a_traceback(
-    calls, capsys, monkeypatch
-):
-    def fail(config, folder, **options):
-        raise medtl.base.UserError("manifest.csv, row 7: no such image")
-
-    monkeypatch.setattr(sys.modules["medtl.experiment"], "train", fail)
-    assert error_of(capsys) == "manifest.csv, row 7: no such image"
-
-    def interrupt(config, folder, **options):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(sys.modules["medtl.experiment"], "train", interrupt)
-    assert cli.run([]) == 130
-    assert capsys.readouterr().err == "medtl: stopped; the same command resumes\n"
-
-
-def test_a_bug_keeps_its_traceback(calls, monkeypatch):
-    def fail(config, folder, **options):
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(sys.modules["medtl.experiment"], "train", fail)
-    with pytest.raises(ZeroDivisionError):
-        cli.run([])
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
@@ -375,8 +300,10 @@ def test_help_names_every_flag_on_one_screen(capsys, flag):
         "version",
     ):
         assert f"--{name}" in out
-    assert len(out.splitlines()) <= 24
-    assert max(map(len, out.splitlines())) <= 120
+    for mode in cli.MODES:
+        assert re.search(rf"\b{mode}( \(default\))?: ", out)
+    assert len(out.splitlines()) <= 36
+    assert max(map(len, out.splitlines())) <= 100
 
 
 def test_version(capsys):
@@ -413,8 +340,8 @@ def test_an_answer_comes_at_once_and_without_jax(tmp_path, arguments, code, seco
         check=True,
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    found, modules = json.loads(done.stdout.splitlines()[-1])
-    assert found == code
+    exit_code, modules = json.loads(done.stdout.splitlines()[-1])
+    assert exit_code == code
     assert "Traceback" not in done.stderr
     assert not {"jax", "flax", "optax", "orbax", "torch", "tensorflow", "pandas", "sklearn"} & set(
         modules
@@ -422,48 +349,3 @@ def test_an_answer_comes_at_once_and_without_jax(tmp_path, arguments, code, seco
     # Seconds of the processor, which do not depend on what else the machine is doing.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < seconds
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("mode", ["train", "evaluate", "predict", "report"])
-def test_the_folder_of_a_sweep_has_no_models(capsys, tmp_path, mode):
-    (tmp_path / "w").mkdir()
-    for command, said in (
-        ("python launch.py --x", "train the chosen values:\n  python launch.py --x"),
-        (None, "another folder"),
-    ):
-        (tmp_path / "w/sweep.json").write_text(json.dumps({"command": command}))
-        asked = [
-            f"--mode={mode}",
-            f"--workdir={tmp_path / 'w'}",
-            *(["--manifest=m.csv"] if mode == "predict" else []),
-        ]
-        assert error_of(capsys, *asked).endswith(said)
-
-
-def test_a_sweep_that_is_stopped_begins_again(monkeypatch, calls, capsys):
-    def stopped(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(sys.modules["medtl.sweep"], "sweep", stopped)
-    assert cli.run(["--mode=sweep", "--config.sweep.learning_rate=1,2", "--workdir=w"]) == 130
-    assert "the same command begins the sweep again" in capsys.readouterr().err
-
-
-def test_a_sweep_is_asked_for_by_its_mode(calls, capsys, tmp_path):
-    np.savez("w.npz", kernel=np.zeros(1))
-    stages = "\n".join(
-        f"c.stages.{stage}.update(freeze='backbone', batch_norm='frozen')"
-        for stage in ("source", "target")
-    )
-    config_file(tmp_path, f"c.weights.path = 'w.npz'\nc.augment.flip = False\n{stages}")
-    assert (
-        cli.run(
-            ["--mode=sweep", "--config=own.py", "--config.sweep.lambda_=[0,0.1,10]", "--workdir=w"]
-        )
-        == 0
-    )
-    [(mode, config, folder)] = calls
-    assert (mode, config.sweep.lambda_, folder) == ("sweep", (0, 0.1, 10), Path("w"))
-    assert "nothing to try" in error_of(capsys, "--mode=sweep", "--config=own.py")
-    asked = ("--mode=sweep", "--config.sweep.lambda_=1,2", "--config.sweep.solver=lbfgs")
-    assert "frozen backbone" in error_of(capsys, *asked)

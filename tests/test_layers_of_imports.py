@@ -1,4 +1,4 @@
-"""Which way imports run, as the architecture says: leaves know only what lies under all layers, and nothing looks up."""
+"""The package's structure: imports run down, files and functions are short."""
 
 import ast
 import subprocess
@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "medtl"
-# Lowest first; a part may import those of lower lines. A package is one part: a new file in it needs no line here.
+# Lowest first; a part may import those of lower lines. A package is one part.
 LAYERS = [
-    {"errors", "files"},
+    {"errors"},
+    {"files"},
     {"plugins", "examples"},
     {"models", "losses"},
     {"data", "weights", "evaluation"},
@@ -100,7 +101,10 @@ def test_mistakes_are_found_without_jax_and_other_slow_imports():
         for m in WITHOUT_JAX
         if (PACKAGE / m.replace(".", "/")).with_suffix(".py").exists() or (PACKAGE / m).is_dir()
     ]
-    program = f"import importlib, sys\nfor m in {present}: importlib.import_module(m)\nprint(*{{m.partition('.')[0] for m in sys.modules}})"
+    program = (
+        f"import importlib, sys\nfor m in {present}: importlib.import_module(m)\n"
+        "print(*{m.partition('.')[0] for m in sys.modules})"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=PACKAGE.parent,
@@ -122,3 +126,29 @@ def test_mistakes_are_found_without_jax_and_other_slow_imports():
         "tensorflow_datasets",
     }
     assert slow & set(done.stdout.split()) == set()
+
+
+def sizes_of_functions(path: Path) -> dict[str, int]:
+    """Return function -> lines, without the docstring's."""
+    sizes = {}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef):
+            first = node.body[0]
+            is_docstring = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+            text = (first.end_lineno - first.lineno + 1) if is_docstring else 0
+            sizes[f"{path.name}:{node.name}"] = node.end_lineno - node.lineno + 1 - text
+    return sizes
+
+
+def test_no_file_is_over_450_lines_and_no_function_over_60():
+    files = {
+        path: len(path.read_text(encoding="utf-8").splitlines()) for path in PACKAGE.rglob("*.py")
+    }
+    assert {path.name: n for path, n in files.items() if n > 450} == {}
+    functions = {name: n for path in files for name, n in sizes_of_functions(path).items()}
+    assert {name: n for name, n in functions.items() if n > 60} == {}
+
+
+def test_the_top_of_the_package_has_at_most_16_entries():
+    marks = {"__init__.py", "__main__.py", "py.typed", "__pycache__"}
+    assert len({path.name for path in PACKAGE.iterdir()} - marks) <= 16

@@ -1,4 +1,4 @@
-"""Keeping freed memory: in a process of its own, since it is for the whole of one."""
+"""Keeping freed memory, tested in a process of its own, because it changes the process for good."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 FAULTS = """
 import resource, sys
 import numpy as np
-from medtl import memory
+from medtl.training import memory
 print(memory.keep())
 for _ in range(3):
     np.ones(2**23)
@@ -21,17 +21,20 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def run(**environment):
-    kept = {
-        name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")
-    } | environment
-    answer = subprocess.run(
-        [sys.executable, "-c", FAULTS], env=kept, capture_output=True, text=True, check=True
+    """Return whether memory is kept, and the number of page faults."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS],
+        env=inherited | environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    keeps, faults = answer.stdout.split()
+    keeps, faults = done.stdout.split()
     return keeps == "True", int(faults)
 
 
-def test_memory_that_is_kept_is_not_faulted_in_again():
+def test_kept_memory_causes_no_page_faults():
     keeps, faults = run()
     if not keeps:
         pytest.skip("not glibc")
@@ -39,6 +42,6 @@ def test_memory_that_is_kept_is_not_faulted_in_again():
     assert faults < without / 10
 
 
-def test_what_the_user_set_is_left_alone():
+def test_settings_of_the_user_are_left_alone():
     assert run(MALLOC_ARENA_MAX="4")[0] is False
     assert run(GLIBC_TUNABLES="glibc.malloc.mmap_threshold=1048576")[0] is False

@@ -1,11 +1,11 @@
-"""The objective against sums written out by hand: masks, weights, several terms, parts that add up."""
+"""The objective against sums written out by hand: masks, weights, losses, parts that add up."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from medtl.errors import UserError
-from medtl.training.objective import Objective, Term
+from medtl.training.objective import Loss, Objective
 
 
 def value_of(outputs, batch):
@@ -25,12 +25,12 @@ OUTPUTS = {"source": None, "target": None}
 
 
 def test_masked_weighted_means_of_two_terms():
-    """source: (1·1 + 2·3) / 2; target: 4; terms 1·ℓ + 0.5·2ℓ; λ = 3. A padded row may be infinite."""
+    """(1·1 + 2·3) / 2 and 4; losses 1·ℓ + 0.5·2ℓ; λ = 3. A padded row may be infinite."""
     batch = {
         "source": part([1, 3, np.inf], [1, 1, 0], [1, 2, 5]),
         "target": part([4, np.nan], [1, 0]),
     }
-    objective = Objective((Term("a", value_of), Term("b", twice, 0.5)), 3.0)
+    objective = Objective((Loss("a", value_of), Loss("b", twice, 0.5)), 3.0)
     loss, parts = objective(OUTPUTS, batch, step=0, counts=objective.counts(batch))
     assert float(parts["a/source"]) == pytest.approx(3.5)
     assert float(parts["b/source"]) == pytest.approx(7.0)
@@ -41,7 +41,7 @@ def test_masked_weighted_means_of_two_terms():
 
 def test_parts_of_a_batch_add_up():
     whole = {"target": part([1, 2, 3, 4, 5], [1, 1, 0, 1, 1])}
-    objective = Objective((Term("a", value_of),), 2.0)
+    objective = Objective((Loss("a", value_of),), 2.0)
     counts = objective.counts(whole)
     cut = [
         {"target": {k: v[rows] for k, v in whole["target"].items()}}
@@ -56,7 +56,7 @@ def test_parts_of_a_batch_add_up():
 
 
 def test_alone_a_domain_is_not_scaled_by_lambda():
-    objective = Objective((Term("a", value_of),), 5.0)
+    objective = Objective((Loss("a", value_of),), 5.0)
     for domain in ("source", "target"):
         batch = {domain: part([2.0], [1])}
         assert float(objective(OUTPUTS, batch, step=0, counts=objective.counts(batch))[0]) == 2.0
@@ -65,7 +65,7 @@ def test_alone_a_domain_is_not_scaled_by_lambda():
 def test_the_sum_form_is_the_sum_over_the_data():
     """A batch that is the whole data: Σ_source ℓ + λ Σ_target ℓ."""
     batch = {"source": part([1, 2, 3], [1, 1, 1]), "target": part([4, 5], [1, 1])}
-    objective = Objective((Term("a", value_of),), 0.5, "sum", {"source": 3, "target": 2})
+    objective = Objective((Loss("a", value_of),), 0.5, "sum", {"source": 3, "target": 2})
     assert float(
         objective(OUTPUTS, batch, step=0, counts=objective.counts(batch))[0]
     ) == pytest.approx(6 + 0.5 * 9)
@@ -73,6 +73,6 @@ def test_the_sum_form_is_the_sum_over_the_data():
 
 def test_a_loss_that_reduces_by_itself_is_refused():
     batch = {"target": part([1, 2], [1, 1])}
-    objective = Objective((Term("mine", lambda outputs, batch: jnp.mean(batch["value"])),))
-    with pytest.raises(UserError, match="'mine' gives shape"):
+    objective = Objective((Loss("mine", lambda outputs, batch: jnp.mean(batch["value"])),))
+    with pytest.raises(UserError, match="'mine' returns shape"):
         objective(OUTPUTS, batch, step=0, counts=objective.counts(batch))

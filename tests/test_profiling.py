@@ -1,4 +1,4 @@
-"""`--profile`: the arithmetic on hand-made events, what the operations of compiled programs are called, and whole runs."""
+"""`--profile`: the arithmetic on hand-made events, the names of operations, and whole runs."""
 
 import gzip
 import json
@@ -16,8 +16,9 @@ from medtl.experiment import experiment
 from medtl.profiling import hlo, trace
 from medtl.profiling.trace import Profile, Span
 from medtl.training.checkpoint import Store
+from medtl.training.loop import Resident, Streamed, make_loop
 from medtl.training.parallel import Parallel, compiler_options
-from medtl.training.step import Resident, Streamed, TrainState, make_loop
+from medtl.training.step import TrainState
 
 ROW = re.compile(r" *(?P<ms>[\d.]+) +(?P<share>[\d.]+) %  (?P<words>.*)")
 
@@ -44,7 +45,7 @@ def test_time_goes_to_the_innermost_of_nested_spans():
         Span(120, 130, "fusion"),
     ]
     assert trace.clock_time([nested]) == {"while": 40, "fusion": 40, "convolution": 25, "copy": 5}
-    cut = [(s.start, s.end, s.what) for s in trace.innermost(reversed(nested))]
+    cut = [(s.start, s.end, s.work) for s in trace.innermost(reversed(nested))]
     assert cut == [
         (0, 10, "while"),
         (10, 40, "fusion"),
@@ -93,7 +94,7 @@ def event(name, start, end, **stats):
 
 
 def made_trace(**planes):
-    """plane -> line -> events, as `ProfileData` has them; "_" stands for ":" in the names of planes."""
+    """plane -> line -> events, as `ProfileData` has them; "_" in a plane's name is ":"."""
     made = [
         SimpleNamespace(
             name=f"/{name.replace('_', ':')}",
@@ -120,14 +121,14 @@ def test_a_cpu_operation_is_where_its_parts_run():
         event("end: multiply.3", 60, 61, _c=3),
         event("ThreadpoolListener::Record", 62, 62, _p=71),
         event("ThreadpoolListener::StopRegion", 70, 70),
-        event("ThreadpoolListener::StartRegion", 80, 80, _c=99),  # given by nobody that was seen
+        event("ThreadpoolListener::StartRegion", 80, 80, _c=99),  # nobody gave it
         event("ThreadpoolListener::StopRegion", 90, 90),
     ]
     read = trace.threads(made_trace(host_CPU={"main": main, "pool": pool}, host_metadata={}))
     assert trace.clock_time(read) == {"convolution.1": 10 + 30, "add.2": 2, "multiply.3": 8}
 
 
-def test_a_gpu_tells_by_streams_and_a_tpu_by_its_line_of_operations():
+def test_a_gpu_has_streams_and_a_tpu_a_line_of_operations():
     streams = {
         "Stream #14(Compute)": [
             event("sm90_xmma_fprop", 0, 10, hlo_op="custom-call.1"),
@@ -154,7 +155,7 @@ def test_a_gpu_tells_by_streams_and_a_tpu_by_its_line_of_operations():
 
 
 class Chain(nn.Module):
-    """Of its convolutions the last two have kernels of the same shape."""
+    """Three convolutions; the last two have kernels of the same shape."""
 
     @nn.compact
     def __call__(self, x):
@@ -163,19 +164,19 @@ class Chain(nn.Module):
         return nn.Dense(5, name="dense")(nn.Conv(16, (3, 3), name="conv3")(x).mean((1, 2)))
 
 
-@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("has_options", [False, True])
 @pytest.mark.parametrize("by", ["weights", "input"])
-def test_directions_of_a_compiled_gradient(by, told):
-    """By the weights, the chain ends at conv1, which hands nothing on; by the input, all layers hand their gradient on."""
+def test_directions_of_a_compiled_gradient(by, has_options):
+    """By the weights the chain ends at conv1; by the input it goes through all layers."""
     x = jax.ShapeDtypeStruct((6, 14, 14, 4), np.float32)
     params = jax.eval_shape(Chain().init, jax.random.key(0), x)["params"]
     argnums = ("weights", "input").index(by)
     gradient = jax.jit(
         jax.grad(lambda p, x: jnp.sum(Chain().apply({"params": p}, x) ** 2), argnums=argnums)
     )
-    text = gradient.lower(params, x).compile(compiler_options() if told else None).as_text()
+    text = gradient.lower(params, x).compile(compiler_options() if has_options else None).as_text()
     shapes = {
-        ("backbone", layer, name): v.shape
+        ("encoders", "image", layer, name): v.shape
         for layer, values in params.items()
         for name, v in values.items()
     }
@@ -185,7 +186,7 @@ def test_directions_of_a_compiled_gradient(by, told):
         (f"conv{i}", direction) for i in (1, 2, 3) for direction in ("forward", f"backward by {by}")
     }
     expected |= {(f"conv{i}", "backward by input") for i in (2, 3)}
-    assert sorted((o.where, o.direction) for o in inside) == sorted(expected)
+    assert sorted((o.layer, o.direction) for o in inside) == sorted(expected)
     assert all(
         "by" in o.direction for o in known if o.kind == "dot" and o.direction.startswith("backward")
     )
@@ -197,30 +198,43 @@ HloModule jit_step, is_scheduled=true
 %fused_computation.7 (param_0: f32[8,8]) -> f32[8] {
   %param_0 = f32[8,8]{1,0} parameter(0)
   %zero = f32[] constant(0)
-  ROOT %reduce.1 = f32[8]{0} reduce(%param_0, %zero), dimensions={0}, to_apply=%add, metadata={op_name="jit(step)/jvp(ResNet)/layer1_0/bn1/reduce_sum" stack_frame_id=4}
+  ROOT %reduce.1 = f32[8]{0} reduce(%param_0, %zero), dimensions={0}, to_apply=%add, \
+metadata={op_name="jit(step)/jvp(Model)/encoders/image/layer1_0/bn1/reduce_sum" stack_frame_id=4}
 }
 
 ENTRY %main.9 (x.1: f32[8,8]) -> (f32[8]) {
-  %x.1 = f32[8,8]{1,0:T(8,128)} parameter(0), metadata={op_name="state.params['backbone']"}
-  %cudnn.1 = (f32[64,3,3,64]{3,2,1,0:T(8,128)}, u8[1024]{0}) custom-call(%x.1), custom_call_target="__cudnn$convBackwardFilter", metadata={op_name="jit(step)/transpose(jvp(ResNet))/layer1_0/conv2/conv_general_dilated"}
-  %cudnn.2 = (f32[8,56,56,64]{3,2,1,0}, /*index=1*/u8[1024]{0}) custom-call(%x.1), custom_call_target="__cudnn$convBackwardInput", metadata={op_name="jit(step)/transpose(jvp(ResNet))/layer1_0/conv2/conv_general_dilated"}
-  %convolution.6 = f32[1,7,7,64]{3,2,1,0} convolution(%x.1, %x.1), window={size=112x112}, dim_labels=b01f_01io->b01f
-  %convolution.7 = f32[64,3,3,64]{3,2,1,0} convolution(%x.1, %x.1), window={size=56x56}, dim_labels=b01f_01io->b01f
+  %x.1 = f32[8,8]{1,0:T(8,128)} parameter(0), metadata={op_name="state.params['encoders']"}
+  %cudnn.1 = (f32[64,3,3,64]{3,2,1,0:T(8,128)}, u8[1024]{0}) custom-call(%x.1), \
+custom_call_target="__cudnn$convBackwardFilter", \
+metadata={op_name="jit(step)/transpose(jvp(Model))/encoders/image/layer1_0/conv2/conv_general_dil\
+ated"}
+  %cudnn.2 = (f32[8,56,56,64]{3,2,1,0}, /*index=1*/u8[1024]{0}) custom-call(%x.1), \
+custom_call_target="__cudnn$convBackwardInput", \
+metadata={op_name="jit(step)/transpose(jvp(Model))/encoders/image/layer1_0/conv2/conv_general_dil\
+ated"}
+  %convolution.6 = f32[1,7,7,64]{3,2,1,0} convolution(%x.1, %x.1), window={size=112x112}, \
+dim_labels=b01f_01io->b01f
+  %convolution.7 = f32[64,3,3,64]{3,2,1,0} convolution(%x.1, %x.1), window={size=56x56}, \
+dim_labels=b01f_01io->b01f
   %convert.8 = bf16[7,7,1,64]{3,2,1,0} convert(%x.1)
   %fusion.2 = f32[8]{0} fusion(%x.1), kind=kInput, calls=%fused_computation.7
-  %fusion.3 = f32[8]{0} fusion(%x.1), kind=kLoop, calls=%unknown, metadata={op_name="jit(step)/jvp(vmap(jit(_uniform)))/while/body/optimizer/add"}
-  %again.4 = f32[8]{0} add(%x.1, %x.1), metadata={op_name="jit(step)/transpose(jvp(ResNet))/checkpoint/rematted_computation/layer1_0/bn1/add"}
+  %fusion.3 = f32[8]{0} fusion(%x.1), kind=kLoop, calls=%unknown, \
+metadata={op_name="jit(step)/jvp(vmap(jit(_uniform)))/while/body/optimizer/add"}
+  %again.4 = f32[8]{0} add(%x.1, %x.1), \
+metadata={op_name="jit(step)/transpose(jvp(Model))/encoders/image/checkpoint/rematted_computation\
+/layer1_0/bn1/add"}
   ROOT %tuple.1 = (f32[8]{0}) tuple(%fusion.2)
 }
 """
 
 
 def test_operations_of_a_text():
-    kernels = {("backbone", "conv1"): (7, 7, 1, 64)} | {
-        ("backbone", "layer1_0", name): (3, 3, 64, 64) for name in ("conv1", "conv2")
-    }
-    shapes = {(*path, "kernel"): shape for path, shape in kernels.items()} | {
-        ("backbone", "layer1_0", "bn1", "scale"): (64,)
+    encoder = ("encoders", "image")
+    shapes = {
+        (*encoder, "conv1", "kernel"): (7, 7, 1, 64),
+        (*encoder, "layer1_0", "conv1", "kernel"): (3, 3, 64, 64),
+        (*encoder, "layer1_0", "conv2", "kernel"): (3, 3, 64, 64),
+        (*encoder, "layer1_0", "bn1", "scale"): (64,),
     }
     known = hlo.operations(TEXT, shapes)
     layer = "layer1_0/conv2"
@@ -238,7 +252,7 @@ def test_operations_of_a_text():
     assert known["again.4"] == hlo.Operation("add", "layer1_0/bn1", "recomputed")
 
 
-def test_what_is_not_known_keeps_its_name():
+def test_an_unknown_operation_keeps_its_name():
     text = trace.table({"fusion.1": 3e6}, {}, title="a  stage", steps=3, seconds=0.004)
     assert text.startswith(
         "profile: 3 steps of a stage, 1.3 ms each; the 1 costliest operations take 75 %\n"
@@ -263,12 +277,11 @@ def step(state, batch):
         with jax.named_scope("conv1"):
             return jnp.mean(LAYER.apply({"params": params}, batch["target"]["x"]) ** 2)
 
-    params = state.params["backbone"]["conv1"]
+    params = state.params["encoders"]["image"]["conv1"]
     value, gradient = jax.value_and_grad(loss)(params)
     params = jax.tree.map(lambda p, g: p - 0.01 * g, params, gradient)
-    return state.replace(step=state.step + 1, params={"backbone": {"conv1": params}}), {
-        "loss": value
-    }
+    params = {"encoders": {"image": {"conv1": params}}}
+    return state.replace(step=state.step + 1, params=params), {"loss": value}
 
 
 def start(parallel):
@@ -278,7 +291,7 @@ def start(parallel):
         "bias": np.zeros(8, np.float32),
     }
     state = TrainState(
-        np.int32(0), np.zeros(2, np.uint32), {"backbone": {"conv1": params}}, {}, {}, {}
+        np.int32(0), np.zeros(2, np.uint32), {"encoders": {"image": {"conv1": params}}}, {}, {}, {}
     )
     return parallel.replicate(state)
 
@@ -300,15 +313,17 @@ def feed_of(parallel, *, resident):
 
 
 def train(feed, parallel, steps, every):
-    """As `fit` asks a feed: never past the next evaluation; the last kernel, and the loss of each step."""
-    state, losses, at = start(parallel), [], 0
-    while at < steps:
-        state, metrics, taken, examples = feed(state, min(steps - at, every - at % every))
-        assert examples == 16 * taken
-        losses += list(np.atleast_1d(metrics["loss"])[:taken])
-        at += taken
+    """Call a feed as `fit` does; return the last kernel and the loss of each step."""
+    state, losses, step = start(parallel), [], 0
+    while step < steps:
+        # Never past the next evaluation.
+        taken = feed(state, min(steps - step, every - step % every))
+        state = taken.state
+        assert taken.examples == 16 * taken.steps
+        losses += list(np.atleast_1d(taken.metrics["loss"])[: taken.steps])
+        step += taken.steps
     assert len(losses) == int(state.step) == steps
-    return np.asarray(state.params["backbone"]["conv1"]["kernel"]), np.array(losses)
+    return np.asarray(state.params["encoders"]["image"]["conv1"]["kernel"]), np.array(losses)
 
 
 @pytest.mark.parametrize("resident", [False, True])
@@ -343,13 +358,11 @@ def test_a_feed_is_traced_once_and_changes_nothing(
     *listed, _, _ = rows(text)
     assert 0 < sum(share for _, share, _ in listed) <= 100
     assert sum(share for _, share, _ in rows(text)) == pytest.approx(100, abs=1)
-    assert all(
-        len(words.split()) > 1 for *_, words in listed
-    )  # of each operation more than its name is known
+    assert all(len(words.split()) > 1 for *_, words in listed)  # more than the name is known
     assert re.search("convolution.* conv1 +backward by weights", text)
 
 
-def test_one_step_is_not_traced_and_said(tmp_path, capsys):
+def test_one_step_is_not_traced_with_a_notice(tmp_path, capsys):
     profile = Profile(tmp_path)
     feed = feed_of(Parallel.create("none"), resident=False)
     assert profile.around(feed, "target stage", left=1) is feed
@@ -358,7 +371,7 @@ def test_one_step_is_not_traced_and_said(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_stops_a_traced_step_stops_the_profiler(tmp_path):
+def test_an_error_in_a_traced_step_stops_the_profiler(tmp_path):
     parallel = Parallel.create("none")
     feed = feed_of(parallel, resident=False)
     feed.batches = iter([next(feed.batches), next(feed.batches)])
@@ -388,7 +401,7 @@ def plain(tmp_path_factory):
 
 
 def check_profile(folder, shown):
-    """The table is printed and kept, the trace holds its operations, and its layers are the model's."""
+    """The table is printed and kept; its operations are in the trace, its layers in the model."""
     text = (folder / "profile/operations.txt").read_text()
     assert text in shown
     [trace_file] = (folder / "profile").glob("plugins/profile/*/perfetto_trace.json.gz")

@@ -1,4 +1,4 @@
-"""What a terminal gets, and what a pipe gets."""
+"""The progress of training on a terminal and in a pipe."""
 
 import io
 
@@ -10,9 +10,9 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_pipe_gets_plain_lines_and_a_terminal_one_that_renews_itself(monkeypatch):
+def test_a_pipe_gets_plain_lines_and_a_terminal_one_line_that_renews_itself(monkeypatch):
     clock = iter(range(0, 1000, 10))
-    monkeypatch.setattr("medtl.progress.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("medtl.training.progress.time.monotonic", lambda: float(next(clock)))
     monkeypatch.setenv("COLUMNS", "200")
     written = []
     for stream in (io.StringIO(), Terminal()):
@@ -35,9 +35,9 @@ def test_a_pipe_gets_plain_lines_and_a_terminal_one_that_renews_itself(monkeypat
     assert live.startswith("\r")
 
 
-def test_the_first_step_which_compiles_is_left_out_of_the_rate(monkeypatch):
+def test_the_rate_leaves_out_the_first_step_which_compiles(monkeypatch):
     times = iter([0.0, 100.0, 100.0, 101.0])
-    monkeypatch.setattr("medtl.progress.time.monotonic", lambda: next(times))
+    monkeypatch.setattr("medtl.training.progress.time.monotonic", lambda: next(times))
     stream = io.StringIO()
     progress = Progress("s", 11, stream=stream, every=0)
     for step in (1, 2):
@@ -46,9 +46,9 @@ def test_the_first_step_which_compiles_is_left_out_of_the_rate(monkeypatch):
     assert "32 images/s, 0% waiting for data  9s left" in stream.getvalue()
 
 
-def test_the_share_of_time_without_data_leaves_out_the_first_batch(monkeypatch):
+def test_the_share_of_waiting_leaves_out_the_first_batch(monkeypatch):
     times = iter([0.0, 100.0, 104.0])
-    monkeypatch.setattr("medtl.progress.time.monotonic", lambda: next(times))
+    monkeypatch.setattr("medtl.training.progress.time.monotonic", lambda: next(times))
     stream = io.StringIO()
     progress = Progress("s", 11, stream=stream, every=1)
     progress.waited(50.0)
@@ -59,9 +59,9 @@ def test_the_share_of_time_without_data_leaves_out_the_first_batch(monkeypatch):
     assert "25% waiting for data" in stream.getvalue()
 
 
-def test_evaluation_is_no_part_of_the_rate_but_of_the_time_left(monkeypatch):
+def test_evaluation_counts_for_the_time_left_but_not_for_the_rate(monkeypatch):
     times = iter([0.0, 10.0, 11.0, 19.0, 20.0])
-    monkeypatch.setattr("medtl.progress.time.monotonic", lambda: next(times))
+    monkeypatch.setattr("medtl.training.progress.time.monotonic", lambda: next(times))
     stream = io.StringIO()
     progress = Progress("s", 12, stream=stream, every=1)
     progress.count(1, 32)
@@ -73,9 +73,9 @@ def test_evaluation_is_no_part_of_the_rate_but_of_the_time_left(monkeypatch):
     assert "16 images/s, 25% waiting for data  1m40s left" in stream.getvalue()
 
 
-def test_of_what_is_no_training_waiting_is_not_told(monkeypatch):
+def test_waiting_is_shown_for_training_only(monkeypatch):
     times = iter([0.0, 1.0, 3.0])
-    monkeypatch.setattr("medtl.progress.time.monotonic", lambda: next(times))
+    monkeypatch.setattr("medtl.training.progress.time.monotonic", lambda: next(times))
     stream = io.StringIO()
     progress = Progress("features of x", 96, stream=stream, every=1, unit="image")
     progress.count(32, 32)

@@ -1,62 +1,108 @@
-"""What the README shows is what works."""
+"""What the README and the documentation show is what works."""
 
+import ast
+import importlib
 import re
+import shlex
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
-from tiny_run import tiny
 
-from medtl import cli, plugins
-from medtl.experiment import experiment
-from medtl.models.model import Outputs
-from medtl.training.objective import Objective, Term
+from medtl import cli
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-
-
-def block(title, language):
-    section = README.split(f"\n## {title}\n", 1)[1].split("\n## ", 1)[0]
-    return re.search(rf"```{language}\n(.*?)```", section, re.DOTALL)[1]
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+EVERY_PAGE = pytest.mark.parametrize("name", NAMES)
+PLACEHOLDERS = ("--config=...", "--config.FIELD=VALUE")
+# Flags are read before the mode is looked at, so this command stops after reading them.
+NO_MODE = "--mode=none"
 
 
-@pytest.fixture
-def focal(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "focal.py").write_text(block("Your own loss", "python"))
-    named = re.search(r'losses\.main\.loss="(.*?)"', block("Your own loss", "bash"))[1]
-    return named
+def blocks(name, language):
+    text = (ROOT / name).read_text()
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-def test_the_loss_is_found_by_the_name_shown_and_is_the_focal_loss(focal):
-    """(1 - p)^1 * -log p at p = 1/4, by hand."""
-    function, _, options = plugins.resolve(focal, "medtl.losses", key="k")
-    outputs = Outputs(logits=jnp.log(jnp.array([[0.25, 0.75]])), features=jnp.zeros((1, 1)))
-    value = function(outputs, {"label": jnp.array([0])}, **options)
-    np.testing.assert_allclose(value, [0.75 * np.log(4)], rtol=1e-6)
-    objective = Objective((Term("main", lambda o, b: function(o, b, **options)),))
-    batch = {"target": {"label": jnp.array([0]), "mask": jnp.ones(1)}}
-    gradient = jax.grad(
-        lambda z: objective(
-            {"target": outputs.replace(logits=z)}, batch, step=0, counts={"target": 1.0}
-        )[0]
-    )(outputs.logits)
-    assert np.isfinite(gradient).all()
+def commands(name):
+    """Every command line of the page's shell blocks, as words."""
+    lines = [line for b in blocks(name, "bash") for line in b.replace("\\\n", " ").splitlines()]
+    parts = [part for line in lines for part in line.split("&&")]
+    return [words for part in parts if (words := shlex.split(part, comments=True))]
 
 
-def test_the_loss_trains(focal, tmp_path):
-    config = tiny(arms=("scratch",), objective__losses__main__loss=focal)
-    result = experiment.train(config, tmp_path / "run")
-    assert result["config"]["objective"]["losses"]["main"]["loss"] == "focal.py:focal(gamma=1.0)"
+def flags_are_read(flags, capsys):
+    assert cli.run([*flags, NO_MODE]) == 2
+    return capsys.readouterr().err.startswith(f"medtl: error: {NO_MODE}: ")
 
 
-def test_every_override_shown_is_a_field(capsys):
-    """Commands with an unknown field end with an error before they look at anything else."""
-    for override in sorted(set(re.findall(r"--config\.[\w.]+=(?:\"[^\"]*\"|\S+)", README))):
-        if "path.to.field" in override:
+@EVERY_PAGE
+def test_every_override_shown_is_a_field(name, capsys):
+    text = (ROOT / name).read_text()
+    overrides = set(re.findall(r"--config\.[\w.]+=(?:\"[^\"]*\"|[^\s`,;)\]]*)", text))
+    for override in sorted(overrides - {*PLACEHOLDERS}):
+        field, value = override.removesuffix(".").split("=", 1)
+        value = value.strip('"').removesuffix("...") or "x"
+        assert flags_are_read([f"{field}={value}"], capsys), override
+
+
+@EVERY_PAGE
+def test_every_command_shown_resolves(name, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for words in commands(name):
+        program, *arguments = words
+        if program == "python" and arguments[0].endswith(".py"):
+            assert Path(arguments[0]).is_file(), words
+        if arguments[:1] != ["launch.py"]:
             continue
-        name, value = override.split("=", 1)
-        cli.run([f"{name}={value.strip('`)').strip(chr(34))}", "--help"])
-        assert "error" not in capsys.readouterr().err, override
+        flags = [a for a in arguments[1:] if not a.startswith("--mode=")]
+        modes = {a.removeprefix("--mode=") for a in arguments if a.startswith("--mode=")}
+        assert modes <= {*cli.MODES}, words
+        config = next((a for a in flags if a.startswith("--config=")), "")
+        if config.startswith("--config=my_"):  # the reader's own file
+            flags.remove(config)
+        assert flags_are_read(flags, capsys), words
+
+
+def test_the_config_file_of_the_page_is_a_config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    [source] = [b for b in blocks("docs/config.md", "python") if "get_config" in b]
+    Path("my_hospital.py").write_text(source)
+    assert cli.load_config_file("my_hospital.py").stages.target.freeze == "layer2"
+
+
+@EVERY_PAGE
+def test_every_name_imported_exists(name):
+    for source in blocks(name, "python"):
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("medtl"):
+                module = importlib.import_module(node.module)
+                for alias in node.names:
+                    submodule = f"{node.module}.{alias.name}"
+                    assert hasattr(module, alias.name) or importlib.import_module(submodule)
+
+
+@EVERY_PAGE
+def test_every_link_leads_to_a_file(name):
+    page = ROOT / name
+    for link in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
+        if "://" not in link:
+            assert (page.parent / link).exists(), link
+
+
+def test_the_two_commands_of_the_readme_are_those_of_the_checks():
+    readme, checks = ((ROOT / path).read_text() for path in ("README.md", ".ci/run"))
+    for command in ('python -m pip install -e ".[test]"', "python -m pytest"):
+        assert command in readme
+        assert command in checks
+
+
+def test_lines_of_markdown_end_at_column_100_but_for_tables():
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("[!_]*/*.md")]
+    long = [
+        f"{page.relative_to(ROOT)}:{i}"
+        for page in pages
+        for i, line in enumerate(page.read_text().splitlines(), 1)
+        if len(line) > 100 and not line.startswith("|")  # a row of a table is one line
+    ]
+    assert long == []

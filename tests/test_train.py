@@ -1,6 +1,7 @@
-"""The training step: the joint gradient, the same numbers on one device and on eight, what moves and what rests."""
+"""The training step: the joint gradient, equality over devices, frozen and trained parameters."""
 
 import dataclasses
+import functools
 import time
 
 import jax
@@ -15,24 +16,31 @@ from medtl.data.augment import Augmentation
 from medtl.errors import UserError
 from medtl.examples import NORMALIZATIONS
 from medtl.losses import cross_entropy
-from medtl.models.model import Head, Model
+from medtl.models.model import Head, Model, init_variables
 from medtl.training import optimizers
-from medtl.training.objective import Objective, Term
+from medtl.training.loop import Resident, Streamed, make_loop
+from medtl.training.objective import Loss, Objective
 from medtl.training.parallel import Parallel
-from medtl.training.step import Resident, Step, Streamed, make_loop, prepare
+from medtl.training.step import Step, prepare
 
 SIZE = 8
 NORM = NORMALIZATIONS["centered"].for_channels(1)
 AUGMENTATION = Augmentation(flip=True, noise=0.02)
 
 
-def make_model(axis_name=None, dropout=0.0, separate=False):
+def make_model(axis_name=None, dropout=0.0, separate=False, last_layer="layer1"):
     heads = {
-        name: Head(3, hidden=(8,), dropout=dropout)
+        name: functools.partial(Head, 3, hidden=(8,), dropout=dropout)
         for name in (("source", "target") if separate else ("shared",))
     }
     head_of = {domain: domain if separate else "shared" for domain in ("source", "target")}
-    return Model(models.backbone("cifar_resnet20", stages=1, axis_name=axis_name), heads, head_of)
+    backbone = models.backbone("cifar_resnet20", last_layer=last_layer, axis_name=axis_name)
+    return Model({"image": backbone}, heads, head_of)
+
+
+def draw(model):
+    image = jax.ShapeDtypeStruct((1, SIZE, SIZE, 1), jnp.float32)
+    return jax.device_get(init_variables(model, jax.random.key(0), {"image": image}))
 
 
 def make_batch(seed, n_source=13, n_target=13):
@@ -54,18 +62,21 @@ def make_step(model, params, *, freeze="none", lambda_=0.5, optimizer=None, **fi
     return Step(
         model=model,
         objective=Objective(
-            (Term("main", cross_entropy),),
+            (Loss("main", cross_entropy),),
             lambda_,
             fields.pop("reduction", "mean"),
             {"source": 26, "target": 52},
         ),
         optimizer=optimizer or optax.sgd(0.05, momentum=0.9),
-        moving=optimizers.moving(
-            params, freeze=freeze, architecture="cifar_resnet20", heads=set(model.heads)
+        trained=optimizers.trained_paths(
+            params,
+            freeze=freeze,
+            groups=model.make_encoders["image"]().groups(),
+            heads=set(model.make_heads),
         ),
         augmentation=fields.pop("augmentation", AUGMENTATION),
         normalization=NORM,
-        axis_name=model.backbone.axis_name,
+        axis_name=model.make_encoders["image"]().axis_name,
         **fields,
     )
 
@@ -73,7 +84,7 @@ def make_step(model, params, *, freeze="none", lambda_=0.5, optimizer=None, **fi
 def train(mode, devices, *, steps=10, dropout=0.3, **fields):
     parallel = Parallel.create(mode, tuple(jax.devices()[:devices]))
     model = make_model(parallel.axis_name, dropout)
-    variables = jax.device_get(model.init(jax.random.key(0), (SIZE, SIZE, 1)))
+    variables = draw(model)
     step = make_step(model, variables["params"], **fields)
     state = parallel.replicate(step.init(jax.random.key(1), variables))
     compiled = parallel.train(step)
@@ -87,7 +98,7 @@ def train(mode, devices, *, steps=10, dropout=0.3, **fields):
 
 
 def assert_same(a, b, *, rtol=1e-5):
-    """Leaves agree to `rtol` of the largest entry of the leaf: a sum over devices is taken in another order."""
+    """Leaves agree to `rtol` of their largest entry: devices change the order of a sum."""
     for path, leaf in traverse_util.flatten_dict(a).items():
         other = traverse_util.flatten_dict(b)[path]
         np.testing.assert_allclose(
@@ -102,9 +113,9 @@ def one_device():
 
 @pytest.mark.parametrize(("mode", "devices"), [("pmap", 8), ("mesh", 8), ("pmap", 1)])
 def test_ten_steps_are_the_same_on_one_device_and_on_eight(one_device, mode, devices):
-    """Batch 13 with BatchNorm in batch mode, augmentation and dropout: padding, statistics and keys all agree.
+    """Batch 13, BatchNorm in batch mode, augmentation and dropout: padding, statistics and keys.
 
-    With SGD, because Adam's first steps are the sign of the gradient, which rounding decides where it is close to 0.
+    With SGD: Adam's first steps are the sign of the gradient, which rounding decides near 0.
     """
     if len(jax.devices()) < devices:
         pytest.skip(f"needs {devices} devices")
@@ -115,12 +126,12 @@ def test_ten_steps_are_the_same_on_one_device_and_on_eight(one_device, mode, dev
 
 @pytest.mark.parametrize(("mode", "devices"), [("none", 1), ("pmap", 8), ("mesh", 8)])
 def test_steps_of_one_dispatch_are_the_steps_one_by_one(mode, devices):
-    """Data on the device, rows by index, cut into dispatches of 1 to 4 steps: batch 13, augmentation and dropout on."""
+    """Data on the device, rows by index, dispatches of 1 to 4 steps, augmentation and dropout."""
     if len(jax.devices()) < devices:
         pytest.skip(f"needs {devices} devices")
     parallel = Parallel.create(mode, tuple(jax.devices()[:devices]))
     model = make_model(parallel.axis_name, dropout=0.3)
-    variables = jax.device_get(model.init(jax.random.key(0), (SIZE, SIZE, 1)))
+    variables = draw(model)
     step = make_step(model, variables["params"])
     data = make_batch(0, 40, 30)
     rng = np.random.default_rng(1)
@@ -157,9 +168,10 @@ def test_steps_of_one_dispatch_are_the_steps_one_by_one(mode, devices):
         )
         found = []
         for most in cut:
-            many, metrics, taken, examples = feed(many, most)
-            assert (taken, examples) == (most, 26 * most)
-            found += np.asarray(metrics["loss"])[:taken].tolist()
+            taken = feed(many, most)
+            many = taken.state
+            assert (taken.steps, taken.examples) == (most, 26 * most)
+            found += np.asarray(taken.metrics["loss"])[: taken.steps].tolist()
         states.append(jax.device_get(many))
         logs.append(found)
     np.testing.assert_allclose(logs[0], losses, rtol=1e-5)
@@ -204,13 +216,14 @@ def test_only_time_in_which_the_devices_had_nothing_to_do_counts_as_waiting(busy
         lambda state, batch: (state, {"loss": Result(not busy)}), slowly(), waited.append
     )
     for _ in range(4):
-        assert feed(None, 9)[2:] == (1, 4)
+        taken = feed(None, 9)
+        assert (taken.steps, taken.examples) == (1, 4)
     assert len(waited) == (1 if busy else 4)
     assert min(waited) >= 0.02
 
 
 def test_accumulated_gradient_is_the_whole_batch_gradient():
-    """With frozen statistics the parts of a batch are independent, so accumulation changes the order of a sum and no more."""
+    """With frozen statistics, accumulation changes nothing but the order of a sum."""
     whole = train("none", 1, steps=3, batch_norm="frozen", dropout=0.3)
     parts = train("none", 1, steps=3, batch_norm="frozen", dropout=0.3, accumulate=4)
     np.testing.assert_allclose(whole[0], parts[0], rtol=1e-5)
@@ -223,16 +236,19 @@ def test_accumulated_gradient_is_the_whole_batch_gradient():
     ids=["0", "0.3", "1", "10", "schedule"],
 )
 def test_joint_gradient_is_source_plus_lambda_target(lambda_, step):
-    """∇L = ∇source + λ ∇target, the three taken from one forward pass with BatchNorm over both domains."""
+    """∇L = ∇source + λ ∇target, from one forward pass with BatchNorm over both domains."""
     model = make_model()
-    variables = model.init(jax.random.key(0), (SIZE, SIZE, 1))
+    variables = draw(model)
     batch = make_batch(0, 8, 5)
 
     def parts(params):
         outputs, _ = model.apply(
-            {**variables, "params": params}, prepare(batch, normalization=NORM), train=True
+            {**variables, "params": params},
+            prepare(jax.tree.map(jnp.asarray, batch), normalization=NORM),
+            True,
+            mutable=["batch_stats"],
         )
-        objective = Objective((Term("main", cross_entropy),), lambda_)
+        objective = Objective((Loss("main", cross_entropy),), lambda_)
         loss, _ = objective(outputs, batch, step=step, counts=objective.counts(batch))
         means = {
             d: jnp.mean(
@@ -260,23 +276,24 @@ def test_joint_gradient_is_source_plus_lambda_target(lambda_, step):
 def test_sum_form_is_the_mean_form_with_lambda_times_the_ratio_of_sizes():
     """n_s mean_s + λ n_t mean_t = n_s (mean_s + λ n_t/n_s mean_t), with n_s = 26 and n_t = 52."""
     model = make_model()
-    variables = model.init(jax.random.key(0), (SIZE, SIZE, 1))
+    variables = draw(model)
     batch = make_batch(3, 8, 8)
-    outputs, _ = model.apply(variables, prepare(batch, normalization=NORM), train=False)
+    outputs = model.apply(
+        variables, prepare(jax.tree.map(jnp.asarray, batch), normalization=NORM), False
+    )
     values = []
     for lambda_, reduction in ((0.25, "sum"), (0.5, "mean")):
         objective = Objective(
-            (Term("main", cross_entropy),), lambda_, reduction, {"source": 26, "target": 52}
+            (Loss("main", cross_entropy),), lambda_, reduction, {"source": 26, "target": 52}
         )
         values.append(float(objective(outputs, batch, step=0, counts=objective.counts(batch))[0]))
     np.testing.assert_allclose(values[0], 26 * values[1], rtol=1e-6)
 
 
-@pytest.mark.parametrize("freeze", ["backbone", "1"])
+@pytest.mark.parametrize("freeze", ["backbone", "layer1"])
 def test_frozen_parameters_rest_and_the_others_move(freeze):
-    model = make_model(separate=True)
-    model = dataclasses.replace(model, backbone=models.backbone("cifar_resnet20", stages=2))
-    variables = jax.device_get(model.init(jax.random.key(0), (SIZE, SIZE, 1)))
+    model = make_model(separate=True, last_layer="layer2")
+    variables = draw(model)
     step = make_step(
         model, variables["params"], freeze=freeze, optimizer=optax.adamw(1e-2), batch_norm="frozen"
     )
@@ -285,8 +302,8 @@ def test_frozen_parameters_rest_and_the_others_move(freeze):
         traverse_util.flatten_dict(v) for v in (variables["params"], jax.device_get(state.params))
     )
     for path in before:
-        first_stage = path[1] in ("conv1", "bn1") or path[1].startswith("layer1")
-        rests = path[0] == "backbone" and (freeze == "backbone" or first_stage)
+        is_low = path[2] in ("conv1", "bn1") or path[2].startswith("layer1")
+        rests = path[0] == "encoders" and (freeze == "backbone" or is_low)
         assert np.array_equal(before[path], after[path]) == rests, path
     np.testing.assert_array_equal(
         *(
@@ -298,12 +315,10 @@ def test_frozen_parameters_rest_and_the_others_move(freeze):
 
 def test_a_head_that_is_not_in_use_does_not_decay():
     model = make_model(separate=True)
-    variables = jax.device_get(model.init(jax.random.key(0), (SIZE, SIZE, 1)))
+    variables = draw(model)
     step = make_step(model, variables["params"], optimizer=optax.adamw(1e-2, weight_decay=1.0))
-    used = optimizers.moving(
-        variables["params"], freeze="none", architecture="cifar_resnet20", heads={"target"}
-    )
-    step = dataclasses.replace(step, moving=used)
+    used = optimizers.trained_paths(variables["params"], freeze="none", groups={}, heads={"target"})
+    step = dataclasses.replace(step, trained=used)
     state, _ = jax.jit(step)(step.init(jax.random.key(0), variables), make_batch(0, 0, 8))
     np.testing.assert_array_equal(
         state.params["heads"]["source"]["logits"]["kernel"],
@@ -313,7 +328,7 @@ def test_a_head_that_is_not_in_use_does_not_decay():
 
 def test_moving_average_is_the_recursion():
     model = make_model()
-    variables = jax.device_get(model.init(jax.random.key(0), (SIZE, SIZE, 1)))
+    variables = draw(model)
     step = make_step(model, variables["params"], optimizer=optax.sgd(0.1), ema=0.9)
     state = step.init(jax.random.key(0), variables)
     expected = variables["params"]["heads"]["shared"]["logits"]["bias"]
@@ -344,7 +359,7 @@ def test_parts_of_a_batch_need_the_memory_of_one():
         pytest.skip("the XLA of JAX 0.10 drops the barrier before it plans memory")
     parallel = Parallel.create("none")
     model = make_model(None, 0.0)
-    variables = jax.device_get(model.init(jax.random.key(0), (SIZE, SIZE, 1)))
+    variables = draw(model)
     batch = parallel.shard(make_batch(0, 0, 256), multiple=4)
     needed = {}
     for parts in (1, 4):

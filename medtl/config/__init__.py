@@ -1,5 +1,21 @@
-"""Every field of an experiment (`fields`), and the check of a config (`check`). Imports no JAX."""
+"""The config of an experiment: its fields, their check, and configs of older versions.
+
+`fields` declares every field once; `check` refuses configs that cannot run. Imports no JAX.
+"""
 
 from medtl.config.fields import arm, dataset, default, stage
+from medtl.config.lookup import default_module, describe, grid, paths, plugin_strings
+from medtl.config.upgrade import upgrade
 
-__all__ = ["arm", "dataset", "default", "stage"]
+__all__ = [
+    "arm",
+    "dataset",
+    "default",
+    "default_module",
+    "describe",
+    "grid",
+    "paths",
+    "plugin_strings",
+    "stage",
+    "upgrade",
+]

@@ -1,210 +1,437 @@
-"""Every field of an experiment, with its default; a file in configs/ starts from `default()` and changes what differs.
+"""Every field of an experiment: its default, its meaning, and the values it can take.
 
-The default is the embedded one: synthetic phantoms, so that the whole run works on a machine with nothing but Python.
+The check of a config, the command line and the documentation read them here. A config file starts
+from `default()` and changes what differs. The default is the embedded experiment: synthetic
+phantoms, so that a run needs nothing but Python. Imports no JAX.
 """
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 from ml_collections import ConfigDict
 
+from medtl.config.rules import (
+    INSIDE,
+    NAME,
+    SHARE,
+    SIZES,
+    SPLIT,
+    UNIQUE,
+    Entries,
+    Field,
+    Grid,
+    Node,
+    PluginString,
+    Rule,
+    at_least,
+    between,
+    build,
+    changed,
+    each,
+    one_of,
+)
+from medtl.data import cache, images
+from medtl.evaluation.metrics.names import NAMES
+from medtl.examples import NORMALIZATIONS
+from medtl.models import DTYPES
 
-def dataset(kind: str = "manifest", **fields) -> ConfigDict:
-    """One domain's examples.
-
-    kind: manifest | npz | tfds | phantom, or `package.module:function` / `file.py:function` of your own, which makes the
-      split itself.
-    path: the manifest CSV; the .npz in MedMNIST's layout; the prepared directory of a TFDS data set.
-    name: tfds: the data set's name, e.g. "breast_mnist:1.0.0".
-    label: the column (manifest) or feature (tfds) that holds the diagnosis.
-    multi_label: several diagnoses an example; in a manifest they are joined by "|".
-    split: the fractions (train, val, test) where the data has no split; stratified, grouped by patient. In cross-validation val
-      is cut from what is not tested on, in the proportion that it has to train here.
-    size, scanner: phantom: how many images, and which of the two synthetic scanners ("a", "b") took them.
-    train_size: use this many examples of the train split (0: all), the first of a stratified order drawn from `split_seed`.
-    split_seed: the seed of the split, of `train_size` and of the phantom.
-    """
-    config = ConfigDict(
-        dict(
-            kind=kind,
-            path="",
-            name="",
-            label="diagnosis",
-            multi_label=False,
-            split=(0.7, 0.15, 0.15),
-            size=0,
-            scanner="a",
-            train_size=0,
-            split_seed=0,
-        )
-    )
-    config.update(fields)
-    return config
-
-
-def stage(**fields) -> ConfigDict:
-    """One training run.
-
-    epochs: passes over the stage's own domain; the number of steps is epochs * ceil(n / batch_size).
-    batch_size: examples of the stage's own domain in a step, over all devices.
-    source_batch_size: target stage, joint: examples of the source domain in a step (0: as batch_size).
-    freeze: "none"; "backbone"; or "1".."5", the stem and so many stages. Holds for parameters that were loaded, so not for scratch.
-    batch_norm: "batch" statistics of the global batch, or "frozen" running statistics; independent of freeze. For scratch it
-      is always "batch".
-    optimizer: any Optax optimizer, with options: "sgd(momentum=0.9, nesterov=True)".
-    schedule: "constant", "cosine", "linear", or any Optax schedule with options, whose init_value is the learning rate.
-    warmup: the fraction of the steps in which the learning rate rises linearly from 0.
-    weight_decay: decoupled; leaves out norms and biases.
-    clip_norm: global gradient norm at most this (0: not clipped).
-    ema: decay of the exponential moving average of the parameters that evaluation then uses, with the BatchNorm statistics of
-      the last step (0: none).
-    accumulate: the batch is worked through in so many parts and their gradients are added, in the memory of one part (on CPUs
-      with JAX 0.12). BatchNorm in batch mode then has the statistics of each part. On CPUs each part takes its time to compile.
-    """
-    config = ConfigDict(
-        dict(
-            epochs=10,
-            batch_size=32,
-            source_batch_size=0,
-            freeze="none",
-            batch_norm="batch",
-            optimizer="adam",
-            learning_rate=1e-4,
-            schedule="constant",
-            warmup=0.0,
-            weight_decay=0.0,
-            clip_norm=0.0,
-            ema=0.0,
-            accumulate=1,
-        )
-    )
-    config.update(fields)
-    return config
-
-
-def arm(init: str, source_stage: bool, joint: bool) -> ConfigDict:
-    """One of the runs that are compared.
-
-    init: "weights" (random where the config names no weight file) or "random".
-    source_stage: whether the source stage comes first.
-    joint: whether the target stage minimises mean_source + lambda * mean_target, or mean_target alone.
-
-    Every arm gets the same number of optimizer steps: one without a source stage spends those on the target.
-    """
-    return ConfigDict(dict(init=init, source_stage=source_stage, joint=joint))
+Section = dict[str, Node]
+DOMAINS = ("source", "target")
+PARALLEL = ("pmap", "mesh", "none")
+REDUCTIONS = ("mean", "sum")
 
 
 def default() -> ConfigDict:
-    """The embedded experiment, and every field that `--config.path.to.field=value` can set."""
-    c = ConfigDict()
-    c.name = "phantom"
-    c.seeds = (0,)
-    c.arms = ("transfer", "scratch")  # those that run, of the ones defined in `arm`
-    c.arm = ConfigDict(
-        dict(
-            transfer=arm("weights", source_stage=True, joint=True),
-            target_only=arm("weights", source_stage=False, joint=False),
-            scratch=arm("random", source_stage=False, joint=False),
-        )
-    )
+    """Return the embedded experiment, with every field that `--config.FIELD=VALUE` can set.
 
-    c.data = ConfigDict(
-        dict(
-            image_size=32,
-            channels=1,  # 1: grey, 3: RGB (grey images are repeated)
-            resize="squash",  # squash to the square | crop its centre | pad to it
-            cache="auto",  # memory | disk | stream | auto: memory up to 2 GiB, disk up to 64 GiB, else stream
-            cache_dir="",  # of decoded images (cache="disk") and of a frozen backbone's features; empty: ~/.cache/medtl
-            # Decoded data lies on the devices, many steps a dispatch: always | never | auto: features, and images on GPUs and TPUs with
-            # room. On CPUs "always" trains convolutions ten times as slowly (docs/performance.md).
-            resident="auto",
-            workers=0,  # Grain worker processes for cache="stream"; 0: threads
-            source=dataset("phantom", size=2000, scanner="a", split=(0.8, 0.1, 0.1)),
-            target=dataset("phantom", size=700, scanner="b", split=(0.1, 0.1, 0.8), split_seed=1),
-        )
-    )
+    >>> default().stages.target.epochs
+    10
+    """
+    return ConfigDict(build(SCHEMA))
 
-    c.augment = ConfigDict(
-        dict(
-            crop=1.0,  # random resized crop: the least area, as a share of the image; 1: none
-            flip=True,  # left-right, half of the time
-            rotation=0.0,  # degrees, uniform in +-
-            brightness=0.0,  # shift, uniform in +-, as a share of the range 0..255
-            contrast=0.0,  # factor, uniform in 1 +-
-            noise=0.0,  # standard deviation of Gaussian noise, as a share of the range 0..255
-        )
-    )
 
-    c.model = ConfigDict(
-        dict(
-            name="cifar_resnet20",
-            stages=0,  # keep the first n stages; 0: all
-            stride_in="3x3",  # bottleneck ResNets: "3x3" (torchvision, v1.5) or "1x1" (MSRA, Keras, v1)
-            classifier=False,  # VGG: features are those of the second 4,096-wide layer
-            dtype="float32",  # compute dtype: float32 | bfloat16; parameters are float32
-            remat=False,  # the backward pass computes the inside of each block again: less memory, more time
-            hidden=(),  # widths of the head's hidden layers
-            dropout=0.0,
-            prior_bias=False,  # the last bias starts at the log frequencies of the classes in train
-            heads="auto",  # shared | separate | auto: shared where source and target have the same classes
-        )
-    )
-    c.weights = ConfigDict(
-        dict(
-            path="",  # .safetensors, .npz, .pth, .th, .h5, or hf://org/repo/file; empty: none
-            sha256="",  # refuse a file with another one
-            normalization="auto",  # what the file or its family states; or torchvision | caffe | centered
-            allow=(),  # patterns of names that may be missing, unused or of another shape
-        )
-    )
+def dataset(kind: str = "manifest", **fields: Any) -> ConfigDict:
+    """Return one domain's section, `config.data.DOMAIN`.
 
-    c.objective = ConfigDict(
-        dict(
-            lambda_=1.0,
-            lambda_schedule="",  # any Optax schedule, e.g. "linear_schedule(0.0, 1.0, 1000)"; takes the place of lambda_
-            reduction="mean",  # mean | sum, over each domain
-            losses=dict(
-                main=dict(loss="cross_entropy", weight=1.0)
-            ),  # loss: a name, or import path, with options
-        )
-    )
-    c.stages = ConfigDict(dict(source=stage(learning_rate=1e-3), target=stage(learning_rate=1e-3)))
+    Args:
+      kind: the reader and its options, a plug-in string.
+      fields: other fields of the section, e.g. path="manifest.csv".
 
-    c.parallel = "pmap"  # pmap | mesh | none
-    c.checkpoint = ConfigDict(
-        dict(
-            select="best",  # best on val by `metric` | last; the checkpoint that a stage hands on
-            metric="auroc",
-            every_steps=0,  # save after so many steps, too; 0: only the best on val, the last, and an evaluation every 30 s
+    >>> dataset(path="hospital.csv").label
+    'diagnosis'
+    """
+    return _section(DATASET, kind=kind, **fields)
+
+
+def stage(**fields: Any) -> ConfigDict:
+    """Return a training stage's section, `config.stages.STAGE`, with some fields changed.
+
+    >>> stage(epochs=3).optimizer
+    'adam'
+    """
+    return _section(STAGE, **fields)
+
+
+def arm(init: str, source_stage: bool, joint: bool) -> ConfigDict:
+    """Return one of the arms that are compared, `config.arm.NAME`.
+
+    Every arm takes the same number of optimizer steps: one without a source stage spends those on
+    the target.
+
+    Args:
+      init: "weights" (random where the config names no weight file) or "random".
+      source_stage: whether the source stage comes first.
+      joint: whether the target stage minimizes mean_source + lambda_ * mean_target, or mean_target
+        alone.
+    """
+    return _section(ARM, init=init, source_stage=source_stage, joint=joint)
+
+
+def _section(node: Node, **fields: Any) -> ConfigDict:
+    section = ConfigDict(build(node))
+    section.update(fields)
+    return section
+
+
+DATASET: Section = {
+    "kind": Field(
+        "manifest",
+        "The reader with its options: manifest, npz, tfds, phantom, or a function of your own,"
+        " which makes the split itself.",
+        PluginString("medtl.data.kinds"),
+    ),
+    "path": Field(
+        "", "manifest: the CSV. npz: the file, in MedMNIST's layout. tfds: the prepared directory."
+    ),
+    "name": Field("", 'tfds: the data set\'s name, e.g. "breast_mnist:1.0.0".'),
+    "label": Field("diagnosis", "The diagnosis: a column (manifest) or a feature (tfds)."),
+    "multi_label": Field(False, 'An example has several diagnoses; a manifest joins them by "|".'),
+    "split": Field(
+        (),
+        "The fractions (train, val, test) where the data has no split; stratified, grouped by"
+        " patient. () is the kind's default: (0.7, 0.15, 0.15), or the phantom's option. In"
+        " cross-validation, val keeps the proportion that it has to train here.",
+        SPLIT,
+    ),
+    "train_size": Field(
+        0,
+        "Train on this many examples of the train split (0: all): the first of a stratified order"
+        " drawn from `split_seed`.",
+        at_least(0),
+    ),
+    "split_seed": Field(0, "The seed of the split and of `train_size`.", at_least(0)),
+}
+
+STAGE: Section = {
+    "epochs": Field(
+        10, "Passes over the stage's domain, each of ceil(n / batch_size) steps.", at_least(0)
+    ),
+    "batch_size": Field(32, "Examples of the stage's domain in a step, all devices.", at_least(1)),
+    "source_batch_size": Field(
+        0, "Joint target stage: source examples in a step (0: as many as batch_size).", at_least(0)
+    ),
+    "sampler": Field(
+        "shuffled",
+        "The order and frequency in which an epoch takes the examples.",
+        PluginString("medtl.data.samplers", ("shuffled", "balanced")),
+    ),
+    "freeze": Field(
+        "none",
+        '"none", "backbone", or a layer such as "layer2": the stem and the layers up to it. Frozen'
+        " parameters keep their loaded values; a network with random weights is never frozen.",
+    ),
+    "batch_norm": Field(
+        "batch",
+        "Normalize by the statistics of the global batch, or by the frozen running statistics."
+        " Independent of freeze; a network with random weights always uses the batch's.",
+        one_of("batch", "frozen"),
+    ),
+    "optimizer": Field(
+        "adam", 'An Optax optimizer, e.g. "sgd(momentum=0.9)".', PluginString("optax")
+    ),
+    "learning_rate": Field(
+        1e-4, "The learning rate, or its highest in the schedule; stage() has 1e-4.", at_least(0)
+    ),
+    "schedule": Field(
+        "constant",
+        "The learning rate over steps. An Optax schedule takes learning_rate as its init_value.",
+        PluginString("optax", ("constant", "cosine", "linear")),
+    ),
+    "warmup": Field(0.0, "The fraction of steps with a learning rate rising from 0.", SHARE),
+    "weight_decay": Field(0.0, "Decoupled weight decay; not of norms and biases.", at_least(0)),
+    "clip_norm": Field(0.0, "The highest global norm of the gradient (0: no limit).", at_least(0)),
+    "ema": Field(
+        0.0,
+        "Decay of the exponential moving average of the parameters that evaluation uses, with the"
+        " BatchNorm statistics of the last step (0: no average).",
+        SHARE,
+    ),
+    "accumulate": Field(
+        1,
+        "Number of micro-batches whose gradients are added, in the memory of one (on CPUs from JAX"
+        " 0.12). BatchNorm then uses the statistics of each micro-batch. On CPUs each micro-batch"
+        " adds to the time to compile.",
+        at_least(1),
+    ),
+}
+
+ARM: Section = {
+    "init": Field(
+        "weights",
+        'The initial weights: "weights" of the file, or random where the config names none.',
+        one_of("weights", "random"),
+    ),
+    "source_stage": Field(False, "Train on the source first."),
+    "joint": Field(
+        False,
+        "The target stage minimizes mean_source + lambda_ * mean_target, not the latter only.",
+    ),
+}
+
+_DATA: Section = {
+    "image_size": Field(32, "Height and width of the images in pixels.", at_least(1)),
+    "channels": Field(1, "1: grey; 3: RGB, in which grey images are repeated.", one_of(1, 3)),
+    "resize": Field(
+        "squash", "Squash to the square, crop its centre, or pad to it.", one_of(*images.RESIZE)
+    ),
+    "cache": Field(
+        "auto",
+        "Where decoded images are kept. auto: memory up to 2 GiB, disk up to 64 GiB, else stream,"
+        " which decodes them for every batch.",
+        one_of(*cache.KINDS),
+    ),
+    "cache_dir": Field(
+        "",
+        'The folder of decoded images (cache="disk"), features of frozen backbones and compiled'
+        " programs; empty: ~/.cache/medtl.",
+    ),
+    "resident": Field(
+        "auto",
+        "Keep decoded data on the device and run many steps per dispatch. auto: features, and"
+        ' images on GPUs and TPUs with room. On CPUs "always" trains convolutions ten times as'
+        " slowly.",
+        one_of("auto", "always", "never"),
+    ),
+    "workers": Field(0, 'Worker processes for cache="stream"; 0: threads.', at_least(0)),
+    "source": changed(DATASET, kind="phantom(size=2000, scanner='a', split=(0.8, 0.1, 0.1))"),
+    "target": changed(
+        DATASET, kind="phantom(size=700, scanner='b', split=(0.1, 0.1, 0.8), seed=1)"
+    ),
+}
+
+_AUGMENT: Section = {
+    "crop": Field(
+        1.0,
+        "Random resized crop: the least area, as a share of the image; 1: none.",
+        Rule("above 0 and at most 1", lambda value: 0 < value <= 1),
+    ),
+    "flip": Field(True, "Flip left and right with probability 1/2."),
+    "rotation": Field(
+        0.0, "Rotate by uniformly random degrees of at most this.", between(0, 180, " degrees")
+    ),
+    "brightness": Field(0.0, "Shift by at most this share of the range 0..255.", between(0, 1)),
+    "contrast": Field(0.0, "Multiply by a factor in 1 - contrast .. 1 + contrast.", between(0, 1)),
+    "noise": Field(0.0, "Standard deviation of noise, a share of 0..255.", between(0, 1)),
+    "extra": Field(
+        (),
+        "Augmentations of your own, applied in order: (key, image) -> image.",
+        PluginString("medtl.data.augment"),
+    ),
+}
+
+_MODEL: Section = {
+    "name": Field(
+        "cifar_resnet20",
+        "The backbone with its options; it encodes the input `image`.",
+        PluginString("medtl.models"),
+    ),
+    "last_layer": Field("", 'The last layer of the backbone to keep, e.g. "layer3"; empty: all.'),
+    "encoders": Entries(
+        Field(
+            "",
+            "The encoder of another input; the features of all inputs are concatenated.",
+            PluginString("medtl.models"),
+        ),
+        word="INPUT",
+    ),
+    "dtype": Field("float32", "The dtype of computation; parameters are float32.", one_of(*DTYPES)),
+    "remat": Field(False, "Recompute blocks in the backward pass: less memory, more time."),
+    "hidden": Field(
+        (),
+        "Widths of the head's hidden layers.",
+        each("widths of at least 1", lambda width: type(width) is int and width >= 1),
+    ),
+    "dropout": Field(0.0, "Dropout rate in front of each layer of the head.", SHARE),
+    "prior_bias": Field(False, "Start the last bias at the log frequencies of train's classes."),
+    "heads": Field(
+        "auto",
+        "One head for both domains, or one for each. auto: shared where the classes are equal.",
+        one_of("auto", "shared", "separate"),
+    ),
+}
+
+_WEIGHTS: Section = {
+    "path": Field(
+        "",
+        "Pretrained weights: .safetensors, .npz, .pth, .th, .h5, hf://org/repo/file; empty: none.",
+    ),
+    "sha256": Field(
+        "",
+        "Refuse a file with another digest.",
+        Rule("empty, or 64 hexadecimal digits", re.compile("([0-9a-fA-F]{64})?").fullmatch),
+    ),
+    "normalization": Field(
+        "auto",
+        "The input's normalization. auto: as the file or its family states.",
+        one_of("auto", *NORMALIZATIONS),
+    ),
+    "allow": Field(
+        (),
+        "Patterns of parameter names that may be missing, unused or of another shape.",
+        each("patterns of names", lambda name: type(name) is str and name),
+    ),
+}
+
+_LOSS: Section = {
+    "loss": Field("cross_entropy", "A loss for each example.", PluginString("medtl.losses")),
+    "weight": Field(1.0, "Its factor.", at_least(0)),
+}
+_TERM: Section = {
+    "term": Field(
+        "",
+        "A term over the whole batch of both domains, or over the parameters.",
+        PluginString("medtl.losses"),
+    ),
+    "weight": Field(1.0, "Its factor.", at_least(0)),
+}
+_OBJECTIVE: Section = {
+    "lambda_": Field(1.0, "The factor of the target in a joint target stage.", at_least(0)),
+    "lambda_schedule": Field(
+        "",
+        'An Optax schedule in place of lambda_, e.g. "linear_schedule(0.0, 1.0, 1000)".',
+        PluginString("optax", optional=True),
+    ),
+    "reduction": Field("mean", "The reduction over each domain.", one_of(*REDUCTIONS)),
+    "losses": Entries(_LOSS, {"main": _LOSS}, least="at least one loss"),
+    "terms": Entries(_TERM),
+}
+
+_CHECKPOINT: Section = {
+    "select": Field(
+        "best",
+        "The checkpoint that a stage hands on: the best on val by `metric`, or the last.",
+        one_of("best", "last"),
+    ),
+    "metric": Field("auroc", f"{', '.join(NAMES)}, or a name in evaluation.metrics."),
+    "every_steps": Field(
+        0,
+        "Save after this many steps, too. 0: only the best on val, the last, and an evaluation"
+        " every 30 s.",
+        at_least(0),
+    ),
+}
+
+_EVALUATION: Section = {
+    "batch_size": Field(64, "Examples in a batch.", at_least(1)),
+    "times": Field(10, "Evaluations on val in each stage, at equal distances.", at_least(1)),
+    "folds": Field(
+        0,
+        "Cross-validation over all labelled examples of the target, stratified, grouped by patient."
+        " 0: the data's own split.",
+        Rule("0 (the data's own split) or at least 2", lambda value: value == 0 or value >= 2),
+    ),
+    "repeats": Field(1, "Repetitions of the cross-validation, with other folds.", at_least(1)),
+    "tune": Grid(
+        "Nested selection: every arm tries each combination of these values on the target stage"
+        " and takes the best on val by checkpoint.metric."
+    ),
+    "target_sizes": Field(
+        (),
+        'Learning curve: numbers of target labels to train on, e.g. (25, 50, 100, "all"); nested'
+        " subsets.",
+        SIZES,
+    ),
+    "metrics": Entries(
+        Field(
+            "",
+            "A metric of your own, (y_true, y_prob, weight) -> float, with an interval from the"
+            " same bootstrap.",
+            PluginString("medtl.evaluation.metrics"),
         )
-    )
-    c.evaluation = ConfigDict(
-        dict(
-            batch_size=64,
-            times=10,  # each stage is evaluated on val so many times at equal distances
-            folds=0,  # cross-validation over all labelled examples of the target, stratified, by patient; 0: the data's own split
-            repeats=1,  # of the cross-validation, each with folds of its own
-            # Nested selection: every arm tries each combination on the target stage and takes the best on val by checkpoint.metric.
-            tune=dict(lambda_=(), learning_rate=(), weight_decay=()),  # empty: not tuned
-            target_sizes=(),  # learning curve: train on so many labels of the target, e.g. (25, 50, 100, "all"); nested subsets
-            reference="",  # the arm with which the others are compared; empty: target_only, else scratch, else the last
-            positive="",  # of two classes the one that counts as positive; empty: the second
-            threshold="youden",  # operating threshold, chosen on val: youden | sensitivity=S | specificity=S | a number
-            sensitivity=0.9,  # at which the specificity is given
-            specificity=0.9,  # at which the sensitivity is given
-            prevalence=0.0,  # for which PPV and NPV are given; 0: that of the examples evaluated
-            ordinal=False,  # the classes are grades, in order: adds Cohen's quadratic kappa
-            coverage=0.9,  # of conformal prediction sets
-            resamples=2000,  # of the patients, for the intervals
-        )
-    )
-    # --mode=sweep: every combination of these, trained by one compiled program and compared on val.
-    c.sweep = ConfigDict(
-        dict(
-            arm="",  # empty: the first joint arm without a source stage, else the first joint one, else the first
-            lambda_=(),  # empty: as objective.lambda_ says
-            learning_rate=(),  # of the target stage; empty: as it says
-            weight_decay=(),
-            solver="train",  # train: the trainer's own steps | lbfgs: frozen backbone, linear heads at the minimum, weight_decay / 2 |W|² included
-        )
-    )
-    return c
+    ),
+    "reference": Field(
+        "", "The arm to compare the others with; empty: target_only, else scratch, else the last."
+    ),
+    "positive": Field("", "The positive one of two classes; empty: the second."),
+    "threshold": Field(
+        "youden",
+        "The operating threshold, chosen on val.",
+        Rule(
+            "'youden', 'sensitivity=0.95', 'specificity=0.9' or a number from 0 to 1",
+            re.compile(r"youden|((sensitivity|specificity)=)?(0|1|0?\.\d+|1\.0+)").fullmatch,
+        ),
+    ),
+    "sensitivity": Field(0.9, "The sensitivity at which specificity is reported.", INSIDE),
+    "specificity": Field(0.9, "The specificity at which sensitivity is reported.", INSIDE),
+    "prevalence": Field(0.0, "The prevalence for PPV and NPV; 0: that of the examples.", SHARE),
+    "ordinal": Field(False, "The classes are ordered grades: adds Cohen's quadratic kappa."),
+    "coverage": Field(0.9, "The coverage of conformal prediction sets.", INSIDE),
+    "resamples": Field(2000, "Bootstrap resamples of the patients.", at_least(100)),
+}
+
+_SWEEP: Section = {
+    "arm": Field(
+        "",
+        "The arm of --mode=sweep; empty: the first joint one without a source stage, else the first"
+        " joint one, else the first.",
+    ),
+    "grid": Grid("--mode=sweep tries every combination of these values and compares them on val."),
+    "solver": Field(
+        "train",
+        "train: the trainer's steps. lbfgs: linear heads on a frozen backbone at the minimum, with"
+        " weight_decay / 2 |W|² in the objective.",
+        one_of("train", "lbfgs"),
+    ),
+}
+
+SCHEMA: Section = {
+    "name": Field("phantom", "The experiment's name.", NAME),
+    "seeds": Field(
+        (0,),
+        "Every arm runs once with each seed.",
+        Rule("at least one whole number", len),
+        each("whole numbers in 0 .. 2**32 - 1", lambda s: type(s) is int and 0 <= s < 2**32),
+        UNIQUE,
+    ),
+    "arms": Field(
+        ("transfer", "scratch"),
+        "The arms that run, by their names in `arm`.",
+        Rule("at least one of those in config.arm", len),
+        UNIQUE,
+    ),
+    "arm": Entries(
+        ARM,
+        {
+            "transfer": changed(ARM, source_stage=True, joint=True),
+            "target_only": ARM,
+            "scratch": changed(ARM, init="random"),
+        },
+    ),
+    "data": _DATA,
+    "augment": _AUGMENT,
+    "model": _MODEL,
+    "weights": _WEIGHTS,
+    "objective": _OBJECTIVE,
+    "stages": {name: changed(STAGE, learning_rate=1e-3) for name in DOMAINS},
+    "parallel": Field("pmap", "How steps use devices; none: one device.", one_of(*PARALLEL)),
+    "loggers": Field(
+        (),
+        "Metric writers: writer(folder, config) with write(step, scalars) and close().",
+        PluginString("medtl.training.loop"),
+    ),
+    "checkpoint": _CHECKPOINT,
+    "evaluation": _EVALUATION,
+    "sweep": _SWEEP,
+}

@@ -1,27 +1,32 @@
-"""Image augmentation and input normalisation: pure JAX functions that run on the device, inside the jitted step.
+"""Image augmentation and input normalisation, as pure functions inside the jitted step.
 
-Every example has a key of its own, folded from the seed, the step and its place in the global batch, so what it looks
-like does not depend on how the batch is divided over devices. Crop, flip and rotation are one affine map and one
-bilinear resampling; a part that is off is not compiled. Refuses options outside their range.
+Each example has its own key, folded from the seed, the step and its position in the global batch:
+its variant does not depend on the division of the batch over devices. Crop, flip and rotation are
+one affine map and one bilinear resampling; a part that is off is not compiled. Options outside
+their range are errors.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, Num, UInt8
 
 from medtl.errors import UserError
 from medtl.examples import Normalization
 
 _LOG_ASPECT = 0.28768207  # log 4/3
+_FIRST_EXTRA = 100  # is folded into the key of the first of the user's own augmentations
 
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """What is varied, and how far. The default varies nothing.
+    """The variations and their ranges. The default varies nothing.
 
     Attributes:
       crop: random resized crop: the least area, as a share of the image, in (0, 1]; 1: none.
@@ -30,6 +35,8 @@ class Augmentation:
       brightness: shift, uniform in +-, as a share of the range 0..255, in [0, 1].
       contrast: factor about the image's mean, uniform in 1 +-, in [0, 1].
       noise: standard deviation of Gaussian noise, as a share of the range 0..255, in [0, 1].
+      extra: the user's own, `(key, image f32[H, W, C]) -> image f32[H, W, C]` in 0..255, applied to
+        each example in this order after all others, each with its own key.
     """
 
     crop: float = 1.0
@@ -38,11 +45,13 @@ class Augmentation:
     brightness: float = 0.0
     contrast: float = 0.0
     noise: float = 0.0
+    extra: tuple[Callable[[Any, Any], Any], ...] = dataclasses.field(default=(), hash=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.crop <= 1:
             raise UserError(
-                f"augment.crop is {self.crop}; it must be above 0 and at most 1 (the whole image: no crop)"
+                f"augment.crop is {self.crop}; "
+                "it must be above 0 and at most 1 (the complete image: no crop)"
             )
         for name, most in (("rotation", 180), ("brightness", 1), ("contrast", 1), ("noise", 1)):
             if not 0 <= getattr(self, name) <= most:
@@ -52,17 +61,19 @@ class Augmentation:
 
     @property
     def is_identity(self) -> bool:
-        """Whether every part is off."""
+        """Return whether every part is off."""
         return self == Augmentation()
 
 
-def example_keys(key: jax.Array, step: jax.Array | int, position: jax.Array) -> jax.Array:
-    """One key per example.
+def example_keys(
+    key: Key[Array, ""], step: Int[Array, ""] | int, position: Int[Array, " b"]
+) -> Key[Array, " b"]:
+    """Return one key per example.
 
     Args:
       key: key[], the stream of the experiment's seed that augmentation uses.
       step: int[], the optimizer step.
-      position: int[B], the example's place in the global batch.
+      position: int[B], the example's position in the global batch.
 
     Returns:
       key[B].
@@ -70,26 +81,40 @@ def example_keys(key: jax.Array, step: jax.Array | int, position: jax.Array) -> 
     return jax.vmap(functools.partial(jax.random.fold_in, jax.random.fold_in(key, step)))(position)
 
 
-def augment(images: jax.Array, keys: jax.Array, options: Augmentation) -> jax.Array:
-    """Draws one variant of each image.
+def augment(
+    images: UInt8[Array, "b h w c"], keys: Key[Array, " b"], options: Augmentation
+) -> Float[Array, "b h w c"]:
+    """Draw one variant of each image.
 
-    In this order: crop, flip and rotation (`affine`, `resample`), contrast, brightness, noise, and clipping to 0..255.
+    In this order: crop, flip and rotation (`affine`, `resample`), contrast, brightness, noise,
+    clipping to 0..255; then the user's own and clipping again.
 
     Args:
       images: uint8[B, H, W, C].
       keys: key[B], one per image; see `example_keys`.
-      options: what is varied; static under `jit`.
+      options: the variations; static under `jit`.
 
     Returns:
       f32[B, H, W, C] in 0..255.
+
+    Raises:
+      UserError: one of `options.extra` returns another shape than that of its image.
+
+    >>> images = jnp.full((2, 4, 4, 1), 100, jnp.uint8)
+    >>> keys = example_keys(jax.random.key(0), 0, jnp.arange(2))
+    >>> darker = Augmentation(extra=(lambda key, image: image / 2,))
+    >>> augment(images, keys, darker).mean(axis=(1, 2, 3)).tolist()
+    [50.0, 50.0]
     """
     if options.is_identity:
         return images.astype(jnp.float32)
     return jax.vmap(functools.partial(_augment_image, options=options))(images, keys)
 
 
-def normalize(images: jax.Array, normalization: Normalization) -> jax.Array:
-    """`(x - mean) / std` per channel.
+def normalize(
+    images: Num[Array, "*rest c"], normalization: Normalization
+) -> Float[Array, "*rest c"]:
+    """Return `(x - mean) / std` per channel.
 
     Args:
       images: uint8 or float [..., C], in 0..255.
@@ -104,14 +129,17 @@ def normalize(images: jax.Array, normalization: Normalization) -> jax.Array:
 
 
 def affine(
-    key: jax.Array, options: Augmentation, height: int, width: int
-) -> tuple[jax.Array, jax.Array]:
-    """Draws where an augmented image looks into its original: `(row, column)_in = matrix @ (row, column)_out + offset`.
+    key: Key[Array, ""], options: Augmentation, height: int, width: int
+) -> tuple[Float[Array, "2 2"], Float[Array, " 2"]]:
+    """Draw the map from pixels of the variant to pixels of the image.
 
-    The crop is a window whose area a is uniform in [crop, 1] of the image and whose aspect ratio, relative to the
-    image's, is log-uniform in [3/4, 4/3] as far as the window then fits ([a, 1/a]). So the area is uniform exactly, and
-    nothing is drawn twice, unlike the usual random resized crop, which draws again until the window fits. The window's
-    place is uniform in the image; it turns about its own centre.
+    `(row, column)_in = matrix @ (row, column)_out + offset`.
+
+    The crop is a window whose area a is uniform in [crop, 1] of the image and whose aspect ratio,
+    relative to the image's, is log-uniform in [3/4, 4/3] as far as the window then fits ([a, 1/a]).
+    So the area is uniform exactly, and nothing is drawn twice, unlike in the usual random resized
+    crop, which draws again until the window fits. The window's position is uniform in the image; it
+    turns about its own centre.
 
     Args:
       key: key[].
@@ -142,12 +170,16 @@ def affine(
         )
         cos, sin = jnp.cos(angle), jnp.sin(angle)
         matrix = jnp.stack([cos * matrix[0] - sin * matrix[1], sin * matrix[0] + cos * matrix[1]])
-    # Sums of products, not `@`, which a GPU or TPU may compute in a precision that misses the pixel.
+    # Sums of products, not `@`: a GPU or TPU may compute that in a precision that misses the pixel.
     return matrix, centre - jnp.sum(matrix * (shape - 1) / 2, axis=1)
 
 
-def resample(image: jax.Array, matrix: jax.Array, offset: jax.Array) -> jax.Array:
-    """Bilinear resampling; beyond the border the outermost pixels go on (`order=1, mode="nearest"` in scipy.ndimage).
+def resample(
+    image: Num[Array, "h w c"], matrix: Float[Array, "2 2"], offset: Float[Array, " 2"]
+) -> Float[Array, "h w c"]:
+    """Resample an image bilinearly; the outermost pixels are repeated beyond the border.
+
+    It is `order=1, mode="nearest"` in scipy.ndimage.
 
     Args:
       image: uint8 or float [H, W, C].
@@ -168,17 +200,19 @@ def resample(image: jax.Array, matrix: jax.Array, offset: jax.Array) -> jax.Arra
     corner = (top * width + left).astype(jnp.int32).reshape(-1)
     pixels = image.reshape(-1, channels)
 
-    def at(row: int, column: int) -> jax.Array:
-        place = corner + min(row, height - 1) * width + min(column, width - 1)
-        return pixels.at[place].get(mode="promise_in_bounds").astype(jnp.float32)
+    def neighbour(row: int, column: int) -> jax.Array:
+        index = corner + min(row, height - 1) * width + min(column, width - 1)
+        return pixels.at[index].get(mode="promise_in_bounds").astype(jnp.float32)
 
-    upper = (1 - right) * at(0, 0) + right * at(0, 1)
-    lower = (1 - right) * at(1, 0) + right * at(1, 1)
+    upper = (1 - right) * neighbour(0, 0) + right * neighbour(0, 1)
+    lower = (1 - right) * neighbour(1, 0) + right * neighbour(1, 1)
     return ((1 - down) * upper + down * lower).reshape(image.shape)
 
 
-def _augment_image(image: jax.Array, key: jax.Array, options: Augmentation) -> jax.Array:
-    """u8[H, W, C] -> f32[H, W, C]; see `augment`."""
+def _augment_image(
+    image: UInt8[Array, "h w c"], key: Key[Array, ""], options: Augmentation
+) -> Float[Array, "h w c"]:
+    """Draw one variant of one image; see `augment`."""
     affine_key, contrast_key, brightness_key, noise_key = jax.random.split(key, 4)
     if options.crop < 1 or options.rotation:
         x = resample(image, *affine(affine_key, options, *image.shape[:2]))
@@ -199,4 +233,23 @@ def _augment_image(image: jax.Array, key: jax.Array, options: Augmentation) -> j
     if options.noise:
         # Drawn flat: a last axis of 3 channels costs a CPU half as much again.
         x = x + 255 * options.noise * jax.random.normal(noise_key, (x.size,)).reshape(x.shape)
-    return jnp.clip(x, 0.0, 255.0)
+    x = jnp.clip(x, 0.0, 255.0)
+    for i, function in enumerate(options.extra):
+        x = _apply_extra(function, jax.random.fold_in(key, _FIRST_EXTRA + i), x)
+    return jnp.clip(x, 0.0, 255.0) if options.extra else x
+
+
+def _apply_extra(
+    function: Callable[[Any, Any], Any], key: Key[Array, ""], image: Float[Array, "h w c"]
+) -> Float[Array, "h w c"]:
+    """Apply one of the user's own augmentations, and check its result."""
+    result = function(key, image)
+    shape = getattr(result, "shape", None)
+    if shape != image.shape:
+        name = getattr(function, "text", getattr(function, "__name__", repr(function)))
+        returned = type(result).__name__ if shape is None else list(shape)
+        raise UserError(
+            f"augment.extra: {name} returns {returned} for an image {list(image.shape)}; "
+            "it must keep the shape"
+        )
+    return result.astype(jnp.float32)

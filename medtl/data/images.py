@@ -1,12 +1,13 @@
 """From an image file to uint8[size, size, channels].
 
-The first thing done is what a viewer does: the EXIF orientation is applied, a palette is looked up, transparency is laid over
-black. Greys of more than 8 bits (16-bit PNG, 32-bit TIFF) are stretched so that the image's own least and greatest value become
-0 and 255: a 12-bit image in a 16-bit file would be all but black otherwise; whoever needs one window for all images (CT in
-Hounsfield units) writes 8-bit files. RGB becomes grey by ITU-R 601 luma; grey becomes RGB by repetition. Resizing is
-Pillow's antialiased bilinear filter.
+Like a viewer, `decode` first applies the EXIF orientation, looks up palettes, and puts transparency
+over black. It stretches greys of more than 8 bits (16-bit PNG, 32-bit TIFF) such that the least and
+greatest value of an image become 0 and 255, since a 12-bit image in a 16-bit file would otherwise
+be almost black. Write 8-bit files if all images need one window (CT in Hounsfield units). RGB
+becomes grey by ITU-R 601 luma; grey becomes RGB by repetition. Pillow's antialiased bilinear filter
+resizes.
 
-Refuses what Pillow cannot read in full, and files of several frames.
+Refuses files that Pillow cannot read completely, and files of several frames.
 """
 
 from __future__ import annotations
@@ -17,23 +18,23 @@ import numpy as np
 from PIL import Image, ImageOps
 
 RESIZE = ("squash", "crop", "pad")
-# Enters the cache's keys: to be raised with every change to the pixels that come out.
+# Part of the cache's keys: raise it with every change to the decoded pixels.
 VERSION = 1
 
 
 class UnreadableImageError(Exception):
-    """The reason why bytes are not an image that we take."""
+    """The reason why bytes are not a readable image."""
 
 
 def decode(data: bytes, *, size: int, channels: int, resize: str) -> np.ndarray:
-    """Decodes an image file.
+    """Decode an image file.
 
     Args:
       data: the file's bytes.
       size: height and width of the result.
       channels: 1 or 3.
-      resize: "squash" to the square, whatever the aspect ratio; "crop" the centre, the short side becoming `size`; "pad" with
-        black, the long side becoming `size`.
+      resize: "squash" to the square, whatever the aspect ratio; "crop" the centre, such that the
+        short side becomes `size`; "pad" with black, such that the long side becomes `size`.
 
     Returns:
       uint8[size, size, channels].
@@ -59,7 +60,7 @@ def decode(data: bytes, *, size: int, channels: int, resize: str) -> np.ndarray:
 
 
 def fit(image: Image.Image, *, size: int, channels: int, resize: str) -> np.ndarray:
-    """uint8[size, size, channels] of an 8-bit grey or RGB image; see `decode`."""
+    """Return uint8[size, size, channels] of an 8-bit grey or RGB image; see `decode`."""
     image = image.convert("L" if channels == 1 else "RGB")
     width, height = image.size
     if resize == "pad":
@@ -79,7 +80,17 @@ def fit(image: Image.Image, *, size: int, channels: int, resize: str) -> np.ndar
 
 
 def fit_all(images: np.ndarray, *, size: int, channels: int, resize: str) -> np.ndarray:
-    """uint8[N, size, size, channels] of decoded images, uint8[N, H, W], [N, H, W, 1] or [N, H, W, 3]."""
+    """Resize decoded images.
+
+    Args:
+      images: uint8[N, H, W], [N, H, W, 1] or [N, H, W, 3].
+      size: height and width of the result.
+      channels: 1 or 3.
+      resize: see `decode`.
+
+    Returns:
+      uint8[N, size, size, channels].
+    """
     if images.ndim == 4 and images.shape[-1] == 1:
         images = images[..., 0]
     out = np.empty((len(images), size, size, channels), np.uint8)
@@ -102,7 +113,7 @@ def _resized(
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
-    """Mode "L" or "RGB"."""
+    """Return the image in mode "L" or "RGB"."""
     image.load()
     if image.mode in ("L", "RGB"):
         return image

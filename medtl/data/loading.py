@@ -1,11 +1,23 @@
-"""Batches of NumPy arrays on the host, in an order that is a function of the seed and the step alone.
+"""Batches of NumPy arrays on the host, in an order that depends on the seed and the step alone.
 
-Step t of training takes the places [t * B, (t + 1) * B) of an endless sequence: one permutation of the split's rows after another,
-that of epoch e drawn from (seed, e). Starting at a step therefore gives the very batches that a run which was not stopped
-would have had. Evaluation takes each row once, in order, and fills the last batch up with masked zeros.
+Step t of training takes the positions [t * B, (t + 1) * B) of an endless sequence: the rows of one
+epoch after another, where a sampler draws epoch e from (seed, e). A run that starts at a step
+therefore sees the same batches as one that was not stopped. Evaluation takes each row once, in
+order, and pads the last batch.
 
-A batch holds `image` uint8[B, H, W, C], `label` int32[B] or float32[B, K], `mask` float32[B] (1 real, 0 padding), `weight`
-float32[B], `index` int32[B] (the row in the examples, -1 padding) and `position` int32[B] (0..B-1).
+A batch of one domain is a flat dict:
+
+| key | value |
+|---|---|
+| an input's name | [B, ...], such as `image` uint8[B, H, W, C] |
+| `encoded_<input>` | f32[B, D], a frozen encoder's output, in place of that input |
+| `label` | int32[B] or float32[B, K] |
+| `weight` | float32[B], 0 for padding |
+| `mask` | float32[B], 1 for an example, 0 for padding |
+| `index` | int32[B], the row in the examples, -1 for padding |
+| `position` | int32[B], 0 to B - 1 |
+
+Padding repeats the batch's first row, so that no loss sees an input that could not occur.
 """
 
 from __future__ import annotations
@@ -14,22 +26,90 @@ import dataclasses
 import itertools
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterator
-from typing import TypeVar
+from collections.abc import Generator, Iterator, Mapping
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from medtl.errors import UserError
-from medtl.examples import Examples, ImageSource
+from medtl.data.order import From, Listed, order_of
+from medtl.data.samplers import Sampler
+from medtl.examples import ENCODED, Examples, ImageSource
 
 Batch = dict[str, np.ndarray]
 T = TypeVar("T")
 _READ_THREADS = 4
+_END = object()
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
-    """ceil(n / batch_size)."""
+    """Return ceil(n / batch_size)."""
     return -(-n // batch_size)
+
+
+def columns(
+    examples: Examples, replaced: Mapping[str, np.ndarray] | None = None
+) -> dict[str, np.ndarray | ImageSource]:
+    """Return everything that goes into a batch with one row per example.
+
+    Args:
+      examples: one domain's examples.
+      replaced: "encoded_<input>" -> f32[N, D], which stands in for that input; None: nothing.
+
+    Returns:
+      The inputs under their names, less those that are replaced; then `replaced`, "label" and
+      "weight".
+
+    Raises:
+      ValueError: `replaced` has a key other than "encoded_<input>".
+    """
+    replaced = replaced or {}
+    for name in replaced:
+        if name.removeprefix(ENCODED) not in examples.inputs or not name.startswith(ENCODED):
+            raise ValueError(f"{name!r} replaces none of the inputs {list(examples.inputs)}")
+    inputs = {k: v for k, v in examples.inputs.items() if f"{ENCODED}{k}" not in replaced}
+    return {**inputs, **replaced, "label": examples.label, "weight": examples.weight}
+
+
+def gather(columns: Mapping[str, Any], rows: Any) -> dict[str, Any]:
+    """Return `rows` of each column; NumPy and JAX arrays alike, also inside `jax.jit`."""
+    return {name: values[rows] for name, values in columns.items()}
+
+
+def batch_of(columns: Mapping[str, Any], rows: np.ndarray, size: int | None = None) -> Batch:
+    """Gather a batch on the host and pad it.
+
+    Args:
+      columns: name -> an array [N, ...] or an `ImageSource`, as `columns` returns them.
+      rows: int[n], at least one.
+      size: rows of the batch, at least n; None: n.
+
+    Returns:
+      The columns' rows, "mask", "index" and "position"; see the module's docstring.
+
+    >>> table = {"table": np.array([[0.5], [1.5], [2.5]]), "weight": np.ones(3, np.float32)}
+    >>> batch = batch_of(table, np.array([2, 1]), size=3)
+    >>> batch["table"].tolist(), batch["mask"].tolist(), batch["weight"].tolist()
+    ([[2.5], [1.5], [2.5]], [1.0, 1.0, 0.0], [1.0, 1.0, 0.0])
+    >>> batch["index"].tolist(), batch["position"].tolist()
+    ([2, 1, -1], [0, 1, 2])
+    """
+    n, size = len(rows), len(rows) if size is None else size
+    batch = gather({name: _by_rows(values) for name, values in columns.items()}, rows)
+    if n < size:
+        batch = {
+            k: np.concatenate([v, np.repeat(v[:1], size - n, axis=0)]) for k, v in batch.items()
+        }
+        if "weight" in batch:
+            batch["weight"][n:] = 0
+    index = np.full(size, -1, np.int32)
+    index[:n] = rows
+    position = np.arange(size, dtype=np.int32)
+    return {
+        **batch,
+        "mask": (position < n).astype(np.float32),
+        "index": index,
+        "position": position,
+    }
 
 
 def train_batches(
@@ -40,41 +120,50 @@ def train_batches(
     seed: int,
     start_step: int = 0,
     workers: int = 0,
-    features: np.ndarray | None = None,
+    replaced: Mapping[str, np.ndarray] | None = None,
+    sampler: Sampler | None = None,
+    domain: str = "target",
 ) -> Generator[Batch, None, None]:
-    """Endless full batches of one split.
+    """Yield full batches of one split without end.
 
     Args:
-      examples: one domain's.
+      examples: one domain's examples.
       split: "train", "val" or "test".
       batch_size: B; may exceed the number of rows.
-      seed: of the order, >= 0.
+      seed: the seed of the order, >= 0.
       start_step: the step of the first batch.
       workers: processes that decode an `ImageSource`; 0: threads.
-      features: float32[N, D], a frozen backbone's output for every row of `examples`: goes into the batch as
-        `features`, in place of `image`.
+      replaced: frozen encoders' outputs; see `columns`.
+      sampler: draws the rows of an epoch, see `medtl.data.samplers`; None: `samplers.shuffled`.
+      domain: passed to the sampler.
 
     Raises:
-      UserError: where the split is empty.
+      UserError: the split is empty, or the sampler returns something else than positions.
     """
-    order = _order(examples, split, seed)
-    first = start_step * batch_size
-    fetch = _fetcher(examples, features, _From(order, first), workers)
+    order = order_of(examples, split, seed, sampler, domain)
+    opened = _opened(columns(examples, replaced), From(order, start_step * batch_size), workers)
     for step in itertools.count(start_step):
-        yield _batch(
-            examples, order.span(step * batch_size, (step + 1) * batch_size), batch_size, fetch
-        )
+        yield batch_of(opened, order.span(step * batch_size, (step + 1) * batch_size))
 
 
 def train_rows(
-    examples: Examples, split: str, batch_size: int, *, seed: int, start_step: int = 0
+    examples: Examples,
+    split: str,
+    batch_size: int,
+    *,
+    seed: int,
+    start_step: int = 0,
+    sampler: Sampler | None = None,
+    domain: str = "target",
 ) -> Generator[Batch, None, None]:
-    """The batches of `train_batches` as rows alone, for data that lies on the device: `index`, `mask` and `position`."""
-    order = _order(examples, split, seed)
-    mask, position = np.ones(batch_size, np.float32), np.arange(batch_size, dtype=np.int32)
+    """Yield "mask", "index" and "position" of the batches of `train_batches`.
+
+    For columns that are on the device already, where `gather` takes the rows. Arguments and errors
+    as in `train_batches`.
+    """
+    order = order_of(examples, split, seed, sampler, domain)
     for step in itertools.count(start_step):
-        index = order.span(step * batch_size, (step + 1) * batch_size).astype(np.int32)
-        yield {"index": index, "mask": mask, "position": position}
+        yield batch_of({}, order.span(step * batch_size, (step + 1) * batch_size))
 
 
 def eval_batches(
@@ -83,164 +172,160 @@ def eval_batches(
     batch_size: int,
     *,
     workers: int = 0,
-    features: np.ndarray | None = None,
+    replaced: Mapping[str, np.ndarray] | None = None,
 ) -> Generator[Batch, None, None]:
-    """Every row of `indices` once, in that order; the last batch is filled up to `batch_size`.
-
-    Padding has mask 0, weight 0, label 0, index -1 and a black image (zero features).
+    """Yield every row of `indices` once, in that order; the last batch is padded to `batch_size`.
 
     Args:
-      examples: one domain's.
+      examples: one domain's examples.
       indices: int[n], rows of `examples`.
       batch_size: B.
       workers: as in `train_batches`.
-      features: as in `train_batches`.
+      replaced: as in `train_batches`.
     """
-    fetch = _fetcher(examples, features, _Listed(indices), workers)
+    opened = _opened(columns(examples, replaced), Listed(indices), workers)
     for start in range(0, len(indices), batch_size):
-        yield _batch(examples, indices[start : start + batch_size], batch_size, fetch)
+        yield batch_of(opened, indices[start : start + batch_size], batch_size)
 
 
-def prefetch(iterator: Iterator[T], size: int = 2) -> Generator[T, None, None]:
-    """The same batches, up to `size` of them made ahead by a thread; what the iterator raises is raised here.
+@dataclasses.dataclass(frozen=True)
+class _Failure:
+    error: BaseException
 
-    Closing or collecting the generator ends the thread and closes the iterator.
+
+class Prefetch(Generic[T]):
+    """The items of an iterator, which a thread makes ahead; an iterator and a context manager.
+
+    An exception in the iterator is raised by `__next__`. The owner calls `close()`, best by `with`:
+    it ends the thread and closes the iterator. Where nobody does, the thread ends with the object
+    or with the program, which never waits for it.
     """
-    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(size)
-    stopped = threading.Event()
 
-    def put(item: tuple[T | None, BaseException | None]) -> bool:
+    def __init__(self, iterator: Iterator[T], size: int = 2):
+        """Start the thread.
+
+        Args:
+          iterator: the source; from here on only the thread may use it.
+          size: the number of items that may wait.
+        """
+        self._source = iterator
+        self._ready: queue.Queue[Any] = queue.Queue(size)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(
+            target=_fill,
+            args=(iterator, self._ready, self._stopped),
+            name="medtl-prefetch",
+            daemon=True,
+        )
+        self._thread.start()
+
+    def __iter__(self) -> Prefetch[T]:
+        return self
+
+    def __next__(self) -> T:
+        if self._stopped.is_set():
+            raise StopIteration
+        item = self._ready.get()
+        if item is _END or isinstance(item, _Failure):
+            self._stopped.set()
+            raise item.error if isinstance(item, _Failure) else StopIteration
+        return item
+
+    def close(self, timeout: float = 10.0) -> None:
+        """Stop the thread and close the iterator.
+
+        A thread that does not end within `timeout` seconds keeps its iterator, and ends with the
+        program.
+        """
+        self._stopped.set()
+        self._thread.join(timeout)
+        if not self._thread.is_alive() and hasattr(self._source, "close"):
+            self._source.close()
+
+    def __enter__(self) -> Prefetch[T]:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # No join: at the end of the program a daemon thread is frozen and would never be joined.
+        self._stopped.set()
+
+
+def _fill(iterator: Iterator[Any], ready: queue.Queue[Any], stopped: threading.Event) -> None:
+    """Put the items, then `_END` or a `_Failure`. Holds no `Prefetch`, so that one can be freed."""
+
+    def put(item: Any) -> None:
         while not stopped.is_set():
             try:
                 ready.put(item, timeout=0.1)
             except queue.Full:
                 continue
-            return True
-        return False
+            return
 
-    def work() -> None:
-        try:
-            for batch in iterator:
-                if not put((batch, None)):
-                    return
-            put((None, None))
-        except BaseException as error:
-            put((None, error))
-
-    thread = threading.Thread(target=work, name="medtl-prefetch", daemon=True)
-    thread.start()
     try:
-        while True:
-            batch, error = ready.get()
-            if error is not None:
-                raise error
-            if batch is None:
+        for item in iterator:
+            put(item)
+            if stopped.is_set():
                 return
-            yield batch
-    finally:
-        stopped.set()
-        thread.join()
-        if isinstance(iterator, Generator):
-            iterator.close()
-
-
-def _order(examples: Examples, split: str, seed: int) -> _Endless:
-    order = _Endless(examples.indices(split), seed)
-    if not len(order.rows):
-        raise UserError(
-            f"{examples.name}: split {split} is empty; it has {', '.join(examples.splits)}"
-        )
-    return order
-
-
-@dataclasses.dataclass
-class _Endless:
-    """The row at every place of the endless sequence of permutations."""
-
-    rows: np.ndarray
-    seed: int
-    _drawn: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
-
-    def epoch(self, e: int) -> np.ndarray:
-        drawn = self._drawn.get(e)
-        if drawn is None:
-            bits = np.random.Philox(np.random.SeedSequence((self.seed, e)))
-            drawn = self.rows[np.random.Generator(bits).permutation(len(self.rows))]
-            # Replaced as a whole: Grain's threads read it while another one draws.
-            self._drawn = {k: v for k, v in self._drawn.items() if abs(k - e) <= 1} | {e: drawn}
-        return drawn
-
-    def __getitem__(self, place: int) -> int:
-        e, offset = divmod(place, len(self.rows))
-        return int(self.epoch(e)[offset])
-
-    def span(self, start: int, stop: int) -> np.ndarray:
-        """int64[stop - start], the rows at these places."""
-        n = len(self.rows)
-        epochs = range(start // n, (stop - 1) // n + 1)
-        return np.concatenate([self.epoch(e) for e in epochs])[
-            start - epochs[0] * n : stop - epochs[0] * n
-        ]
+        put(_END)
+    except BaseException as error:
+        put(_Failure(error))
 
 
 @dataclasses.dataclass(frozen=True)
-class _From:
-    """An endless sequence from a place on, with the length that Grain asks for."""
+class _Ordered:
+    """A Grain source: the input at each position of an order."""
 
-    order: _Endless
-    first: int
-
-    def __len__(self) -> int:
-        return 2**62 - self.first
-
-    def __getitem__(self, place: int) -> int:
-        return self.order[self.first + place]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Listed:
-    rows: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, place: int) -> int:
-        return int(self.rows[place])
-
-
-@dataclasses.dataclass(frozen=True)
-class _Placed:
-    """A Grain source: the image at each place of an order."""
-
-    images: ImageSource
-    order: _From | _Listed
+    inputs: ImageSource
+    order: From | Listed
 
     def __len__(self) -> int:
         return len(self.order)
 
-    def __getitem__(self, place: int) -> np.ndarray:
-        return self.images[self.order[place]]
+    def __getitem__(self, position: int) -> np.ndarray:
+        return self.inputs[self.order[position]]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Fetcher:
-    key: str
-    get: Callable[[np.ndarray], np.ndarray]
+class _Stream:
+    """A column that gives the next rows of its order, whatever rows are asked for."""
+
+    items: Iterator[np.ndarray]
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        return np.stack([next(self.items) for _ in rows])
 
 
-def _fetcher(
-    examples: Examples, features: np.ndarray | None, order: _From | _Listed, workers: int
-) -> _Fetcher:
-    """What gives the images of the next rows: an array by its index, an `ImageSource` through Grain, in order."""
-    if features is not None:
-        return _Fetcher("features", features.__getitem__)
-    if isinstance(examples.image, np.ndarray):
-        return _Fetcher("image", examples.image.__getitem__)
-    stream = _stream(_Placed(examples.image, order), workers)
-    return _Fetcher("image", lambda rows: np.stack([next(stream) for _ in rows]))
+@dataclasses.dataclass(frozen=True)
+class _Stacked:
+    """A column that reads an `ImageSource` row by row."""
+
+    inputs: ImageSource
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        return np.stack([self.inputs[int(row)] for row in rows])
 
 
-def _stream(source: _Placed, workers: int) -> Iterator[np.ndarray]:
+def _by_rows(column: Any) -> Any:
+    """Return a column that takes an array of rows."""
+    return column if isinstance(column, np.ndarray | _Stream) else _Stacked(column)
+
+
+def _opened(
+    columns: Mapping[str, np.ndarray | ImageSource], order: From | Listed, workers: int
+) -> dict[str, Any]:
+    """Return the columns, each `ImageSource` as a stream in that order."""
+    return {
+        name: column
+        if isinstance(column, np.ndarray)
+        else _Stream(_read(_Ordered(column, order), workers))
+        for name, column in columns.items()
+    }
+
+
+def _read(source: _Ordered, workers: int) -> Iterator[np.ndarray]:
     import grain
 
     dataset = grain.MapDataset.source(source).to_iter_dataset(
@@ -258,23 +343,3 @@ def _stream(source: _Placed, workers: int) -> Iterator[np.ndarray]:
         yield from iterator
     finally:
         iterator.close()
-
-
-def _batch(examples: Examples, rows: np.ndarray, batch_size: int, fetch: _Fetcher) -> Batch:
-    n = len(rows)
-
-    def padded(values: np.ndarray, fill: float = 0) -> np.ndarray:
-        if n == batch_size:
-            return values
-        return np.concatenate(
-            [values, np.full((batch_size - n, *values.shape[1:]), fill, values.dtype)]
-        )
-
-    return {
-        fetch.key: padded(np.asarray(fetch.get(rows))),
-        "label": padded(examples.label[rows]),
-        "mask": padded(np.ones(n, np.float32)),
-        "weight": padded(examples.weight[rows]),
-        "index": padded(rows.astype(np.int32), -1),
-        "position": np.arange(batch_size, dtype=np.int32),
-    }

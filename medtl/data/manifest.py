@@ -1,22 +1,23 @@
 """A manifest: a CSV file with one line per image.
 
-Columns: `image_path` (absolute, or relative to the manifest), the diagnosis, and optionally `split` (train, val, test; valid
-and validation mean val), `patient_id`, `weight` and `id` (the image_path where it is not given). `site`, `subgroup` and
-`subgroup_<name>` hold groups by which results are broken down: any text, empty where unknown. Other columns are ignored.
-UTF-8 with or without a byte order mark; spaces around a name or a cell do not count; a cell is text, so that classes may be
-called "NA" or "None". Where an example may have several diagnoses they are joined by "|", and a lone "|" means none of them.
+Columns: `image_path` (absolute, or relative to the manifest), the diagnosis, and optionally `split`
+(train, val, test; valid and validation mean val), `patient_id`, `weight` and `id` (by default the
+image_path). `site`, `subgroup` and `subgroup_<name>` hold groups that results are reported for: any
+text, empty where unknown. Other columns are ignored. The file is in UTF-8, with or without a byte
+order mark; spaces around a name or a cell are ignored; a cell is text, so classes may be called
+"NA" or "None". "|" joins several diagnoses of one example, and a lone "|" means none of them.
 
-Refuses, with file, line and column: a missing column, an empty cell, an unknown split, a weight that is not a number >= 0,
-an image that is not there, and what is not a comma-separated file.
+Refuses, with file, line and column: a missing column, an empty cell, an unknown split, a weight
+that is not a number >= 0, a missing image, and a file that is not comma-separated.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import math
 import os
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -24,8 +25,9 @@ from medtl.data import splits
 from medtl.data.table import Table
 from medtl.errors import UserError, nearest
 from medtl.examples import is_group
+from medtl.files import check_csv, check_length, read_csv
 
-# Written so, these would be ignored, and a split, a patient or a group lost without a word.
+# With these spellings the columns would be ignored, and splits or patients lost silently.
 _NEAR_MISSES = {
     "split": "split",
     "patientid": "patient_id",
@@ -38,7 +40,7 @@ _NEAR_MISSES = {
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """Image files, read when asked for."""
+    """Image files, read on demand."""
 
     paths: tuple[str, ...]
 
@@ -63,26 +65,26 @@ class _Sheet:
     lines: list[int]
 
     def column(self, name: str) -> list[str]:
-        at = self.columns[name]
-        return [row[at] for row in self.rows]
+        index = self.columns[name]
+        return [row[index] for row in self.rows]
 
     def where(self, row: int, column: str) -> str:
         return f"{self.path}, line {self.lines[row]}, column {column}"
 
 
-def read(path: str, *, label: str, multi_label: bool, require_label: bool, key: str) -> Table:
-    """Reads a manifest; every image is known to exist, none is decoded.
+def read(spec: Any, *, key: str, require_label: bool, image_size: int) -> Table:
+    """Read a manifest and check that each image exists; none is decoded.
 
     Args:
-      path: the CSV file.
-      label: the column that holds the diagnosis.
-      multi_label: whether a cell of it may hold several.
-      require_label: False for a manifest to be scored; the column is then not looked at.
+      spec: a `medtl.config.dataset`; `path`, `label` and `multi_label` are read.
       key: the config key by which errors name this data set.
+      require_label: False for a manifest to be scored; the column of labels is then ignored.
+      image_size: not used.
 
     Raises:
-      UserError: for everything in the module's docstring.
+      UserError: as the module's docstring lists.
     """
+    path, label = spec.path, spec.label
     # A manifest to be scored is named by a flag, which has no fields.
     flag = key if key.startswith("-") else f"{key}.path"
     sheet = _read_sheet(path, flag)
@@ -93,7 +95,7 @@ def read(path: str, *, label: str, multi_label: bool, require_label: bool, key: 
     n = len(sheet.rows)
     names = _filled(sheet, "image_path")
     labels, classes = (
-        _labels(sheet, label, multi_label) if require_label else (np.full(n, -1, np.int32), ())
+        _labels(sheet, label, spec.multi_label) if require_label else (np.full(n, -1, np.int32), ())
     )
     folder = pathlib.Path(path).parent
     table = Table(
@@ -107,8 +109,8 @@ def read(path: str, *, label: str, multi_label: bool, require_label: bool, key: 
         split=_splits(sheet) if "split" in sheet.columns and require_label else None,
         patient=np.array(sheet.column("patient_id")) if "patient_id" in sheet.columns else None,
         weight=_weights(sheet) if "weight" in sheet.columns else np.ones(n, np.float32),
-        place=np.array(sheet.lines),
-        place_word="line",
+        line_or_row=np.array(sheet.lines),
+        unit="line",
         images=Files(tuple(os.path.join(folder, name) for name in names)),
         groups=_groups(sheet, label),
     )
@@ -127,25 +129,8 @@ def _read_sheet(path: str, flag: str) -> _Sheet:
             else "; it is the path of a manifest CSV"
         )
         raise UserError(f"{flag}: {path} is a directory{hint}")
-    records: list[tuple[int, list[str]]] = []
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            line = 1
-            for record in reader:
-                if any(cell.strip() for cell in record):
-                    records.append((line, [cell.strip() for cell in record]))
-                line = reader.line_num + 1
-    except FileNotFoundError:
-        raise UserError(f"{flag}: there is no file {path}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not a CSV file in UTF-8 ({error.reason} at byte {error.start})"
-        ) from None
-    except csv.Error as error:
-        raise UserError(f"{path}, line {line}: not a CSV file ({error})") from None
-    except OSError as error:
-        raise UserError(f"{flag}: cannot read {path} ({error.strerror})") from None
+    stripped = ((line, [cell.strip() for cell in row]) for line, row in read_csv(path, key=flag))
+    records = [(line, row) for line, row in stripped if any(row)]
     if not records:
         raise UserError(
             f"{path} is empty; the first line names the columns: image_path, diagnosis, ..."
@@ -155,25 +140,13 @@ def _read_sheet(path: str, flag: str) -> _Sheet:
 
 def _sheet(path: str, records: list[tuple[int, list[str]]]) -> _Sheet:
     (line, header), body = records[0], records[1:]
-    if len(header) == 1 and len(header[0]) < 10_000:
-        for mark, word in ((";", "semicolons"), ("\t", "tabs")):
-            if mark in header[0]:
-                raise UserError(
-                    f"{path}, line {line}: the columns are separated by {word}; separate them by commas"
-                )
-    for name in header:
-        if header.count(name) > 1 and name:
-            raise UserError(f"{path}, line {line}: two columns are called {name!r}")
     if any("\0" in name for name in header):
         raise UserError(f"{path}, line {line}: not a CSV file (it holds NUL bytes)")
+    check_csv(path, line, header)
     if not body:
         raise UserError(f"{path} has a header and no rows; each further line is an image")
     for line, row in body:
-        if len(row) != len(header):
-            raise UserError(
-                f"{path}, line {line}: {len(row)} cells, but the header has {len(header)} columns; "
-                "a cell that holds a comma needs quotes"
-            )
+        check_length(path, line, row, header)
     columns = {name: i for i, name in enumerate(header)}
     return _Sheet(path, columns, [row for _, row in body], [line for line, _ in body])
 
@@ -186,7 +159,7 @@ def _require(sheet: _Sheet, column: str, key: str) -> None:
 
 
 def _groups(sheet: _Sheet, label: str) -> dict[str, np.ndarray]:
-    """The columns of groups, less the diagnosis where it is called like one."""
+    """Return the columns of groups, without the diagnosis where it has such a name."""
     return {
         name: np.array(sheet.column(name))
         for name in sheet.columns
@@ -236,7 +209,11 @@ def _labels(sheet: _Sheet, column: str, multi_label: bool) -> tuple[np.ndarray, 
 
 
 def sorted_classes(names: set[str]) -> tuple[str, ...]:
-    """Sorted as numbers where all are, else as text."""
+    """Sort names as numbers if all are, else as text.
+
+    >>> sorted_classes({"10", "9"}), sorted_classes({"b", "a", "10"})
+    (('9', '10'), ('10', 'a', 'b'))
+    """
     return tuple(
         sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names)
     )
@@ -251,7 +228,8 @@ def _refuse_case_twins(
         if other != name:
             row = next(i for i, names in enumerate(sets) if name in names)
             raise UserError(
-                f"{sheet.where(row, column)}: {name!r} and {other!r} differ in case only; write one of them"
+                f"{sheet.where(row, column)}: {name!r} and {other!r} differ in case only; "
+                "write one of them"
             )
 
 
@@ -260,8 +238,8 @@ def _splits(sheet: _Sheet) -> np.ndarray:
     for row, cell in enumerate(sheet.column("split")):
         name = splits.ALIASES.get(cell.lower(), cell.lower())
         if name not in splits.NAMES:
-            said = f"{cell!r} is not a split" if cell else "the cell is empty"
-            raise UserError(f"{sheet.where(row, 'split')}: {said}{nearest(name, splits.NAMES)}")
+            problem = f"{cell!r} is not a split" if cell else "the cell is empty"
+            raise UserError(f"{sheet.where(row, 'split')}: {problem}{nearest(name, splits.NAMES)}")
         names.append(name)
     return np.array(names)
 
@@ -286,6 +264,7 @@ def _check_images(table: Table, names: list[str]) -> None:
         listed = ", ".join(f"{names[i]!r} ({table.where(i)})" for i in missing[:5])
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise UserError(
-            f"{table.origin}, column image_path: {len(missing)} of {len(table)} images are missing: {listed}{more}; "
-            f"paths are relative to {os.path.dirname(table.origin) or '.'}"
+            f"{table.origin}, column image_path: {len(missing)} of {len(table)} "
+            f"images are missing: {listed}"
+            f"{more}; paths are relative to {os.path.dirname(table.origin) or '.'}"
         )

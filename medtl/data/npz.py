@@ -1,7 +1,9 @@
-"""An `.npz` in MedMNIST's layout: {train,val,test}_images uint8[n, H, W] or [n, H, W, 3], {train,val,test}_labels [n, 1] or [n, K].
+"""An `.npz` in MedMNIST's layout.
 
-Class names come from an array `classes` where the file has one, else from MedMNIST's own names where the file is called as one of
-its sets (breastmnist.npz, breastmnist_224.npz), else they are "0", "1", ... In BreastMNIST 0 is malignant and 1 is normal or benign.
+Its arrays are {train,val,test}_images, uint8[n, H, W] or [n, H, W, 3], and {train,val,test}_labels,
+[n, 1] or [n, K]. Class names come from an array `classes` where the file has one. A file with the
+name of a MedMNIST set (breastmnist.npz, breastmnist_224.npz) gets MedMNIST's names; for any other
+they are "0", "1", ... In BreastMNIST 0 is malignant and 1 is normal or benign.
 
 Refuses pickled arrays, images that are not uint8, and labels that are missing or not whole numbers.
 """
@@ -12,6 +14,7 @@ import os
 import pathlib
 import zipfile
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +22,7 @@ from medtl.data import splits
 from medtl.data.table import Table
 from medtl.errors import UserError
 
-# As in medmnist's INFO; commas are left out, so that a name is a plain CSV cell.
+# As in medmnist's INFO, but without commas, so that a name is a plain CSV cell.
 CLASSES = {
     "bloodmnist": (
         "basophil",
@@ -62,21 +65,21 @@ CLASSES = {
 }
 
 
-def read(
-    path: str, *, multi_label: bool, require_label: bool, key: str, images: bool = True
-) -> Table:
-    """Reads an npz.
+def read(spec: Any, *, key: str, require_label: bool, image_size: int) -> Table:
+    """Read an npz.
 
     Args:
-      path: the file.
-      multi_label: whether a row of labels is K answers (0, 1, or NaN for unknown) or one class.
-      require_label: False for a file to be scored; labels are then not looked at.
+      spec: a `medtl.config.dataset`; `path` and `multi_label` are read. With several labels an
+        image, a row of labels is K answers: 0, 1, or NaN for unknown.
       key: the config key by which errors name this data set.
-      images: False leaves the images unread (an array without pixels takes their place), which is quick.
+      require_label: False for a file to be scored; its labels are ignored.
+      image_size: 0 leaves the images unread, which is quick, unless only they give the number of
+        examples.
 
     Raises:
-      UserError: for everything in the module's docstring.
+      UserError: as the module's docstring lists.
     """
+    path, images = spec.path, image_size > 0 or not require_label
     if not os.path.isfile(path):
         raise UserError(
             f"{key}.path: there is no file {path or '(empty)'}; it is the path of an .npz"
@@ -86,7 +89,7 @@ def read(
             arrays = np.load(file, allow_pickle=False)
             if not isinstance(arrays, np.lib.npyio.NpzFile):
                 raise ValueError("it holds a single array")
-            return _table(path, arrays, multi_label, require_label, key, images)
+            return _table(path, arrays, spec.multi_label, require_label, key, images)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{key}.path: {path} is not a readable .npz ({error})") from None
 
@@ -102,7 +105,8 @@ def _table(
     present = [s for s in splits.NAMES if f"{s}_images" in arrays]
     if not present:
         raise UserError(
-            f"{path} has the arrays {', '.join(arrays) or '(none)'}; it needs train_images and train_labels"
+            f"{path} has the arrays {', '.join(arrays) or '(none)'}; "
+            "it needs train_images and train_labels"
         )
     pixels, labels = [], []
     for name in present:
@@ -140,8 +144,8 @@ def _table(
         split=np.repeat(present, counts),
         patient=None,
         weight=np.ones(n, np.float32),
-        place=np.concatenate([np.arange(count) for count in counts]),
-        place_word="row",
+        line_or_row=np.concatenate([np.arange(count) for count in counts]),
+        unit="row",
         images=np.concatenate(pixels),
     )
 
@@ -152,13 +156,14 @@ def _images(arrays: Mapping[str, np.ndarray], split: str, path: str) -> np.ndarr
         value.ndim == 3 or (value.ndim == 4 and value.shape[-1] in (1, 3))
     ):
         raise UserError(
-            f"{path}, {split}_images is {value.dtype}{list(value.shape)}; it must be uint8[n, H, W], [n, H, W, 1] or [n, H, W, 3]"
+            f"{path}, {split}_images is {value.dtype}{list(value.shape)}; "
+            "it must be uint8[n, H, W], [n, H, W, 1] or [n, H, W, 3]"
         )
     return value
 
 
 def _labels(value: np.ndarray, where: str, multi_label: bool, key: str) -> np.ndarray:
-    """int32[n], or float32[n, K]."""
+    """Return int32[n], or float32[n, K]."""
     if value.dtype.kind not in "biuf" or value.ndim > 2:
         raise UserError(
             f"{where} is {value.dtype}{list(value.shape)}; it must hold numbers, [n, 1] or [n, K]"
@@ -172,7 +177,8 @@ def _labels(value: np.ndarray, where: str, multi_label: bool, key: str) -> np.nd
         return answers
     if value.ndim == 2 and value.shape[1] != 1:
         raise UserError(
-            f"{where} has {value.shape[1]} columns; set {key}.multi_label to True for several labels an image"
+            f"{where} has {value.shape[1]} columns; "
+            f"set {key}.multi_label to True for several labels an image"
         )
     numbers = value.reshape(len(value))
     for row in np.flatnonzero(~((numbers >= 0) & (numbers == np.floor(numbers)))):
@@ -190,6 +196,7 @@ def _classes(path: str, arrays: Mapping[str, np.ndarray], label: np.ndarray) -> 
             return tuple(str(i) for i in range(count))
     if len(names) < count or len(set(names)) != len(names):
         raise UserError(
-            f"{path}: `classes` has {len(set(names))} different names, the labels have {count} classes"
+            f"{path}: `classes` has {len(set(names))} different names, "
+            f"the labels have {count} classes"
         )
     return names

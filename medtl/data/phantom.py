@@ -1,12 +1,15 @@
-"""The embedded synthetic set: drawn grey images of a body with two dark lobes, and what two scanners make of them.
+"""The embedded synthetic set: grey images of a body with two dark lobes, from two scanners.
 
-NOT MEDICAL DATA. Names and ids say phantom, and `Examples.synthetic` is True. A "nodule" is a few small round bright blobs in
-the lobes; an "infiltrate" is a wide, ill-defined, uneven patch there; vessels, short bright streaks, cross the lobes of all
-three classes and look like either. The scanners "a" and "b" share that concept and differ in field of view, sharpness, contrast
-curve, noise and texture, and so make a source and a target. A patient has one to four images, with the same body and lesions.
+NOT MEDICAL DATA. Names and ids say phantom, and `Examples.synthetic` is True. A "nodule" is a few
+small round bright blobs in the lobes; an "infiltrate" is a wide, ill-defined, uneven patch there.
+Vessels, short bright streaks, cross the lobes of all three classes and look like either. The
+scanners "a" and "b" show the same classes and differ in field of view, sharpness, contrast curve,
+noise and texture, so one makes a source and the other a target. A patient has one to four images,
+with the same body and lesions.
 
-Deterministic from the seed: drawn in float64 and rounded to uint8 at the end. All geometry is in units of half the body's field
-of view, so an image of another size shows the same kind of thing, only finer.
+The images are a function of the seed, computed in float64 and rounded to uint8 at the end. Geometry
+is in units of half the body's field of view, so images of another size show the same bodies, only
+finer.
 """
 
 from __future__ import annotations
@@ -48,7 +51,7 @@ class Scanner:
     noise: float
 
 
-# What sets the difficulty; benchmarks/ and configs/ state what was measured with these values.
+# These set the difficulty; the results in benchmarks/ and configs/ hold for these values.
 SCANNERS = {
     "a": Scanner(
         zoom=1.0, blur=0.03, gain=1.0, gamma=1.0, bias=0.0, texture=0.06, grain=0.10, noise=0.03
@@ -67,7 +70,7 @@ VESSEL_CONTRAST = (0.05, 0.20)
 VESSEL_LENGTH = (0.10, 0.30)
 VESSEL_WIDTH = 0.035
 IMAGES_PER_PATIENT = 4  # at most
-# How far the images of one patient differ: shift, rotation, and place of the lesions.
+# How far the images of one patient differ: shift, rotation, and position of the lesions.
 JITTER = 0.05
 
 _CHUNK = 64
@@ -83,12 +86,13 @@ def examples(
     split: Sequence[float] = (0.7, 0.15, 0.15),
     train_size: int = 0,
 ) -> Examples:
-    """Draws `n` phantom images.
+    """Draw `n` phantom images.
 
     Args:
-      n: how many images; the classes are about equally frequent.
+      n: the number of images; the classes are about equally frequent.
       scanner: "a" or "b".
-      seed: of the bodies, the split and `train_size`. The two scanners see different bodies under the same seed.
+      seed: the seed of the bodies, of the split and of `train_size`. The two scanners see different
+        bodies under the same seed.
       image_size: height and width.
       channels: 1, or 3 equal ones.
       split: the fractions of train, val and test.
@@ -112,13 +116,17 @@ def examples(
 
 
 def draw(n: int, *, scanner: str, seed: int, image_size: int) -> tables.Table:
-    """The same as `examples`, before a split is drawn; images are uint8[n, image_size, image_size]."""
+    """Draw the images of `examples` without a split; image_size 0 draws everything but the pixels.
+
+    Returns:
+      A table of uint8[n, image_size, image_size].
+    """
     rng = _generator(seed, scanner, 0)
     patient = _patients(n, rng)
     bodies = _bodies(patient.max() + 1, rng)
     views = _views(bodies, patient, rng)
     pixels = np.empty((n, image_size, image_size), np.uint8)
-    for chunk, start in enumerate(range(0, n, _CHUNK)):
+    for chunk, start in enumerate(range(0, n if image_size else 0, _CHUNK)):
         part = slice(start, start + _CHUNK)
         chunk_rng = _generator(seed, scanner, 1 + chunk)
         pixels[part] = _render(
@@ -134,8 +142,8 @@ def draw(n: int, *, scanner: str, seed: int, image_size: int) -> tables.Table:
         split=None,
         patient=np.array([f"{name}_{seed}_p{p:05d}" for p in patient]),
         weight=np.ones(n, np.float32),
-        place=np.arange(n),
-        place_word="row",
+        line_or_row=np.arange(n),
+        unit="row",
         images=pixels,
         synthetic=True,
     )
@@ -154,20 +162,20 @@ def _uniform(
 
 
 def _patients(n: int, rng: np.random.Generator) -> np.ndarray:
-    """int64[n], the patient of each image."""
+    """Return int64[n], the patient of each image."""
     counts = 1 + (rng.random(n) * IMAGES_PER_PATIENT).astype(np.int64)
     return np.repeat(np.arange(n), counts)[:n]
 
 
 def _in_lobes(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """float64[*shape, 2], points evenly spread over the inner part of the two lobes, in the body's frame."""
+    """Return float64[*shape, 2], points spread over the inner lobes, in the body's frame."""
     radius, angle = np.sqrt(rng.random(shape)), 2 * np.pi * rng.random(shape)
     side = np.where(rng.random(shape) < 0.5, -1.0, 1.0)
     return np.stack([side * 0.4 + 0.18 * radius * np.cos(angle), 0.42 * radius * np.sin(angle)], -1)
 
 
 def _bodies(p: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """What the images of each of `p` patients share; every value has the leading axis p."""
+    """Return what the images of a patient share; each value has the leading axis p, patients."""
     label = np.arange(p) % len(CLASSES)
     rng.shuffle(label)
     nodule, infiltrate = label == CLASSES.index("nodule"), label == CLASSES.index("infiltrate")
@@ -197,7 +205,7 @@ def _bodies(p: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
 def _views(
     bodies: dict[str, np.ndarray], patient: np.ndarray, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """The bodies as each image finds them; every value has the leading axis n."""
+    """Return the bodies as each image shows them; each value has the leading axis n, images."""
     n = len(patient)
     views = {name: value[patient] for name, value in bodies.items()}
     views["shift"] = rng.normal(0, JITTER, (n, 2))
@@ -211,7 +219,7 @@ def _views(
 def _render(
     views: dict[str, np.ndarray], scanner: Scanner, size: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """uint8[n, size, size] as the scanner sees the views."""
+    """Return uint8[n, size, size], the views as the scanner renders them."""
     n = len(views["label"])
     axis = (np.arange(size) + 0.5) * (2 / size) - 1
     y, x = axis[:, None], axis[None, :]
@@ -238,26 +246,26 @@ def _render(
     scene = body * (tissue + lobes * (air - tissue + bright)) * texture
 
     bias = each(np.cos(views["bias_angle"])) * x + each(np.sin(views["bias_angle"])) * y
-    seen = 0.5 + scanner.gain * (_blurred(scene, scanner.blur) - 0.5) + scanner.bias * bias
-    seen = np.clip(seen, 0.0, 1.0) ** scanner.gamma + scanner.noise * rng.standard_normal(
+    image = 0.5 + scanner.gain * (_blurred(scene, scanner.blur) - 0.5) + scanner.bias * bias
+    image = np.clip(image, 0.0, 1.0) ** scanner.gamma + scanner.noise * rng.standard_normal(
         (n, size, size)
     )
-    return np.rint(np.clip(seen, 0.0, 1.0) * 255).astype(np.uint8)
+    return np.rint(np.clip(image, 0.0, 1.0) * 255).astype(np.uint8)
 
 
 def _inside(level: np.ndarray) -> np.ndarray:
-    """1 where a level set is positive, 0 outside, with a soft edge."""
+    """Return 1 where a level set is positive, 0 outside, with a soft edge."""
     return np.clip(0.5 + level / 0.3, 0.0, 1.0)
 
 
 def _nodules(views: dict[str, np.ndarray], u: np.ndarray, v: np.ndarray) -> np.ndarray:
     total = np.zeros_like(u)
     for i in range(NODULES):
-        at, radius = (
+        centre, radius = (
             views["nodule_at"][:, i, :, None, None],
             views["nodule_radius"][:, i, None, None],
         )
-        square = ((u - at[:, 0]) ** 2 + (v - at[:, 1]) ** 2) / radius**2
+        square = ((u - centre[:, 0]) ** 2 + (v - centre[:, 1]) ** 2) / radius**2
         total += views["nodule"][:, i, None, None] * np.exp(-0.5 * square)
     return total
 
@@ -265,9 +273,12 @@ def _nodules(views: dict[str, np.ndarray], u: np.ndarray, v: np.ndarray) -> np.n
 def _vessels(views: dict[str, np.ndarray], u: np.ndarray, v: np.ndarray) -> np.ndarray:
     total = np.zeros_like(u)
     for i in range(VESSELS):
-        at, angle = views["vessel_at"][:, i, :, None, None], views["vessel_angle"][:, i, None, None]
-        along = (u - at[:, 0]) * np.cos(angle) + (v - at[:, 1]) * np.sin(angle)
-        across = (v - at[:, 1]) * np.cos(angle) - (u - at[:, 0]) * np.sin(angle)
+        centre, angle = (
+            views["vessel_at"][:, i, :, None, None],
+            views["vessel_angle"][:, i, None, None],
+        )
+        along = (u - centre[:, 0]) * np.cos(angle) + (v - centre[:, 1]) * np.sin(angle)
+        across = (v - centre[:, 1]) * np.cos(angle) - (u - centre[:, 0]) * np.sin(angle)
         square = (along / views["vessel_length"][:, i, None, None]) ** 2 + (
             across / VESSEL_WIDTH
         ) ** 2
@@ -278,14 +289,17 @@ def _vessels(views: dict[str, np.ndarray], u: np.ndarray, v: np.ndarray) -> np.n
 def _infiltrate(
     views: dict[str, np.ndarray], u: np.ndarray, v: np.ndarray, size: int, rng: np.random.Generator
 ) -> np.ndarray:
-    at, radius = views["infiltrate_at"][:, :, None, None], views["infiltrate_radius"][:, None, None]
-    square = ((u - at[:, 0]) ** 2 + (v - at[:, 1]) ** 2) / radius**2
+    centre, radius = (
+        views["infiltrate_at"][:, :, None, None],
+        views["infiltrate_radius"][:, None, None],
+    )
+    square = ((u - centre[:, 0]) ** 2 + (v - centre[:, 1]) ** 2) / radius**2
     uneven = np.clip(1 + 0.8 * _noise(rng, len(u), size, 0.08), 0.0, None)
     return views["infiltrate"][:, None, None] * np.exp(-0.5 * square) * uneven
 
 
 def _gaussian(size: int, scale: float) -> np.ndarray:
-    """float64[size, size // 2 + 1], the transfer function of a Gaussian blur of standard deviation `scale`."""
+    """Return float64[size, size // 2 + 1], the transfer function of a Gaussian blur."""
     fy, fx = np.fft.fftfreq(size, 2 / size), np.fft.rfftfreq(size, 2 / size)
     return np.exp(-2 * (np.pi * scale) ** 2 * (fy[:, None] ** 2 + fx[None, :] ** 2))
 
@@ -296,7 +310,7 @@ def _blurred(image: np.ndarray, scale: float) -> np.ndarray:
 
 
 def _noise(rng: np.random.Generator, n: int, size: int, scale: float) -> np.ndarray:
-    """float64[n, size, size], smooth noise of mean 0 and expected variance 1."""
+    """Return float64[n, size, size], smooth noise of mean 0 and expected variance 1."""
     white = rng.standard_normal((n, size, size))
     transfer = np.fft.fftn(np.fft.irfft2(_gaussian(size, scale), s=(size, size)))
     return _blurred(white, scale) / np.sqrt(np.mean(np.abs(transfer) ** 2))

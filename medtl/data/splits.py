@@ -1,7 +1,7 @@
-"""Who is in train, val and test: drawing splits and training subsets, and refusing those that cannot be used.
+"""Draws splits into train, val and test, and subsets of train.
 
-Refuses duplicate ids, a patient in two splits, a class that is evaluated but never trained, and a split with one class
-(its AUROC would be undefined).
+Refuses duplicate ids, a patient in two splits, a class that is evaluated but never trained, and a
+split with one class (its AUROC would be undefined).
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ ALIASES = {"valid": "val", "validation": "val"}
 def assign(
     label: np.ndarray, fractions: Sequence[float], *, seed: int, patient: np.ndarray | None = None
 ) -> np.ndarray:
-    """Draws a stratified split in which no patient is in two parts; see `parts`.
+    """Draw a stratified split in which no patient is in two parts; see `parts`.
 
     Args:
       label: int[N], or float[N, K] (NaN counts as 0).
-      fractions: of train, val and test; they sum to 1, and a 0 leaves that split empty.
-      seed: of the order.
-      patient: str[N], "" where not known: such a row is a patient of its own.
+      fractions: the fractions of train, val and test; they sum to 1, and a 0 leaves that split
+        empty.
+      seed: the seed of the order.
+      patient: str[N], "" where unknown: such a row is a patient of its own.
 
     Returns:
       str[N], "train", "val" or "test".
@@ -42,17 +43,18 @@ def parts(
     key: Sequence[int],
     patient: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Cuts rows into stratified parts in which no patient is in two.
+    """Divide rows into stratified parts such that no patient is in two.
 
-    The patients, in random order and those with the most images first, go one by one to the part that lacks most of
-    what they bring: the one with the greatest sum over classes of `images * (wanted - present) / total`. Without
-    patients every class is within one image of its fraction. Depends on the order of the rows and on nothing else.
+    The patients are taken in random order, those with the most images first. Each goes to the part
+    that lacks its images most: the one with the greatest sum over classes of
+    `images * (wanted - present) / total`. Without patients every class is within one image of its
+    fraction. The result depends on the order of the rows.
 
     Args:
       label: int[N], or float[N, K] (NaN counts as 0).
-      fractions: of the parts; they sum to 1, and a 0 leaves that part empty.
+      fractions: the fractions of the parts; they sum to 1, and a 0 leaves that part empty.
       key: numbers from which the order is drawn.
-      patient: str[N], "" where not known: such a row is a patient of its own.
+      patient: str[N], "" where unknown: such a row is a patient of its own.
 
     Returns:
       int64[N], the part of each row.
@@ -61,27 +63,40 @@ def parts(
     n = len(content)
     group = np.arange(n)
     if patient is not None:
-        _, known = np.unique(patient, return_inverse=True)
-        group = np.unique(np.where(patient == "", np.arange(n) + n, known), return_inverse=True)[1]
+        _, number = np.unique(patient, return_inverse=True)
+        group = np.unique(np.where(patient == "", np.arange(n) + n, number), return_inverse=True)[1]
     size = np.bincount(group)
-    brings = np.stack([np.bincount(group, weights=column) for column in content.T], axis=1)
+    images = np.stack([np.bincount(group, weights=column) for column in content.T], axis=1)
 
     total = np.maximum(content.sum(0), 1.0)
     lacking = np.outer(np.asarray(fractions, np.float64), content.sum(0))
     order = np.random.default_rng(list(key)).permutation(len(size))
     order = order[np.argsort(-size[order], kind="stable")]
-    chosen = np.zeros(len(size), np.int64)
+    part = np.zeros(len(size), np.int64)
     for g in order:
-        chosen[g] = best = np.argmax(lacking @ (brings[g] / total))
-        lacking[best] -= brings[g]
-    return chosen[group]
+        part[g] = best = np.argmax(lacking @ (images[g] / total))
+        lacking[best] -= images[g]
+    return part[group]
 
 
 def subset_order(label: np.ndarray, *, seed: int) -> np.ndarray:
-    """int64[N], a random order in which the first n rows are stratified for every n, so that smaller subsets nest in larger.
+    """Return a random order whose first n rows are stratified for every n.
 
-    The k-th row of a class of n_c rows stands at k / n_c: first one of each class, then in proportion. Rows with the
-    same set of diagnoses make a class where an example may have several.
+    Smaller subsets are therefore nested in larger ones. The rows are sorted by k / n_c, where a row
+    is the k-th of the n_c rows of its class: first one row of each class, then rows in proportion.
+    Where an example may have several diagnoses, rows with the same set of them make a class.
+
+    Args:
+      label: int[N], or float[N, K] (NaN counts as 0).
+      seed: the seed of the order.
+
+    Returns:
+      int64[N], the rows.
+
+    >>> label = np.array([0, 0, 0, 0, 1, 1])
+    >>> order = subset_order(label, seed=0)
+    >>> np.bincount(label[order[:3]]), np.bincount(label[order])
+    (array([2, 1]), array([4, 2]))
     """
     _, stratum = np.unique(_strata(label), axis=0, return_inverse=True)
     stratum = stratum.reshape(-1)
@@ -103,12 +118,12 @@ def complete(
     require_label: bool,
     require_train: bool,
 ) -> Table:
-    """The table with a split drawn where it has none, cut down to `train_size`, and checked.
+    """Draw a split where the table has none, reduce train to `train_size`, and check the result.
 
     A data set whose only split is train counts as one without a split.
 
     Raises:
-      UserError: for what cannot be trained or evaluated on.
+      UserError: the table cannot be trained or evaluated on.
     """
     if not len(table):
         raise UserError(f"{table.origin} holds no example; {key} needs at least one")
@@ -131,18 +146,19 @@ def complete(
     for name, fraction in zip(NAMES, drawn, strict=False):
         if fraction > 0 and not np.any(table.split == name):
             raise UserError(
-                f"{table.origin}: {len(table)} examples are too few to draw split {name} from, {fraction:g} of them with "
-                f"patients kept together; change {key}.split"
+                f"{table.origin}: {len(table)} examples are too few to draw split {name} from, "
+                f"{fraction:g} of them with patients kept together; change {key}.split"
             )
     return table
 
 
 def check_fractions(fractions: Sequence[float], key: str, require_train: bool) -> None:
-    """Raises UserError where they are not three fractions that sum to 1, or train gets nothing."""
+    """Raise UserError unless they are three fractions that sum to 1 and give train something."""
     values = [float(f) for f in fractions]
     if len(values) != 3 or not all(0 <= f <= 1 for f in values) or abs(sum(values) - 1) > 1e-6:
         raise UserError(
-            f"{key}.split is {tuple(fractions)}; it is the fractions of train, val and test and sums to 1"
+            f"{key}.split is {tuple(fractions)}; "
+            "it is the fractions of train, val and test and sums to 1"
         )
     if require_train and not values[0]:
         raise UserError(
@@ -151,7 +167,10 @@ def check_fractions(fractions: Sequence[float], key: str, require_train: bool) -
 
 
 def _strata(label: np.ndarray) -> np.ndarray:
-    """float64[N, K + 1]: which classes a row holds, and a 1, so that rows without a class are spread out too."""
+    """Return float64[N, K + 1]: 1 for each class of a row, then a 1 for the row itself.
+
+    The last column spreads rows without a class over the parts, too.
+    """
     if label.ndim == 2:
         content = np.nan_to_num(label)
     else:
@@ -163,7 +182,8 @@ def _first_of_train(table: Table, split: np.ndarray, train_size: int, seed: int,
     train = np.flatnonzero(split == "train")
     if not 0 < train_size <= len(train):
         raise UserError(
-            f"{key}.train_size is {train_size}; train has {len(train)} examples, so 0 (all) to {len(train)}"
+            f"{key}.train_size is {train_size}; train has {len(train)} examples, "
+            f"so it can be 0 (all) to {len(train)}"
         )
     kept = train[subset_order(table.label[train], seed=seed)[:train_size]]
     return table.take(np.sort(np.concatenate([kept, np.flatnonzero(split != "train")])))
@@ -191,21 +211,22 @@ def _check_patients(table: Table, split: np.ndarray) -> None:
             crossing.setdefault(name, (seen[name], row))
     if crossing:
         name, (one, two) = next(iter(crossing.items()))
+        more = f"; so are {len(crossing) - 1} more patients" if len(crossing) > 1 else ""
         raise UserError(
-            f"{table.origin}: patient {str(name)!r} is in {split[one]} ({table.where(one)}) and in {split[two]} "
-            f"({table.where(two)}); {len(crossing)} such: each patient belongs in one split"
+            f"{table.origin}: patient {str(name)!r} is in {split[one]} ({table.where(one)}) and in "
+            f"{split[two]} ({table.where(two)}){more}; each patient belongs in one split"
         )
 
 
 def _present(table: Table, rows: np.ndarray) -> np.ndarray:
-    """bool[K], which classes occur among the rows."""
+    """Return bool[K], whether each class occurs among the rows."""
     if table.label.ndim == 2:
         return (table.label[rows] == 1).any(0)
     return np.bincount(table.label[rows], minlength=len(table.classes)) > 0
 
 
 def _check_classes(table: Table, split: np.ndarray, key: str, require_train: bool) -> None:
-    """Refuses an empty train, a split with one class, and a class that only val or test has."""
+    """Refuse an empty train, a split with one class, and a class that only val or test has."""
     present = {
         name: _present(table, np.flatnonzero(split == name))
         for name in NAMES
@@ -213,31 +234,33 @@ def _check_classes(table: Table, split: np.ndarray, key: str, require_train: boo
     }
     if require_train and "train" not in present:
         raise UserError(
-            f"{table.origin}: split train is empty; it has {', '.join(present)}. {key} needs examples to train on"
+            f"{table.origin}: split train is empty; it has {', '.join(present)}. "
+            f"{key} needs examples to train on"
         )
     for name, classes in present.items():
         if table.label.ndim == 1 and classes.sum() < 2:
             only = table.classes[int(np.argmax(classes))]
             raise UserError(
-                f"{table.origin}: split {name} has {int((split == name).sum())} example(s), all of the class {only!r}; "
-                f"{key} needs two classes or more in it"
+                f"{table.origin}: split {name} has {int((split == name).sum())} example(s), "
+                f"all of the class {only!r}; {key} needs two classes or more in it"
             )
     if table.label.ndim == 2 and require_train and not present["train"].any():
         raise UserError(
             f"{table.origin}: no example in split train has any of the diagnoses {table.classes}"
         )
     for name in ("val", "test"):
-        lacking = (
+        untrained = (
             np.flatnonzero(present[name] & ~present["train"])
             if {name, "train"} <= present.keys()
             else ()
         )
-        for c in lacking:
+        for c in untrained:
             has = table.label[:, c] == 1 if table.label.ndim == 2 else table.label == c
             row = np.flatnonzero(has & (split == name))[0]
             raise UserError(
-                f"{table.origin}, {table.where(row)}: label {table.classes[c]!r} occurs in {name} but not in train; "
-                f"train has {', '.join(table.classes[k] for k in np.flatnonzero(present['train']))}"
+                f"{table.origin}, {table.where(row)}: label {table.classes[c]!r} occurs in {name} "
+                "but not in train; train has "
+                f"{', '.join(table.classes[k] for k in np.flatnonzero(present['train']))}"
             )
     if require_train and not (table.weight[split == "train"] > 0).any():
         raise UserError(f"{table.origin}, column weight: the weights of train are all 0")

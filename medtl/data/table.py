@@ -1,4 +1,4 @@
-"""What a reader hands on: one domain's examples before their images are decoded, and where each of them came from."""
+"""One domain's examples as a reader returns them: images not decoded, and where each is from."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from medtl.examples import Examples, ImageSource
 
 
 class Encoded(Protocol):
-    """Images as the bytes of their files; the bytes are read when asked for, also by several threads at once."""
+    """Images as the bytes of their files, read on demand, also by several threads at once."""
 
     def __len__(self) -> int: ...
 
@@ -25,21 +25,22 @@ class Encoded(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """One domain's examples, its images still as they were found.
+    """One domain's examples, with their images as they are stored.
 
     Attributes:
-      name: for reports.
+      name: the name in reports.
       origin: the path (or the words) by which an error names the data set.
       id: str[N].
       label: int32[N], -1 unknown; or float32[N, K] of 0, 1 or NaN.
       classes: the K names.
       split: str[N], or None where the data set has none.
-      patient: str[N], "" where a patient is not known; or None where none is.
+      patient: str[N], "" where the patient is unknown; or None where all are.
       weight: float32[N].
-      place: int64[N], where an error says that a row is: the line of the CSV, or the row counted from 0.
-      place_word: "line" or "row".
+      line_or_row: int64[N], the number by which an error names a row: its line in the CSV file, or
+        the row counted from 0.
+      unit: "line" or "row", whichever `line_or_row` holds.
       images: uint8[N, H, W] or [N, H, W, C], or `Encoded`.
-      synthetic: True where the images were drawn by a program.
+      synthetic: True where a program drew the images.
       groups: "site", "subgroup" or "subgroup_<name>" -> str[N], "" where unknown.
     """
 
@@ -51,8 +52,8 @@ class Table:
     split: np.ndarray | None
     patient: np.ndarray | None
     weight: np.ndarray
-    place: np.ndarray
-    place_word: str
+    line_or_row: np.ndarray
+    unit: str
     images: np.ndarray | Encoded
     synthetic: bool = False
     groups: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
@@ -61,11 +62,11 @@ class Table:
         return len(self.id)
 
     def where(self, row: int) -> str:
-        """Such as "line 17"."""
-        return f"{self.place_word} {self.place[row]}"
+        """Return the words by which an error names a row, such as "line 17"."""
+        return f"{self.unit} {self.line_or_row[row]}"
 
     def take(self, rows: np.ndarray) -> Table:
-        """The given rows, in the given order."""
+        """Return the given rows, in the given order."""
         images = (
             self.images[rows] if isinstance(self.images, np.ndarray) else self.images.take(rows)
         )
@@ -76,13 +77,13 @@ class Table:
             split=None if self.split is None else self.split[rows],
             patient=None if self.patient is None else self.patient[rows],
             weight=self.weight[rows],
-            place=self.place[rows],
+            line_or_row=self.line_or_row[rows],
             images=images,
             groups={name: values[rows] for name, values in self.groups.items()},
         )
 
     def unlabelled(self) -> Table:
-        """The same examples with nothing known of their diagnosis, all in the split "test"."""
+        """Return the same examples without labels, all in the split "test"."""
         return dataclasses.replace(
             self,
             label=np.full(len(self), -1, np.int32),
@@ -92,12 +93,15 @@ class Table:
 
 
 def examples(table: Table, image: np.ndarray | ImageSource, contents: Sequence[bytes]) -> Examples:
-    """The finished examples.
+    """Return a table as `Examples`.
 
     Args:
       table: validated, with a split.
       image: uint8[N, H, W, C], or an `ImageSource` of uint8[H, W, C].
-      contents: one digest per row of the image as it was found; enters the fingerprint.
+      contents: one digest per row, of the stored image; part of the fingerprint.
+
+    Raises:
+      ValueError: the table has no split.
     """
     if table.split is None:
         raise ValueError("the table has no split")
@@ -108,7 +112,7 @@ def examples(table: Table, image: np.ndarray | ImageSource, contents: Sequence[b
     fingerprint.update(b"".join(contents))
     return Examples(
         name=table.name,
-        image=image,
+        inputs={"image": image},
         label=table.label,
         id=table.id,
         split=table.split,
@@ -123,7 +127,7 @@ def examples(table: Table, image: np.ndarray | ImageSource, contents: Sequence[b
 
 
 def _patients(table: Table) -> np.ndarray | None:
-    """An image of an unknown patient counts as a patient of its own."""
+    """Return the patients; an image of an unknown patient counts as a patient of its own."""
     if table.patient is None:
         return None
     return np.where(table.patient == "", np.char.add("?", table.id), table.patient)

@@ -1,10 +1,12 @@
 """A prepared TFDS data set in ArrayRecord files, read without TensorFlow.
 
-It is found by name ("breast_mnist:1.0.0", "name/config:version"; the newest version where none is given) under `path`, else
-under $TFDS_DATA_DIR, else under ~/tensorflow_datasets; or by `path` alone, the folder that holds dataset_info.json. The image is
-the one Image feature; the diagnosis is the feature named in `label`, else the one ClassLabel; `patient_id` is read where it exists.
+A name ("breast_mnist:1.0.0", "name/config:version"; without a version the newest) is looked up
+under `path`, else under $TFDS_DATA_DIR, else under ~/tensorflow_datasets. Without a name, `path` is
+the folder that holds dataset_info.json. The image is the one Image feature; the diagnosis is the
+feature that `label` names, else the one ClassLabel; `patient_id` is read where it exists.
 
-Refuses what is not prepared, what is in another file format (TFRecord needs TensorFlow), and images that are not 8 or 16 bit.
+Refuses data sets that are not prepared or in another file format (TFRecord needs TensorFlow), and
+images that are not 8 or 16 bit.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,10 +27,10 @@ from medtl.errors import UserError, nearest
 
 
 def find(path: str, name: str, *, key: str) -> pathlib.Path:
-    """The folder of a prepared data set; imports nothing, so a mistake is told at once.
+    """Return the folder of a prepared data set; imports nothing, so mistakes show at once.
 
     Raises:
-      UserError: where there is none, or its files are not ArrayRecord.
+      UserError: there is none, or its files are not ArrayRecord.
     """
     if not path and not name:
         raise UserError(
@@ -38,85 +40,88 @@ def find(path: str, name: str, *, key: str) -> pathlib.Path:
     try:
         info = json.loads((folder / "dataset_info.json").read_text())
     except (OSError, ValueError):
-        what = (
+        problem = (
             f"{name!r} is not prepared in {folder}"
             if name
             else f"{folder} has no readable dataset_info.json"
         )
-        raise UserError(f"{key}: TFDS data set {what}; {_how_to_prepare(name)}") from None
+        raise UserError(f"{key}: TFDS data set {problem}; {_how_to_prepare(name)}") from None
     if not (folder / "features.json").is_file():
         raise UserError(f"{key}: {folder} has no features.json; {_how_to_prepare(name)}")
-    form = info.get("fileFormat", "tfrecord")
-    if form != "array_record":
+    file_format = info.get("fileFormat", "tfrecord")
+    if file_format != "array_record":
         raise UserError(
-            f"{key}: {folder} is in the format {form}, which is not read; {_how_to_prepare(name)}"
+            f"{key}: {folder} is in the format {file_format}, which is not read; "
+            f"{_how_to_prepare(name)}"
         )
     return folder
 
 
-def read(
-    path: str, name: str, *, label: str, multi_label: bool, require_label: bool, key: str
-) -> Table:
-    """Reads everything but the images of a prepared data set; arguments and errors as in `manifest.read`."""
-    folder = find(path, name, key=key)
+def check(spec: Any, *, key: str) -> None:
+    """Raise the errors of `find`; arguments as in `read`."""
+    find(spec.path, spec.name, key=key)
+
+
+def read(spec: Any, *, key: str, require_label: bool, image_size: int) -> Table:
+    """Read everything but the images of a prepared data set; arguments as in `npz.read`."""
+    folder = find(spec.path, spec.name, key=key)
     import tensorflow_datasets as tfds
 
     try:
         builder = tfds.builder_from_directory(folder)
-        features = builder.info.features
-        named = {
-            s: splits.ALIASES.get(s, s)
-            for s in builder.info.splits
-            if builder.info.splits[s].num_examples
-        }
+        features, infos = builder.info.features, builder.info.splits
+        split_names = {s: splits.ALIASES.get(s, s) for s in infos if infos[s].num_examples}
     except Exception as error:  # TFDS raises whatever its parsers raise
         raise UserError(f"{key}: TFDS cannot open {folder} ({error})") from None
-    for unknown in sorted(s for s, as_ in named.items() if as_ not in splits.NAMES):
+    for unknown in sorted(s for s, name in split_names.items() if name not in splits.NAMES):
         logging.warning(
             "%s: the split %r is neither train, val nor test and is left out", folder, unknown
         )
     parts = sorted(
-        (s for s, as_ in named.items() if as_ in splits.NAMES),
-        key=lambda s: splits.NAMES.index(named[s]),
+        (s for s, name in split_names.items() if name in splits.NAMES),
+        key=lambda s: splits.NAMES.index(split_names[s]),
     )
     if not parts:
         raise UserError(
-            f"{key}: {folder} has the splits {sorted(named)}; one must be train, validation or test"
+            f"{key}: {folder} has the splits {sorted(split_names)}; "
+            "one must be train, validation or test"
         )
-    records = Records(str(folder), _image_feature(features, folder, key), ())
-    records = dataclasses.replace(
-        records, at=tuple((s, i) for s in parts for i in range(builder.info.splits[s].num_examples))
-    )
-    target = _label_feature(features, label, folder, key) if require_label else ""
-    patients = "patient_id" if "patient_id" in features else ""
-    wanted = [name for name in (target, patients) if name]
-    try:
-        found = (
-            [{name: example[name] for name in wanted} for example in records.examples()]
-            if wanted
-            else []
-        )
-    except OSError as error:
-        raise UserError(f"{key}: cannot read {folder} ({error})") from None
+    rows = tuple((s, i) for s in parts for i in range(infos[s].num_examples))
+    records = Records(str(folder), _image_feature(features, folder, key), rows)
+    target = _label_feature(features, spec.label, folder, key) if require_label else ""
+    values = _values(records, (target, "patient_id" if "patient_id" in features else ""), key)
     labels: np.ndarray = np.full(len(records), -1, np.int32)
     classes: tuple[str, ...] = ()
     if target:
         labels, classes = _labels(
-            [e[target] for e in found], features[target], target, multi_label, folder, records, key
+            values[target], features[target], target, spec.multi_label, folder, records, key
         )
+    patients = values.get("patient_id")
     return Table(
         name=builder.info.name,
         origin=str(folder),
-        id=np.array([f"{s}/{i}" for s, i in records.at]),
+        id=np.array([f"{s}/{i}" for s, i in rows]),
         label=labels,
         classes=classes,
-        split=np.array([named[s] for s, _ in records.at]),
-        patient=np.array([_text(e[patients]) for e in found]) if patients else None,
+        split=np.array([split_names[s] for s, _ in rows]),
+        patient=None if patients is None else np.array([_text(p) for p in patients]),
         weight=np.ones(len(records), np.float32),
-        place=np.array([i for _, i in records.at]),
-        place_word="row",
+        line_or_row=np.array([i for _, i in rows]),
+        unit="row",
         images=records,
     )
+
+
+def _values(records: Records, names: Sequence[str], key: str) -> dict[str, list[Any]]:
+    """Return the features of these names, one value per row; "" names none."""
+    names = [name for name in names if name]
+    if not names:
+        return {}
+    try:
+        rows = [[example[name] for name in names] for example in records.examples()]
+    except OSError as error:
+        raise UserError(f"{key}: cannot read {records.folder} ({error})") from None
+    return {name: [row[i] for row in rows] for i, name in enumerate(names)}
 
 
 @dataclasses.dataclass
@@ -124,25 +129,25 @@ class Records:
     """The encoded images of a prepared data set; pickles without its open files.
 
     Attributes:
-      folder: of the prepared data set.
+      folder: the folder of the prepared data set.
       image: the name of the image feature.
-      at: for each row the TFDS split and the index in it.
+      records: for each row the TFDS split and the index in it.
     """
 
     folder: str
     image: str
-    at: tuple[tuple[str, int], ...]
+    records: tuple[tuple[str, int], ...]
     _open: dict[str, Any] | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
-        return len(self.at)
+        return len(self.records)
 
     def __getitem__(self, index: int) -> bytes:
         return self.example(index)[self.image]
 
     def example(self, index: int) -> dict[str, Any]:
-        """All features of a row, the image as the bytes of its file."""
-        split, place = self.at[index]
+        """Return all features of a row, the image as the bytes of its file."""
+        split, record = self.records[index]
         try:
             if self._open is None:
                 import tensorflow_datasets as tfds
@@ -151,23 +156,23 @@ class Records:
                 self._open = builder.as_data_source(
                     decoders={self.image: tfds.decode.SkipDecoding()}
                 )
-            return self._open[split][place]
+            return self._open[split][record]
         except Exception as error:  # the readers below TFDS have errors of their own
-            raise OSError(f"{split} record {place}: {error}") from error
+            raise OSError(f"{split} record {record}: {error}") from error
 
     def examples(self) -> Iterator[dict[str, Any]]:
-        """Every row's `example`, one at a time."""
+        """Yield every row's `example`."""
         return (self.example(i) for i in range(len(self)))
 
     def take(self, rows: np.ndarray) -> Records:
-        return dataclasses.replace(self, at=tuple(self.at[i] for i in rows))
+        return dataclasses.replace(self, records=tuple(self.records[i] for i in rows))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": None}
 
 
 def _by_name(path: str, name: str) -> pathlib.Path:
-    """root/name[/config]/version; root/name itself where no version is there."""
+    """Return root/name[/config]/version, or root/name where there is no version."""
     root = pathlib.Path(
         path or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     ).expanduser()
@@ -182,22 +187,25 @@ def _by_name(path: str, name: str) -> pathlib.Path:
 
 
 def _how_to_prepare(name: str) -> str:
-    return f"prepare it with `tfds build {name.partition(':')[0] or 'NAME'} --file_format=array_record`"
+    stem = name.partition(":")[0] or "NAME"
+    return f"prepare it with `tfds build {stem} --file_format=array_record`"
 
 
 def _image_feature(features: Any, folder: pathlib.Path, key: str) -> str:
     import tensorflow_datasets as tfds
 
-    found = [name for name, f in features.items() if isinstance(f, tfds.features.Image)]
-    if len(found) != 1:
+    names = [name for name, f in features.items() if isinstance(f, tfds.features.Image)]
+    if len(names) != 1:
         raise UserError(
-            f"{key}: {folder} has the Image features {found} among {sorted(features)}; one is needed"
+            f"{key}: {folder} has the Image features {names} among {sorted(features)}; "
+            "it must have one"
         )
-    if features[found[0]].np_dtype not in (np.uint8, np.uint16):
+    dtype = features[names[0]].np_dtype
+    if dtype not in (np.uint8, np.uint16):
         raise UserError(
-            f"{key}: {folder}, feature {found[0]!r} is {features[found[0]].np_dtype}; it must be uint8 or uint16"
+            f"{key}: {folder}, feature {names[0]!r} is {dtype}; it must be uint8 or uint16"
         )
-    return found[0]
+    return names[0]
 
 
 def _label_feature(features: Any, label: str, folder: pathlib.Path, key: str) -> str:
@@ -207,12 +215,13 @@ def _label_feature(features: Any, label: str, folder: pathlib.Path, key: str) ->
         return label
     if label != "diagnosis":
         raise UserError(f"{key}.label: {folder} has no feature {label!r}{nearest(label, features)}")
-    found = [name for name, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
-    if len(found) != 1:
+    names = [name for name, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
+    if len(names) != 1:
         raise UserError(
-            f"{key}.label: {folder} has the ClassLabels {found}; name the feature that holds the diagnosis"
+            f"{key}.label: {folder} has the ClassLabels {names}; "
+            "name the feature that holds the diagnosis"
         )
-    return found[0]
+    return names[0]
 
 
 def _labels(
@@ -227,11 +236,12 @@ def _labels(
     inner = getattr(feature, "feature", feature)
     names = tuple(getattr(inner, "names", None) or ())
     sets = [np.atleast_1d(np.asarray(value)).tolist() for value in values]
-    for (split, place), numbers in zip(records.at, sets, strict=True):
-        where = f"{folder}, {split} row {place}, feature {name}"
+    for (split, record), numbers in zip(records.records, sets, strict=True):
+        where = f"{folder}, {split} row {record}, feature {name}"
         if len(numbers) != 1 and not multi_label:
             raise UserError(
-                f"{where}: {len(numbers)} labels; set {key}.multi_label to True for several an image"
+                f"{where}: {len(numbers)} labels; "
+                f"set {key}.multi_label to True for several an image"
             )
         if any(
             value in (b"", "") or (not isinstance(value, bytes | str) and not value >= 0)

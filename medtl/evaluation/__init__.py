@@ -1,4 +1,4 @@
-"""Evaluation in NumPy: metrics, predictions.csv, the summary over seeds and the table. Imports no JAX."""
+"""Evaluation in NumPy: metrics, predictions.csv, comparison of arms, report. Imports no JAX."""
 
 from medtl.evaluation.summary import plain, summarize, to_json
 

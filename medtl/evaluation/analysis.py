@@ -1,37 +1,35 @@
-"""From predictions to everything the report shows: metrics with intervals, arms compared, calibration, subgroups, curves, verdict.
+"""From predictions to all that the report shows: metrics, comparisons, calibration, subgroups.
 
-A *cell* is one model's predictions of one evaluation set: a seed on the test split, or a fold of a repeat. A metric is the mean
-over the cells of its value within each, since the scores of different models are not comparable; intervals resample patients,
-the same ones for all arms. Refuses arms that were not evaluated on the same examples.
+A metric is the mean over *splits* (the seeds on the test split, or the folds of each repeat) of its
+value within each, since the scores of different models are not comparable; intervals resample
+patients, the same ones for all arms. Refuses arms that were not evaluated on the same examples.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from medtl.errors import UserError, nearest
 from medtl.evaluation import (
+    arm_results,
     bootstrap,
-    compare,
+    comparisons,
     curves,
-    details,
     metrics,
+    mistakes,
     predictions,
-    scores,
     subgroups,
+    verdict,
 )
-from medtl.evaluation.details import Evaluated
+from medtl.evaluation.arm_results import Evaluated
 from medtl.evaluation.predictions import Predictions
 
 LEVEL = 0.95
 _TWO_RULES = (
-    "Accuracy, balanced accuracy, F1 and MCC take the class of the larger probability; sensitivity, specificity, PPV, NPV and the "
-    "confusion matrix take the operating threshold."
+    "Accuracy, balanced accuracy, F1 and MCC take the class of the larger probability; "
+    "sensitivity, specificity, PPV, NPV and the confusion matrix take the operating threshold."
 )
 
 
@@ -40,32 +38,67 @@ class Settings:
     """How predictions are evaluated; see `evaluation` in `medtl.config.default`.
 
     Attributes:
-      metric: in which the arms are compared; one of `metrics.NAMES`.
+      metric: in which the arms are compared; one of `metrics.NAMES` or of `extra`.
+      extra: name -> metric of the user's; see `metrics.from_config`.
     """
 
     metric: str = "auroc"
     reference: str = ""
     positive: str = ""
     threshold: str = "youden"
-    sensitivity: float = scores.Options.sensitivity
-    specificity: float = scores.Options.specificity
-    prevalence: float = scores.Options.prevalence
-    ordinal: bool = scores.Options.ordinal
+    sensitivity: float = metrics.Options.sensitivity
+    specificity: float = metrics.Options.specificity
+    prevalence: float = metrics.Options.prevalence
+    ordinal: bool = metrics.Options.ordinal
     coverage: float = 0.9
-    resamples: int = scores.Options.resamples
+    resamples: int = metrics.Options.resamples
+    extra: Mapping[str, metrics.Metric] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of(cls, section: Mapping[str, Any], *, metric: str) -> Settings:
-        """From a config's section `evaluation`."""
-        names = {field.name for field in dataclasses.fields(cls)} - {"metric"}
-        return cls(metric=metric, **{name: section[name] for name in names})
+    def of(
+        cls,
+        section: Mapping[str, Any],
+        *,
+        metric: str,
+        extra: Mapping[str, metrics.Metric] | None = None,
+    ) -> Settings:
+        """Take the settings from a config's section `evaluation`.
+
+        Args:
+          section: the section.
+          metric: in which the arms are compared.
+          extra: the user's metrics; None: those that the section names.
+        """
+        extra = metrics.from_config(section) if extra is None else extra
+        names = {field.name for field in dataclasses.fields(cls)} - {"metric", "extra"}
+        return cls(metric=metric, extra=extra, **{name: section[name] for name in names})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the settings as metrics.json has them, with the names of the user's metrics."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return fields | {"extra": list(self.extra)}
+
+    def options(self, positive: int) -> metrics.Options:
+        """Return the options of metrics and bootstrap, without the user's metrics."""
+        return metrics.Options(
+            positive=positive,
+            specificity=self.specificity,
+            sensitivity=self.sensitivity,
+            prevalence=self.prevalence,
+            ordinal=self.ordinal,
+            level=LEVEL,
+            resamples=self.resamples,
+        )
 
 
 def positive_class(name: str, classes: Sequence[str]) -> int:
-    """The index of the class that counts as positive of two: the named one, else the second.
+    """Return the index of the class that counts as positive of two: the named one, else the second.
 
     Raises:
       UserError: there is no such class.
+
+    >>> positive_class("", ("well", "ill")), positive_class("well", ("well", "ill"))
+    (1, 0)
     """
     if name and name not in classes:
         raise UserError(f"config.evaluation.positive is {name!r}{nearest(name, classes)}")
@@ -73,7 +106,7 @@ def positive_class(name: str, classes: Sequence[str]) -> int:
 
 
 def analyse(
-    said: Sequence[Predictions],
+    rows: Sequence[Predictions],
     classes: Sequence[str],
     settings: Settings | None = None,
     *,
@@ -81,56 +114,57 @@ def analyse(
     errors: Sequence[Mapping[str, Any]] = (),
     name: str = "predictions.csv",
 ) -> dict[str, Any]:
-    """Evaluates every arm and compares them.
+    """Evaluate every arm and compare them.
 
-    The split that is reported is test, else val, else the one there is. Operating thresholds, calibration maps and conformal
-    quantiles are fitted on val, where that is another split, cell by cell.
+    The split that is reported is test, else val, else the one there is. Operating thresholds,
+    calibration maps and conformal quantiles are fitted on val, where that is another split, model
+    by model.
 
     Args:
-      said: the predictions of every arm, split and cell.
+      rows: the predictions of every arm, split and model.
       classes: the K names.
       settings: how; None: the defaults.
-      sources: the arms that learn from the source, whose harm is called negative transfer; None: not known.
-      errors: mistakes with images to show, see `results`; empty: the most confident ones are listed without.
+      sources: the arms that learn from the source, whose harm is called negative transfer; None:
+        unknown.
+      errors: mistakes with images to show, see `results`; empty: the most confident ones are listed
+        without.
       name: of the file, for errors.
 
     Returns:
-      What `metrics.json` holds under "evaluation", made of what JSON has, NaN where something is undefined;
-      docs/evaluation.md describes it.
+      The entry "evaluation" of `metrics.json`, made of what JSON has, NaN where something is
+      undefined; docs/evaluation.md describes it.
 
     Raises:
-      UserError: the arms were not evaluated on the same examples, or a class, arm or split is not there.
+      UserError: the arms were not evaluated on the same examples, a class, arm or split is absent,
+        or a metric of the user's fails.
     """
     settings = settings or Settings()
-    if settings.metric not in metrics.NAMES:
-        raise UserError(
-            f"config.checkpoint.metric is {settings.metric!r}{nearest(settings.metric, metrics.NAMES)}"
-        )
+    choices = (*metrics.NAMES, *settings.extra)
+    if settings.metric not in choices:
+        hint = nearest(settings.metric, choices)
+        raise UserError(f"config.checkpoint.metric is {settings.metric!r}{hint}")
     split = next(
-        (s for s in ("test", "val") if any(p.split == s for p in said)),
-        said[0].split if said else "test",
+        (s for s in ("test", "val") if any(p.split == s for p in rows)),
+        rows[0].split if rows else "test",
     )
-    notes = predictions.check(said, classes, split=split, name=name)
-    whole = details.whole(said)
+    notes = predictions.check(rows, classes, split=split, name=name)
     positive = positive_class(settings.positive, classes)
-    options = scores.Options(
-        positive=positive,
-        specificity=settings.specificity,
-        sensitivity=settings.sensitivity,
-        prevalence=settings.prevalence,
-        ordinal=settings.ordinal,
-        level=LEVEL,
-        resamples=settings.resamples,
+    options = settings.options(positive)
+    evaluated = arm_results.collect(
+        arm_results.of_all_labels(rows), split, options, rule=settings.threshold
     )
-    evaluated = details.collect(whole, split, options, rule=settings.threshold)
-    if not any(len(cell.label) for e in evaluated.values() for cell in e.cells):
+    if not any(len(data.label) for e in evaluated.values() for data in e.sets):
         raise UserError(f"no example of split {split} has a label, so nothing can be evaluated")
     reference = _reference(settings.reference, list(evaluated))
     resampled = bootstrap.resample(
-        {arm: e.cells for arm, e in evaluated.items()}, classes=classes, options=options
+        {arm: e.sets for arm, e in evaluated.items()},
+        classes=classes,
+        options=dataclasses.replace(options, extra=settings.extra),
     )
     design = _design(evaluated, resampled, split)
-    comparisons = _comparisons(evaluated, resampled, settings, reference, sources, design)
+    compared = comparisons.with_reference(
+        evaluated, resampled, settings.metric, reference, sources=sources, unit=design["unit"]
+    )
     first = next(iter(evaluated.values()))
     return {
         "task": first.task,
@@ -139,14 +173,14 @@ def analyse(
         "split": split,
         **first.counts(classes),
         "design": design,
-        "settings": dataclasses.asdict(settings),
+        "settings": settings.as_dict(),
         "metric": settings.metric,
-        "verdict": compare.headline([c.judged for c in comparisons]),
+        "verdict": verdict.headline([c.judged for c in compared]),
         "arms": _arms(evaluated, resampled, classes, settings, options),
         "reference": reference,
-        "comparisons": [c.as_dict for c in comparisons],
-        "learning_curve": _learning_curve(said, split, classes, settings, options, reference),
-        "errors": list(errors) or details.mistakes(evaluated, classes),
+        "comparisons": [c.as_dict for c in compared],
+        "learning_curve": _learning_curve(rows, split, classes, settings, reference),
+        "errors": list(errors) or mistakes.of_first_arm(evaluated, classes),
         "notes": [
             *notes,
             *first.notes,
@@ -156,24 +190,31 @@ def analyse(
     }
 
 
+def _only_main(options: metrics.Options, settings: Settings) -> metrics.Options:
+    """Add the user's metric only if the arms are compared in it: each costs a call per resample."""
+    extra = {name: m for name, m in settings.extra.items() if name == settings.metric}
+    return dataclasses.replace(options, extra=extra)
+
+
 def _notes(resampled: bootstrap.Resampled, settings: Settings) -> list[str]:
-    """What a reader must know of the intervals."""
-    found = []
+    """Return remarks on the intervals."""
+    notes = []
     if resampled.resamples < settings.resamples:
-        found.append(
-            f"Of {settings.resamples:,} resamples {resampled.resamples:,} were drawn, as there are many predictions: the ends of an "
-            "interval would move by up to a fifth of a standard error with another seed."
+        notes.append(
+            f"{resampled.resamples:,} of {settings.resamples:,} resamples were drawn, as there are "
+            "many predictions: with another seed the ends of an interval would move by up to a "
+            "fifth of a standard error."
         )
     for arm, of_metric in resampled.notes.items():
         by_note: dict[str, list[str]] = {}
         for name, note in of_metric.items():
             by_note.setdefault(note, []).append(name)
-        found += [f"{arm}: {', '.join(names)}: {note}." for note, names in by_note.items()]
-    return found
+        notes += [f"{arm}: {', '.join(names)}: {note}." for note, names in by_note.items()]
+    return notes
 
 
 def _reference(wanted: str, arms: Sequence[str]) -> str | None:
-    """With which arm the others are compared."""
+    """Return the arm with which the others are compared."""
     if wanted and wanted not in arms:
         raise UserError(f"config.evaluation.reference is {wanted!r}{nearest(wanted, arms)}")
     if len(arms) < 2:
@@ -184,33 +225,30 @@ def _reference(wanted: str, arms: Sequence[str]) -> str | None:
 def _design(
     evaluated: Mapping[str, Evaluated], resampled: bootstrap.Resampled, split: str
 ) -> dict[str, Any]:
-    """How it was evaluated, also in words."""
+    """Describe the evaluation's design, also in words."""
     first = next(iter(evaluated.values()))
     folds, repeats = first.number("fold"), first.number("repeat")
-    seeds = sorted({p.seed for p in first.said if p.seed is not None})
+    seeds = sorted({p.seed for p in first.predictions if p.seed is not None})
     unit = "patients" if first.patients is not None else "examples"
     if folds:
-        words = f"{folds}-fold cross-validation" + (
-            f", repeated {repeats} times" if repeats > 1 else ""
-        )
+        words = f"{folds}-fold cross-validation"
+        words += f", repeated {repeats} times" if repeats > 1 else ""
         if unit == "patients" and first.grouped:
-            words += (
-                f", grouped by patient: each of the {first.n:,} examples is tested on once a repeat"
-            )
+            words += f", grouped by patient: each of the {first.n:,} examples is tested on once"
+            words += " a repeat"
     elif repeats > 1:
         words = f"{repeats} splits of the same examples, {first.n:,} tested on in all"
     else:
         words = f"the {split} split: {first.n:,} examples"
     words += f"; {len(seeds)} seeds" if len(seeds) > 1 else ""
-    words += (
-        f"; intervals from {resampled.resamples:,} resamples of the {resampled.patients:,} {unit}"
-    )
+    words += f"; intervals from {resampled.resamples:,} resamples of"
+    words += f" the {resampled.patients:,} {unit}"
     return {
         "kind": "cross_validation" if folds else "split",
         "folds": folds,
         "repeats": repeats,
         "seeds": seeds,
-        "cells": len(first.cells),
+        "models": len(first.sets),
         "resamples": resampled.resamples,
         "level": LEVEL,
         "unit": unit,
@@ -218,185 +256,20 @@ def _design(
     }
 
 
-@dataclasses.dataclass(frozen=True)
-class _Compared:
-    judged: compare.Comparison
-    as_dict: dict[str, Any]
-
-
-def _comparisons(
-    evaluated: Mapping[str, Evaluated],
-    resampled: bootstrap.Resampled,
-    settings: Settings,
-    reference: str | None,
-    sources: Sequence[str] | None,
-    design: Mapping[str, Any],
-) -> list[_Compared]:
-    """Every other arm against the reference, with Holm's correction over them."""
-    if reference is None:
-        return []
-    others = [arm for arm in evaluated if arm != reference]
-    tests = {
-        arm: _tests(evaluated[arm], evaluated[reference], resampled, settings.metric)
-        for arm in others
-    }
-    holm = compare.holm([tests[arm][0]["p"] for arm in others])
-    names = [name for name in resampled.names if not name.startswith("calibration_")]
-    found = []
-    for arm, p_holm in zip(others, holm.tolist(), strict=True):
-        main = tests[arm][0]
-        judged = compare.judge(
-            arm,
-            reference,
-            settings.metric,
-            difference=main["difference"],
-            low=main["low"],
-            high=main["high"],
-            p=main["p"],
-            p_holm=p_holm,
-            n=resampled.patients,
-            standard_error=main["se"],
-            unit=design["unit"],
-            lower_is_better=settings.metric in scores.LOWER_IS_BETTER,
-            negative_transfer=sources is not None and arm in sources and reference not in sources,
-            level=LEVEL,
-            undefined=main["note"],
-        )
-        as_dict = {
-            "arm": arm,
-            "reference": reference,
-            "metric": settings.metric,
-            "difference": details.estimate(
-                main["difference"], main["low"], main["high"], reason=main["note"]
-            ),
-            "p": main["p"],
-            "p_holm": p_holm,
-            "method": main["name"],
-            "verdict": judged.verdict,
-            "sentence": judged.sentence,
-            "needed": judged.needed,
-            "n_unit": design["unit"],
-            "tests": tests[arm],
-            "all_metrics": {name: _difference(resampled, arm, reference, name) for name in names},
-        }
-        found.append(_Compared(judged, as_dict))
-    return found
-
-
-def _difference(
-    resampled: bootstrap.Resampled, arm: str, reference: str, name: str
-) -> dict[str, Any]:
-    """The estimate of a paired difference in one metric."""
-    m = resampled.names.index(name)
-    value, low, high, _ = resampled.difference(arm, reference)
-    reason = next(
-        (resampled.undefined[a][name] for a in (arm, reference) if name in resampled.undefined[a]),
-        "",
-    )
-    return details.estimate(value[m], low[m], high[m], reason=reason)
-
-
-def _tests(
-    a: Evaluated, b: Evaluated, resampled: bootstrap.Resampled, metric: str
-) -> list[dict[str, Any]]:
-    """The tests of one arm against the reference; the first is the one that the verdict follows."""
-    m = resampled.names.index(metric)
-    draws = resampled.draws[a.arm][:, m] - resampled.draws[b.arm][:, m]
-    found = _difference(resampled, a.arm, b.arm, metric)
-    unit = "patient" if a.patients is not None else "example"
-    tests = [
-        {
-            "name": f"{unit} bootstrap",
-            **{name: found[name] for name in ("low", "high")},
-            "difference": found["value"],
-            "se": float(np.nanstd(draws, ddof=1)) if np.isfinite(draws).any() else math.nan,
-            "p": compare.bootstrap_p(draws) if np.isfinite(found["value"]) else math.nan,
-            "note": found.get("undefined", ""),
-        }
-    ]
-    if a.several_splits:
-        tests.insert(0, _over_folds(a, b, resampled, m))
-        tests[1]["note"] = (
-            tests[1]["note"]
-            or "of the models trained here: leaves out what other training sets would change"
-        )
-    patient = a.units if a.patients is not None else None
-    if metric == "auroc" and a.task == "two_class" and a.same_examples:
-        positive = a.cells[0].label == a.positive
-        one, two = ([cell.probability[:, e.positive] for cell in e.cells] for e in (a, b))
-        t = compare.delong(positive, np.stack(one), np.stack(two), patient=patient, level=LEVEL)
-        tests.append(
-            _row(
-                "DeLong",
-                t.difference,
-                t.low,
-                t.high,
-                t.p,
-                t.undefined or ("clustered by patient" if patient is not None else ""),
-            )
-        )
-    once = a.once
-    if a.task != "multi_label" and once:
-        right = [
-            np.concatenate([e.cells[i].probability.argmax(1) == e.cells[i].label for i in once])
-            for e in (a, b)
-        ]
-        units = np.concatenate([a.cells[i].patient for i in once]) if patient is not None else None
-        n = compare.mcnemar(right[0], right[1], patient=units, level=LEVEL)
-        kind = "clustered by patient" if patient is not None else "mid-p"
-        only = f"{n.n10} right only with {a.arm}, {n.n01} only with {b.arm}"
-        note = n.undefined or f"of the accuracy{a.once_words}, {kind}; {only}"
-        tests.append(
-            _row(
-                "McNemar",
-                n.difference,
-                n.low,
-                n.high,
-                n.p if patient is not None else n.p_mid,
-                note,
-            )
-        )
-    return tests
-
-
-def _over_folds(
-    a: Evaluated, b: Evaluated, resampled: bootstrap.Resampled, m: int
-) -> dict[str, Any]:
-    """Nadeau and Bengio's test over folds, of the means over seeds in each."""
-    difference = resampled.by_cell[a.arm][:, m] - resampled.by_cell[b.arm][:, m]
-    folds: dict[Any, list[float]] = {}
-    for p, value in zip(a.said, difference, strict=True):
-        folds.setdefault((p.repeat, p.fold), []).append(float(value))
-    t = compare.corrected_resampled_t(
-        np.array([np.mean(values) for values in folds.values()]),
-        test_share=a.test_share,
-        level=LEVEL,
-    )
-    note = t.undefined or f"over {len(folds)} folds, n_test / n_train = {a.test_share:.2f}"
-    row = _row("corrected resampled t", t.mean, t.low, t.high, t.p, note)
-    return {**row, "se": abs(t.mean / t.t) if t.t else math.nan}
-
-
-def _row(
-    name: str, difference: float, low: float, high: float, p: float, note: str
-) -> dict[str, Any]:
-    return {"name": name, "difference": difference, "low": low, "high": high, "p": p, "note": note}
-
-
 def _arms(
     evaluated: Mapping[str, Evaluated],
     resampled: bootstrap.Resampled,
     classes: Sequence[str],
     settings: Settings,
-    options: scores.Options,
+    options: metrics.Options,
 ) -> dict[str, Any]:
     first = next(iter(evaluated.values()))
     groups = {
         column: subgroups.subgroups(
-            {arm: e.cells for arm, e in evaluated.items()},
-            [p.groups[column] for p in first.said],
+            {arm: e.sets for arm, e in evaluated.items()},
+            [p.groups[column] for p in first.predictions],
             classes=classes,
-            options=options,
+            options=_only_main(options, settings),
             metric=settings.metric,
             once=first.once,
             unit="patients" if first.patients is not None else "examples",
@@ -405,64 +278,66 @@ def _arms(
     }
     return {
         arm: {
-            "metrics": details.estimates(resampled, arm),
+            "metrics": arm_results.estimates(resampled, arm),
             "threshold": e.threshold_card(settings.threshold),
             "confusion": e.confusion(),
-            "curves": details.drawn(e, classes, options),
-            "calibration": details.calibrated(e, classes, options),
-            "conformal": details.conformal_sets(e, classes, level=settings.coverage),
-            "subgroups": {column: found[arm] for column, found in groups.items()},
+            "curves": arm_results.curves_of(e, classes, options),
+            "calibration": arm_results.calibration_of(e, classes, options),
+            "conformal": arm_results.conformal_sets(e, classes, level=settings.coverage),
+            "subgroups": {column: by_arm[arm] for column, by_arm in groups.items()},
         }
         for arm, e in evaluated.items()
     }
 
 
 def _learning_curve(
-    said: Sequence[Predictions],
+    rows: Sequence[Predictions],
     split: str,
     classes: Sequence[str],
     settings: Settings,
-    options: scores.Options,
     reference: str | None,
 ) -> dict[str, Any] | None:
-    """The metric and the differences at each number of target labels; the whole train split is the last."""
-    sizes = sorted({p.size for p in said if p.size is not None})
+    """Return the metric and the differences at each number of target labels, all of them last."""
+    sizes: list[int | None] = [*sorted({p.size for p in rows if p.size is not None})]
     if not sizes:
         return None
-    untold = any(p.size is None for p in said)
+    if any(p.size is None for p in rows):
+        sizes.append(None)
+    metric, options = settings.metric, settings.options(positive_class(settings.positive, classes))
+    lower_is_better = metric in metrics.LOWER_IS_BETTER
     arms: dict[str, list[dict[str, Any]]] = {}
     differences: dict[str, list[dict[str, Any]]] = {}
     shown: list[int] = []
-    for size in [*sizes, *([None] if untold else [])]:
-        evaluated = details.collect(
-            [p for p in said if p.size == size], split, options, rule=settings.threshold
-        )
+    for size in sizes:
+        of_size = [p for p in rows if p.size == size]
+        evaluated = arm_results.collect(of_size, split, options, rule=settings.threshold)
         resampled = bootstrap.resample(
-            {arm: e.cells for arm, e in evaluated.items()}, classes=classes, options=options
+            {arm: e.sets for arm, e in evaluated.items()},
+            classes=classes,
+            options=_only_main(options, settings),
         )
-        at = size if size is not None else next(iter(evaluated.values())).train_size
-        shown.append(at)
+        labels = size if size is not None else next(iter(evaluated.values())).train_size
+        shown.append(labels)
         for arm in evaluated:
-            found = details.estimates(resampled, arm)[settings.metric]
-            arms.setdefault(arm, []).append({"size": at, **found})
+            estimate = arm_results.estimates(resampled, arm)[metric]
+            arms.setdefault(arm, []).append({"size": labels, **estimate})
             if reference is not None and arm != reference:
-                d = _difference(resampled, arm, reference, settings.metric)
-                lower = settings.metric in scores.LOWER_IS_BETTER
-                verdict = compare.direction(d["low"], d["high"], lower_is_better=lower)
-                differences.setdefault(arm, []).append({"size": at, **d, "verdict": verdict})
+                d = comparisons.difference(resampled, arm, reference, metric)
+                side = verdict.direction(d["low"], d["high"], lower_is_better=lower_is_better)
+                differences.setdefault(arm, []).append({"size": labels, **d, "verdict": side})
     sentences = [
         curves.learning_curve_sentence(
             arm,
             reference or "",
-            settings.metric,
-            sizes=[d["size"] for d in found],
-            differences=[(d["value"], d["low"], d["high"]) for d in found],
-            lower_is_better=settings.metric in scores.LOWER_IS_BETTER,
+            metric,
+            sizes=[d["size"] for d in points],
+            differences=[(d["value"], d["low"], d["high"]) for d in points],
+            lower_is_better=lower_is_better,
         )
-        for arm, found in differences.items()
+        for arm, points in differences.items()
     ]
     return {
-        "metric": settings.metric,
+        "metric": metric,
         "sizes": shown,
         "arms": arms,
         "differences": differences,

@@ -1,8 +1,8 @@
-"""Maps from a model's probabilities to calibrated ones: temperature, vector and isotonic scaling, fitted on val.
+"""Maps from probabilities to calibrated ones: temperature, vector and isotonic scaling.
 
-What cannot be fitted is a reason in words, never a guess: too few examples, a class that val lacks, or labels that are
-separated, for which every scaling that makes the model surer is better than the last. Refuses probabilities that are
-not finite or not between 0 and 1.
+They are fitted on val. Where none can be fitted, a reason in words is returned, never a guess: too
+few examples, a class that val lacks, or separated labels, for which every scaling that makes the
+model surer is better than the last. Refuses probabilities that are not finite or not in 0..1.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from medtl.errors import UserError
+from medtl.evaluation.checks import check_label, check_probability
 
 KINDS = ("temperature", "vector", "isotonic")
 MIN_EXAMPLES = 20
@@ -30,11 +31,14 @@ class Calibrator:
     Attributes:
       kind: one of `KINDS`.
       classes: the K names.
-      multi_label: whether each class is a question of its own; otherwise the rows of the result sum to 1.
-      parameters: ready for JSON. temperature: {"temperature": T}. vector: {"weight": [K], "bias": [K]}. isotonic: {"x":
-        K lists, "y": K lists}, the corners of each class's broken line. With several labels an example every entry is a
-        list over the classes (weight and bias of the logit), None at those in `undefined`.
-      undefined: class -> why its probability is passed through as it was; only with several labels an example.
+      multi_label: whether each class is a question of its own; otherwise the rows of the result sum
+        to 1.
+      parameters: ready for JSON. temperature: {"temperature": T}. vector: {"weight": [K], "bias":
+        [K]}. isotonic: {"x": K lists, "y": K lists}, the corners of each class's broken line. With
+        several labels per example every entry is a list over the classes (weight and bias of the
+        logit), None at those in `undefined`.
+      undefined: class -> why its probability is passed through as it was; only with several labels
+        an example.
     """
 
     kind: str
@@ -47,79 +51,92 @@ class Calibrator:
         probability = np.asarray(probability, np.float64)
         if probability.ndim != 2 or probability.shape[1] != len(self.classes):
             raise UserError(
-                f"probability is {list(probability.shape)}; the calibrator wants [N, {len(self.classes)}]"
+                f"probability is {list(probability.shape)}; "
+                f"the calibrator wants [N, {len(self.classes)}]"
             )
         if not self.multi_label:
             return _apply(self.kind, self.parameters, probability)
         result = probability.copy()
         for k, name in enumerate(self.classes):
             if name not in self.undefined:
-                own = {key: value[k] for key, value in self.parameters.items()}
-                result[:, k] = _apply_label(self.kind, own, probability[:, k])
+                of_label = {key: value[k] for key, value in self.parameters.items()}
+                result[:, k] = _apply_label(self.kind, of_label, probability[:, k])
         return result
 
 
 def fit(
     kind: str, label: np.ndarray, probability: np.ndarray, *, classes: Sequence[str]
 ) -> Calibrator | str:
-    """Fits a map to the labels of val; use it on test.
+    """Fit a map to the labels of val; use it on test.
 
-    The logits are log p, p clipped to [eps, 1 - eps] of float32 as in the log loss of `metrics.compute`. They stand for
-    the model's own logits, from which they differ by a constant an example; every kind is blind to that constant.
+    The logits are log p, p clipped to [eps, 1 - eps] of float32 as in the log loss of
+    `metrics.compute`. They replace the model's logits, from which they differ by a constant
+    an example; every kind is blind to that constant.
 
-    - temperature: softmax(log p / T), the one T > 0 of least mean log loss on val (Guo et al. 2017, section 4.2). The
-      order of the classes of an example is kept, and for two classes the order of the examples, so the AUROC.
-    - vector: softmax(w * z + b) with z = log p less its mean over the classes, the weights and biases of least mean log
-      loss, not regularised (Guo et al. 2017, section 4.2, whose logits have a free constant, fixed here by the
-      centring). The biases are made to sum to 0. For two classes only the sum of the weights matters; they are equal,
-      and the map is Platt scaling, the logistic regression of the label on the logit.
-    - isotonic: each class's probability against the rest by the increasing steps of least squared error, joined by
-      straight lines (Zadrozny & Elkan 2002), then divided by their sum. Steps are held within [1 / (n0 + 2),
-      (n1 + 1) / (n1 + 2)] for n1 examples of the class and n0 others, Platt's (1999) targets, so that no probability is
-      0 or 1 and the log loss is finite. Makes ties; below about 1,000 examples it tends to overfit (Niculescu-Mizil &
-      Caruana 2005).
+    - temperature: softmax(log p / T), the one T > 0 of least mean log loss on val (Guo et al. 2017,
+      section 4.2). The order of the classes of an example is kept, and for two classes the order of
+      the examples, so the AUROC.
+    - vector: softmax(w * z + b) with z = log p less its mean over the classes, the weights and
+      biases of least mean log loss, not regularised (Guo et al. 2017, section 4.2, whose logits
+      have a free constant, fixed here by the centring). The biases are made to sum to 0. For two
+      classes only the sum of the weights matters; they are equal, and the map is Platt scaling, the
+      logistic regression of the label on the logit.
+    - isotonic: each class's probability against the rest by the increasing steps of least squared
+      error, joined by straight lines (Zadrozny & Elkan 2002), then divided by their sum. Steps are
+      held within [1 / (n0 + 2), (n1 + 1) / (n1 + 2)] for n1 examples of the class and n0 others,
+      Platt's (1999) targets, so that no probability is 0 or 1 and the log loss is finite. Makes
+      ties; below about 1,000 examples it tends to overfit (Niculescu-Mizil & Caruana 2005).
 
-    With several labels an example, each label is a two-class task of its own over the examples where it is known.
+    With several labels per example, each label is a two-class task of its own over the examples
+    where it is known.
 
     Args:
       kind: one of `KINDS`.
-      label: int[N], an index into `classes`, -1 where unknown; or float[N, K] of 0, 1 or NaN (unknown).
+      label: int[N], an index into `classes`, -1 where unknown; or float[N, K] of 0, 1 or NaN
+        (unknown).
       probability: float[N, K], the model's probabilities on val.
       classes: the K names.
 
     Returns:
-      The map, or the reason why there is none: fewer than `MIN_EXAMPLES` labelled examples; fewer than `MIN_PER_CLASS`
-      of a class (for temperature: one class only); labels that are separated; or an optimum that would turn the model's
-      order over (T or a weight not above 0). With several labels an example a reason only where no label can be fitted.
+      The map, or the reason why there is none: fewer than `MIN_EXAMPLES` labelled examples; fewer
+      than `MIN_PER_CLASS` of a class (for temperature: one class only); labels that are separated;
+      or an optimum that would turn the model's order over (T or a weight not above 0). With several
+      labels an example a reason only where no label can be fitted.
 
     Raises:
-      UserError: an unknown kind, shapes that do not fit, or probabilities that are not finite or not in 0..1.
+      UserError: an unknown kind, shapes that do not fit, or probabilities that are not finite or
+        not in 0..1.
     """
     label, probability = np.asarray(label), np.asarray(probability, np.float64)
-    _check(kind, label, probability, classes)
+    if kind not in KINDS:
+        raise UserError(f"calibration {kind!r} is unknown; it can be {', '.join(KINDS)}")
+    check_probability(probability, len(label), len(classes))
+    check_label(label, len(label), len(classes))
     if label.ndim == 1:
         known = label >= 0
-        found = _fit_one(kind, label[known], probability[known], classes)
-        return found if isinstance(found, str) else Calibrator(kind, tuple(classes), False, found)
+        fitted = _fit_one(kind, label[known], probability[known], classes)
+        if isinstance(fitted, str):
+            return fitted
+        return Calibrator(kind, tuple(classes), False, fitted)
     undefined, parameters = {}, []
     for k, name in enumerate(classes):
         known = ~np.isnan(label[:, k])
         positive, p = label[known, k].astype(np.int64), probability[known, k]
-        found = _fit_one(kind, positive, np.stack([1 - p, p], axis=1), (f"not {name}", name))
-        if isinstance(found, str):
-            undefined[name] = found
-        parameters.append({} if isinstance(found, str) else _of_label(kind, found))
+        fitted = _fit_one(kind, positive, np.stack([1 - p, p], axis=1), (f"not {name}", name))
+        if isinstance(fitted, str):
+            undefined[name] = fitted
+        parameters.append({} if isinstance(fitted, str) else _of_label(kind, fitted))
     if len(undefined) == len(classes):
         return "; ".join(f"{name}: {reason}" for name, reason in undefined.items())
-    names = next(own for own in parameters if own)
-    lists = {key: [own.get(key) for own in parameters] for key in names}
+    names = next(of_label for of_label in parameters if of_label)
+    lists = {key: [of_label.get(key) for of_label in parameters] for key in names}
     return Calibrator(kind, tuple(classes), True, lists, undefined)
 
 
 def _fit_one(
     kind: str, label: np.ndarray, probability: np.ndarray, classes: Sequence[str]
 ) -> dict[str, Any] | str:
-    """The parameters for labels that are all known, one an example, or why there are none."""
+    """Fit the parameters to known labels, one per example; or return why there are none."""
     n, counts = len(label), np.bincount(label, minlength=len(classes))
     if n < MIN_EXAMPLES:
         return f"val has {n} labelled examples; calibration wants at least {MIN_EXAMPLES}"
@@ -127,26 +144,33 @@ def _fit_one(
         return f"every labelled example of val is {classes[int(counts.argmax())]!r}"
     if kind != "temperature" and counts.min() < MIN_PER_CLASS:
         rare = int(counts.argmin())
-        return f"val has {counts[rare]} examples of {classes[rare]!r}; {kind} scaling wants at least {MIN_PER_CLASS}"
+        has = f"val has {counts[rare]} examples of {classes[rare]!r}"
+        return f"{has}; {kind} scaling wants at least {MIN_PER_CLASS}"
     if kind == "isotonic":
         return _isotonic(label, probability)
     z = _centred(probability)
-    found = _maximum_likelihood(z, label, _directions(kind, len(classes)))
-    if isinstance(found, str):
-        return found
-    weight, bias = found
+    fitted = _maximum_likelihood(z, label, _directions(kind, len(classes)))
+    if isinstance(fitted, str):
+        return fitted
+    weight, bias = fitted
     if kind == "temperature":
         if weight[0] <= 1e-6:
-            return "the model's probabilities do not rise with the labels of val, so that no temperature above 0 is the best"
+            return (
+                "the model's probabilities do not rise with the labels of val, so that no "
+                "temperature above 0 is the best"
+            )
         return {"temperature": float(1 / weight[0])}
     if weight.min() <= 0:
         falling = classes[int(weight.argmin())]
-        return f"on val the probability of {falling!r} does not rise with its label, so that scaling would turn the order over"
+        return (
+            f"on val the probability of {falling!r} does not rise with its label, so that scaling "
+            "would turn the order over"
+        )
     return {"weight": weight.tolist(), "bias": bias.tolist()}
 
 
 def _directions(kind: str, k: int) -> np.ndarray:
-    """float64[2K, F], the directions of (weight, bias) in which the likelihood can change, as columns."""
+    """Return float64[2K, F], the directions of (weight, bias) that change the likelihood."""
     ones = np.ones((k, 1))
     if kind == "temperature":
         return np.concatenate([ones, np.zeros((k, 1))])
@@ -159,11 +183,11 @@ def _directions(kind: str, k: int) -> np.ndarray:
 def _maximum_likelihood(
     z: np.ndarray, label: np.ndarray, directions: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray] | str:
-    """Weight and bias, float64[K] each, of the least mean log loss of softmax(weight * z + bias): Newton's method.
+    """Return weight and bias, float64[K] each, of the least log loss of softmax(weight * z + bias).
 
-    The loss is convex. Coordinates are chosen so that its Hessian is the identity at the start, where all classes are
-    equally probable; where the labels are separated the loss has no minimum, the steps never become small and the
-    Hessian goes to 0.
+    Newton's method; the loss is convex. Coordinates are chosen so that its Hessian is the identity
+    at the start, where all classes are equally probable; where the labels are separated the loss
+    has no minimum, the steps never become small and the Hessian goes to 0.
     """
     k = z.shape[1]
     theta = np.zeros(2 * k)
@@ -195,7 +219,7 @@ def _maximum_likelihood(
 def _derivatives(
     z: np.ndarray, label: np.ndarray, theta: np.ndarray
 ) -> tuple[float, np.ndarray, np.ndarray]:
-    """Mean log loss, its gradient float64[2K] and Hessian float64[2K, 2K] in (weight, bias)."""
+    """Return the mean log loss, its gradient float64[2K] and Hessian float64[2K, 2K]."""
     n, k = z.shape
     logits = theta[:k] * z + theta[k:]
     p = _softmax(logits)
@@ -220,10 +244,11 @@ def _isotonic(label: np.ndarray, probability: np.ndarray) -> dict[str, Any]:
 
     x, y = [], []
     for k in range(probability.shape[1]):
-        own = label == k
-        low, high = 1 / (np.sum(~own) + 2), (own.sum() + 1) / (own.sum() + 2)
+        positive = label == k
+        low = 1 / (np.sum(~positive) + 2)
+        high = (positive.sum() + 1) / (positive.sum() + 2)
         steps = IsotonicRegression(y_min=low, y_max=high, out_of_bounds="clip").fit(
-            probability[:, k], own.astype(float)
+            probability[:, k], positive.astype(float)
         )
         x.append(steps.X_thresholds_.tolist())
         y.append(steps.y_thresholds_.tolist())
@@ -231,7 +256,7 @@ def _isotonic(label: np.ndarray, probability: np.ndarray) -> dict[str, Any]:
 
 
 def _of_label(kind: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """What is kept of a two-class map of [1 - p, p] for one of several labels."""
+    """Turn a two-class map of [1 - p, p] into the parameters for one of several labels."""
     if kind == "temperature":
         return dict(parameters)
     if kind == "isotonic":
@@ -251,50 +276,25 @@ def _apply(kind: str, parameters: Mapping[str, Any], probability: np.ndarray) ->
     return _softmax(np.asarray(parameters["weight"]) * z + np.asarray(parameters["bias"]))
 
 
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    from scipy.special import softmax
+
+    return softmax(logits, axis=1)
+
+
 def _apply_label(kind: str, parameters: Mapping[str, Any], p: np.ndarray) -> np.ndarray:
-    """float64[N], the calibrated probabilities of one of several labels."""
+    """Return float64[N], the calibrated probabilities of one of several labels."""
+    from scipy.special import expit
+
     if kind == "isotonic":
         return np.interp(p, parameters["x"], parameters["y"])
     z = _centred(np.stack([1 - p, p], axis=1))
     logit = z[:, 1] - z[:, 0]
     if kind == "temperature":
-        return _sigmoid(logit / parameters["temperature"])
-    return _sigmoid(parameters["weight"] * logit + parameters["bias"])
+        return expit(logit / parameters["temperature"])
+    return expit(parameters["weight"] * logit + parameters["bias"])
 
 
 def _centred(probability: np.ndarray) -> np.ndarray:
     z = np.log(np.clip(probability, _EPS, 1 - _EPS))
     return z - z.mean(axis=1, keepdims=True)
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    exponential = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return exponential / exponential.sum(axis=1, keepdims=True)
-
-
-def _sigmoid(logit: np.ndarray) -> np.ndarray:
-    return _softmax(np.stack([np.zeros_like(logit), logit], axis=1))[:, 1]
-
-
-def _check(kind: str, label: np.ndarray, probability: np.ndarray, classes: Sequence[str]) -> None:
-    if kind not in KINDS:
-        raise UserError(f"calibration {kind!r} is unknown; it can be {', '.join(KINDS)}")
-    wanted = [len(label), len(classes)]
-    if (
-        list(probability.shape) != wanted
-        or label.ndim not in (1, 2)
-        or (label.ndim == 2 and list(label.shape) != wanted)
-    ):
-        found = f"label is {list(label.shape)} and probability {list(probability.shape)}"
-        raise UserError(
-            f"{found}; {wanted[0]} examples and {wanted[1]} classes want a probability of {wanted}"
-        )
-    if label.ndim == 1 and not (
-        np.issubdtype(label.dtype, np.integer) and np.all((label >= -1) & (label < wanted[1]))
-    ):
-        raise UserError(f"one label an example is int[N], -1 (unknown) or 0..{wanted[1] - 1}")
-    wrong = np.flatnonzero(~np.all((probability >= 0) & (probability <= 1 + 1e-5), axis=1))
-    if len(wrong):
-        raise UserError(
-            f"probability[{wrong[0]}] is {probability[wrong[0]].tolist()}; each must be from 0 to 1"
-        )

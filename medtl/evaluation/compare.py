@@ -1,9 +1,9 @@
-"""Whether two arms differ: tests of a paired difference, and the verdict in words.
+"""Tests of a paired difference between two arms.
 
-DeLong's test for the AUROC, McNemar's for the accuracy, the corrected resampled t-test over folds, and the bootstrap's p
-value; Holm's correction over several of them. Each takes plain arrays, and patients where a patient has several examples.
-A difference is always first minus second. What is undefined is NaN with the reason in `undefined`; refuses arrays that do
-not fit each other, and a verdict that only the interval or only the p value would give.
+DeLong's test for the AUROC, McNemar's for the accuracy, the corrected resampled t-test over folds,
+and the bootstrap's p value; Holm's correction over several of them. Each takes plain arrays, and
+patients where a patient has several examples. A difference is first minus second. What is undefined
+is NaN with the reason in `undefined`; refuses arrays that do not fit each other.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
 from medtl.errors import UserError
-from medtl.evaluation import wording
+from medtl.evaluation.intervals import binary, column, normal_quantile, patient_numbers
 
 _NAN = math.nan
 
@@ -30,7 +29,8 @@ class DeLong:
       auc: float64[k], k = 1 or 2 scores.
       auc_low, auc_high: float64[k], the interval of each on the logit scale.
       covariance: float64[k, k], of `auc`.
-      difference, low, high, z, p: the first minus the second, its Wald interval and two-sided test; NaN for one score.
+      difference, low, high, z, p: the first minus the second, its Wald interval and two-sided test;
+        NaN for one score.
       undefined: why something is NaN; "" where nothing is, or only because there is one score.
     """
 
@@ -72,7 +72,7 @@ class McNemar:
 
 @dataclasses.dataclass(frozen=True)
 class ResampledT:
-    """A mean difference over folds with its interval and two-sided test, by `corrected_resampled_t`."""
+    """A mean difference over folds, its interval and two-sided test, by `corrected_resampled_t`."""
 
     mean: float
     low: float
@@ -91,30 +91,39 @@ def delong(
     patient: np.ndarray | None = None,
     level: float = 0.95,
 ) -> DeLong:
-    """AUROCs, their covariance, and the test of their difference.
+    """Compute AUROCs, their covariance, and the test of their difference.
 
-    With V10 the share of negatives below a positive and V01 the share of positives above a negative (ties count half),
-    the variance of AUC = mean V10 = mean V01 is DeLong, DeLong & Clarke-Pearson's (1988), computed in O(N log N)
-    as by Sun & Xu (2014). With `patient` it is Obuchowski's (1997, Biometrics 53, 567): sums over a patient's
-    examples take the place of the examples, and a patient with positives and negatives adds their covariance; where
-    each patient has one example it is DeLong's. The single interval is symmetric on the logit scale (Pepe 2003).
+    With V10 the share of negatives below a positive and V01 the share of positives above a negative
+    (ties count half), the variance of AUC = mean V10 = mean V01 is DeLong, DeLong &
+    Clarke-Pearson's (1988), computed in O(N log N) as by Sun & Xu (2014). With `patient` it is
+    Obuchowski's (1997, Biometrics 53, 567): sums over a patient's examples take the place of the
+    examples, and a patient with positives and negatives adds their covariance; where each patient
+    has one example it is DeLong's. The single interval is symmetric on the logit scale (Pepe 2003).
 
-    Two scores that order the examples alike differ by 0 with p = 1. An AUROC of 0 or 1 has a variance of 0, from which
-    no interval follows.
+    Two scores that order the examples alike differ by 0 with p = 1. An AUROC of 0 or 1 has a
+    variance of 0, from which no interval follows.
 
     Args:
       label: bool[N], or 0 and 1.
-      score_a: float[N], larger for positives; or float[S, N] of S models, e.g. seeds, whose mean AUROC counts.
+      score_a: float[N], larger for positives; or float[S, N] of S models, e.g. seeds, whose mean
+        AUROC counts.
       score_b: as `score_a`, of another arm, or None.
       patient: int[N], who the example is of; None: each of another.
       level: of the intervals.
 
     Raises:
-      UserError: the arrays differ in length, a label is neither 0 nor 1, or `level` is not between 0 and 1.
+      UserError: the arrays differ in length, a label is neither 0 nor 1, or `level` is not between
+        0 and 1.
+
+    >>> label = np.array([0, 0, 0, 1, 1, 1])
+    >>> good, poor = np.array([1, 2, 4, 3, 5, 6]), np.array([1, 5, 6, 2, 4, 3])
+    >>> test = delong(label, good, poor)
+    >>> f"{test.auc[0]:.3f} {test.difference:.3f} {test.p:.3f}"
+    '0.889 0.556 0.077'
     """
     label = binary(label, "label")
     scores = [_models(score, len(label)) for score in (score_a, score_b) if score is not None]
-    unit = _units(patient, len(label))
+    unit = patient_numbers(patient, len(label))
     k, z_level = len(scores), normal_quantile(level)
     nothing = np.full(k, _NAN)
     reason = undefined_auroc(label, np.concatenate(scores).sum(axis=0))
@@ -133,7 +142,7 @@ def delong(
     single = DeLong(auc, low, high, covariance, undefined=edge[0] if edge else "")
     if k == 1:
         return single
-    # The variance from the difference itself: a11 - 2 a12 + a22 would leave rounding where the scores agree.
+    # Of the difference itself: a11 - 2 a12 + a22 would leave rounding where the scores agree.
     contrast = np.array([[1.0, -1.0]])
     variance = _covariance(contrast @ positive, contrast @ negative, label, unit)[0, 0]
     return dataclasses.replace(
@@ -142,7 +151,7 @@ def delong(
 
 
 def undefined_auroc(label: np.ndarray, score: np.ndarray) -> str:
-    """Why the AUROC of bool[N] labels and float[N] scores is undefined; "" where it is not."""
+    """Return why the AUROC of bool[N] labels and float[N] scores is undefined, else ""."""
     if not len(label):
         return "there is no example"
     if label.all() or not label.any():
@@ -154,7 +163,10 @@ def undefined_auroc(label: np.ndarray, score: np.ndarray) -> str:
 def _placements(
     label: np.ndarray, scores: Sequence[np.ndarray], unit: np.ndarray
 ) -> tuple[np.ndarray, ...]:
-    """AUC [k], and per unit the sums of V10 - AUC over its positives and of V01 - AUC over its negatives, [k, units]."""
+    """Return AUC [k], and the sums of V10 - AUC and of V01 - AUC over each unit, [k, units].
+
+    V10 is over the unit's positives, V01 over its negatives.
+    """
     m, n, units = int(label.sum()), int((~label).sum()), int(unit.max()) + 1
     aucs, positive, negative = [], [], []
     for models in scores:
@@ -168,7 +180,7 @@ def _placements(
 
 
 def _below(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """How many of y are below each x, ties half: x's midrank among both less its midrank among x."""
+    """Count how many of y are below each x, ties half: the difference of two midranks."""
     ordered = np.sort(y)
     return (
         np.searchsorted(ordered, x, side="left") + np.searchsorted(ordered, x, side="right")
@@ -201,7 +213,10 @@ def _logit_interval(auc: np.ndarray, se: np.ndarray, z: float) -> tuple[np.ndarr
 
 
 def _wald(difference: float, se: float, z_level: float, undefined: str) -> dict[str, Any]:
-    """The fields of `DeLong` for a difference; one of 0 without any variance is certain, another is undefined."""
+    """Return the fields of `DeLong` for a difference.
+
+    Without any variance a difference of 0 is certain, and another one is undefined.
+    """
     if se == 0 and difference == 0:
         return {"difference": 0.0, "low": 0.0, "high": 0.0, "z": 0.0, "p": 1.0}
     if se == 0:
@@ -227,13 +242,14 @@ def mcnemar(
     patient: np.ndarray | None = None,
     level: float = 0.95,
 ) -> McNemar:
-    """The test of two accuracies on the same examples.
+    """Test the difference of two accuracies on the same examples.
 
-    Without patients: the exact conditional and the mid-p value of Fagerland, Lydersen & Laake (2013, BMC Med Res
-    Methodol 13:91) and the interval of Bonett & Price (2012, J Educ Behav Stat 37, 479). With patients: the chi-square
-    of Yang, Sun & Hardin (2010, Biom J 52, 638), (Σ d)² / Σ d² over the patients' d = n10 - n01, which is McNemar's
-    where each patient has one example and weighs examples, as the accuracy does (Durkalski's weighs patients); and the
-    interval from the ratio estimator's variance (Obuchowski 1998, Stat Med 17, 1495).
+    Without patients: the exact conditional and the mid-p value of Fagerland, Lydersen & Laake
+    (2013, BMC Med Res Methodol 13:91) and the interval of Bonett & Price (2012, J Educ Behav Stat
+    37, 479). With patients: the chi-square of Yang, Sun & Hardin (2010, Biom J 52, 638), (Σ d)² / Σ
+    d² over the patients' d = n10 - n01, which is McNemar's where each patient has one example and
+    weighs examples, as the accuracy does (Durkalski's weighs patients); and the interval from the
+    ratio estimator's variance (Obuchowski 1998, Stat Med 17, 1495).
 
     Args:
       correct_a: bool[N], whether the first arm got the example right.
@@ -242,7 +258,8 @@ def mcnemar(
       level: of the interval.
 
     Raises:
-      UserError: the arrays differ in length, are neither 0 nor 1, or `level` is not between 0 and 1.
+      UserError: the arrays differ in length, are neither 0 nor 1, or `level` is not between 0 and
+        1.
     """
     from scipy.stats import binom, chi2
 
@@ -254,7 +271,7 @@ def mcnemar(
     n10, n01 = int(np.sum(a & ~b)), int(np.sum(b & ~a))
     difference = (n10 - n01) / n
     if patient is not None:
-        unit = _units(patient, n)
+        unit = patient_numbers(patient, n)
         d, size = np.bincount(unit, a.astype(float) - b), np.bincount(unit)
         if len(d) < 2:
             return McNemar(
@@ -266,7 +283,8 @@ def mcnemar(
         return McNemar(n10, n01, difference, low, high, statistic, float(chi2.sf(statistic, 1)))
     discordant, smaller = n10 + n01, min(n10, n01)
     p = min(1.0, 2 * float(binom.cdf(smaller, discordant, 0.5)))
-    # Equation 2 of the supplement of Fagerland et al.; for n10 = n01 half the probability of that outcome is left out.
+    # Equation 2 of the supplement of Fagerland et al.; for n10 = n01 half the probability of that
+    # outcome is left out.
     observed = float(binom.pmf(smaller, discordant, 0.5))
     p_mid = 1 - observed / 2 if n10 == n01 else p - observed
     p10, p01 = (n10 + 1) / (n + 2), (n01 + 1) / (n + 2)
@@ -278,15 +296,17 @@ def mcnemar(
 def corrected_resampled_t(
     difference: np.ndarray, *, test_share: float, level: float = 0.95
 ) -> ResampledT:
-    """The t-test over folds whose training sets overlap.
+    """Test a mean difference over folds whose training sets overlap.
 
-    Nadeau & Bengio (2003, Machine Learning 52, 239): the variance of the mean of J differences is taken as
-    (1 / J + n_test / n_train) s², not s² / J, with J - 1 degrees of freedom; for repeated cross-validation see Bouckaert
-    & Frank (2004). J equal differences of 0 give p = 1; J equal differences of another size tell no variance.
+    Nadeau & Bengio (2003, Machine Learning 52, 239): the variance of the mean of J differences is
+    taken as (1 / J + n_test / n_train) s², not s² / J, with J - 1 degrees of freedom; for repeated
+    cross-validation see Bouckaert & Frank (2004). J equal differences of 0 give p = 1; J equal
+    differences of another size tell no variance.
 
     Args:
       difference: float[J], of a metric in each fold of each repeat.
-      test_share: n_test / n_train, 1 / (folds - 1) in cross-validation; 0 makes it the ordinary t-test.
+      test_share: n_test / n_train, 1 / (folds - 1) in cross-validation; 0 makes it the ordinary
+        t-test.
       level: of the interval.
 
     Raises:
@@ -296,7 +316,8 @@ def corrected_resampled_t(
 
     if not (math.isfinite(test_share) and test_share >= 0):
         raise UserError(
-            f"test_share is {test_share}; it is n_test / n_train, 1 / (folds - 1) in cross-validation"
+            f"test_share is {test_share}; it is n_test / n_train, "
+            "1 / (folds - 1) in cross-validation"
         )
     normal_quantile(level)
     values = np.asarray(difference, np.float64).ravel()
@@ -329,11 +350,11 @@ def corrected_resampled_t(
 
 
 def bootstrap_p(draws: np.ndarray) -> float:
-    """The two-sided p value of a difference from its bootstrap draws, that of the percentile interval turned round.
+    """Compute the two-sided p value of a difference from its bootstrap draws.
 
-    p = 2 (1 + min(#{d <= 0}, #{d >= 0})) / (R + 1), at most 1 (Davison & Hinkley 1997): up to the 1's, the
-    smallest 1 - level at which the percentile interval leaves out 0. Draws that are NaN are left out; NaN where more than one
-    in twenty of the float[R] is, or none is left.
+    p = 2 (1 + min(#{d <= 0}, #{d >= 0})) / (R + 1), at most 1 (Davison & Hinkley 1997): up to the
+    1's, the smallest 1 - level at which the percentile interval leaves out 0. Draws that are NaN
+    are left out; NaN where more than one in twenty of the float[R] is, or none is left.
     """
     draws = np.asarray(draws, np.float64).ravel()
     finite = draws[~np.isnan(draws)]
@@ -345,10 +366,19 @@ def bootstrap_p(draws: np.ndarray) -> float:
 
 
 def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
-    """float64[n], the p values after Holm's (1979) step-down correction; NaN stays NaN and does not count as a test.
+    """Correct p values by Holm's (1979) step-down method; NaN stays NaN and is not counted.
+
+    Args:
+      p: float[n].
+
+    Returns:
+      float64[n].
 
     Raises:
       UserError: a value is not from 0 to 1.
+
+    >>> holm([0.01, 0.04, 0.03]).tolist()
+    [0.03, 0.06, 0.06]
     """
     values = np.asarray(p, np.float64)
     if np.any((values < 0) | (values > 1)):
@@ -360,179 +390,6 @@ def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
         1.0, np.maximum.accumulate(values[order] * np.arange(len(order), 0, -1))
     )
     return adjusted
-
-
-def needed(
-    difference: float, standard_error: float, n: int, *, power: float = 0.8, level: float = 0.95
-) -> float:
-    """About how many patients would show a true difference of this size.
-
-    n ((z_{(1 + level) / 2} + z_power) se / |difference|)², because the standard error falls with √n. It takes the observed
-    difference for the true one, so it is an order of magnitude. NaN where something is undefined, infinite for no difference.
-    """
-    if math.isnan(difference) or math.isnan(standard_error):
-        return _NAN
-    z = normal_quantile(level) + NormalDist().inv_cdf(power)
-    return math.inf if difference == 0 else n * (z * standard_error / abs(difference)) ** 2
-
-
-def direction(low: float, high: float, *, lower_is_better: bool = False) -> str:
-    """On which side of 0 the interval of a difference lies: "helps", "hurts", or "cannot_tell" where it holds 0 or NaN."""
-    if lower_is_better:
-        low, high = -high, -low
-    return "helps" if low > 0 else "hurts" if high < 0 else "cannot_tell"
-
-
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """A verdict on an arm against a reference, by `judge`.
-
-    Attributes:
-      verdict: "helps", "hurts" or "cannot_tell".
-      headline, sentence: the verdict in short, and with its numbers.
-      needed: about how many patients would show a difference of this size; None where that says nothing.
-    """
-
-    arm: str
-    reference: str
-    metric: str
-    verdict: str
-    headline: str
-    sentence: str
-    needed: float | None = None
-
-
-def judge(
-    arm: str,
-    reference: str,
-    metric: str,
-    *,
-    difference: float,
-    low: float,
-    high: float,
-    p: float,
-    n: int,
-    p_holm: float | None = None,
-    standard_error: float = _NAN,
-    unit: str = "patients",
-    lower_is_better: bool = False,
-    negative_transfer: bool = False,
-    level: float = 0.95,
-    undefined: str = "",
-) -> Comparison:
-    """Puts a difference in words: it helps or hurts only if its interval leaves out 0 and p_holm < 1 - level.
-
-    Args:
-      arm: its name.
-      reference: the name of the arm it is compared with.
-      metric: a metric's name, which must have a better side: not the calibration slope or intercept.
-      difference: of the metric, arm minus reference.
-      low: the lower end of its interval.
-      high: the upper end.
-      p: of the difference by itself.
-      n: how many patients, or `unit`, there are.
-      p_holm: after the correction for several comparisons; None: there is one, so `p`.
-      standard_error: of the difference, for the number needed; NaN: not told.
-      unit: what was resampled, in the plural.
-      lower_is_better: of the metric.
-      negative_transfer: whether harm is called so: the arm learns from the source and the reference does not.
-      level: of the interval.
-      undefined: why one of the numbers is NaN.
-
-    Raises:
-      UserError: the metric has no better side, or `level` is not between 0 and 1.
-    """
-    if metric.startswith("calibration_"):
-        raise UserError(
-            f"arms cannot be compared in {metric}: neither more nor less of it is better; brier has a side"
-        )
-    p_holm, name = p if p_holm is None else p_holm, wording.metric_in_a_sentence(metric)
-    verdict, more, short = "cannot_tell", None, f"Whether {arm} helps cannot be told"
-    if math.isnan(difference) or math.isnan(low) or math.isnan(high):
-        rest = f"the difference in {name} against {reference} has no interval: {undefined or 'it is undefined'}"
-    else:
-        rest = f"{name} {_numbers(difference, low, high, p, p_holm, lower_is_better, level)} against {reference}"
-        if 1 - p_holm > level:
-            verdict = direction(low, high, lower_is_better=lower_is_better)
-        if verdict == "cannot_tell":
-            short += f" with {n:,} {unit}"
-            enough = needed(difference, standard_error, n, level=level)
-            more = enough if n < enough < math.inf else None
-            rest += (
-                f"; a difference of this size would need about {wording.about(more)}"
-                if more
-                else ""
-            )
-        else:
-            short = f"{arm} {verdict}{' (negative transfer)' if verdict == 'hurts' and negative_transfer else ''}"
-    return Comparison(arm, reference, metric, verdict, f"{short}.", f"{short}: {rest}.", more)
-
-
-def headline(comparisons: Sequence[Comparison]) -> dict[str, Any]:
-    """The verdict of several comparisons, of which the first is the main arm's: {"kind", "headline", "sentences"}.
-
-    The headline is the main arm's, followed by the other arms that help or hurt; the sentences are all of them in order.
-    """
-    if not comparisons:
-        return {
-            "kind": "no_comparison",
-            "headline": "There is no second arm to compare with.",
-            "sentences": [],
-        }
-    main, *others = comparisons
-    first = main.headline if main.verdict == "cannot_tell" else main.sentence
-    rest = [other.headline for other in others if other.verdict != "cannot_tell"]
-    return {
-        "kind": main.verdict,
-        "headline": " ".join([first, *rest]),
-        "sentences": [c.sentence for c in comparisons],
-    }
-
-
-def _numbers(
-    value: float, low: float, high: float, p: float, p_holm: float, lower: bool, level: float
-) -> str:
-    shown, *ends = wording.signed_alike((value, low, high))
-    told = ["lower is better"] if lower else []
-    told.append(f"{wording.percent(level)} interval {ends[0]} to {ends[1]}")
-    if not math.isnan(p):
-        told.append(f"p {wording.p_relation(p)}")
-    if p_holm > p:
-        told.append(f"{wording.p_relation(p_holm).removeprefix('= ')} after Holm's correction")
-    return f"{shown} ({', '.join(told)})"
-
-
-def normal_quantile(level: float) -> float:
-    """z with P(|Z| < z) = level."""
-    if not 0 < level < 1:
-        raise UserError(f"a level must be between 0 and 1, as 0.95; this is {level}")
-    return NormalDist().inv_cdf((1 + level) / 2)
-
-
-def binary(values: np.ndarray, name: str) -> np.ndarray:
-    """bool[N] of 0 and 1, or a `UserError`."""
-    values = np.asarray(values)
-    if values.ndim != 1 or not np.isin(values, (0, 1)).all():
-        raise UserError(
-            f"{name} must be one column of 0 and 1; this is {values.dtype}{list(values.shape)}"
-        )
-    return values.astype(bool)
-
-
-def column(values: np.ndarray, n: int, name: str) -> np.ndarray:
-    """The values as an array of the shape [n], or a `UserError`."""
-    values = np.asarray(values)
-    if values.shape != (n,):
-        raise UserError(f"{name} has the shape {list(values.shape)}; {n} examples want {[n]}")
-    return values
-
-
-def _units(patient: np.ndarray | None, n: int) -> np.ndarray:
-    return (
-        np.arange(n)
-        if patient is None
-        else np.unique(column(patient, n, "patient"), return_inverse=True)[1]
-    )
 
 
 def _models(score: np.ndarray, n: int) -> np.ndarray:

@@ -1,8 +1,9 @@
-"""The report's curves as plain points: ROC, precision and recall, reliability, net benefit, and where a curve of sizes pays.
+"""The report's curves as points: ROC, precision and recall, reliability, net benefit.
 
-Curves of several cells (folds, seeds) are means of the cells' curves at fixed places, never one curve of pooled scores, which
-different models do not share a scale for. What is undefined is an empty curve, or NaN, with the reason in `undefined`;
-refuses arrays that do not fit each other and thresholds that are no probabilities.
+Curves of several splits (folds, seeds) are means of the splits' curves at fixed positions, never
+one curve of pooled scores, since scores of different models do not share a scale. What is undefined
+is an empty curve, or NaN, with the reason in `undefined`; refuses arrays that do not fit each other
+and thresholds that are no probabilities.
 """
 
 from __future__ import annotations
@@ -14,14 +15,23 @@ import numpy as np
 
 from medtl.errors import UserError
 from medtl.evaluation import wording
-from medtl.evaluation.compare import binary, column, direction, normal_quantile, undefined_auroc
+from medtl.evaluation.compare import undefined_auroc
+from medtl.evaluation.intervals import (
+    binary,
+    column,
+    effective_n,
+    normal_quantile,
+    patient_numbers,
+    wilson,
+)
+from medtl.evaluation.verdict import direction
 
 THRESHOLDS = tuple(i / 100 for i in range(1, 100))
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """Points to be joined by lines; empty with the reason in `undefined` where there is no curve."""
+    """Points that lines join; empty with the reason in `undefined` where there is no curve."""
 
     x: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0))
     y: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0))
@@ -50,7 +60,10 @@ class Reliability:
 
 @dataclasses.dataclass(frozen=True)
 class DecisionCurve:
-    """Net benefit by threshold, by `decision_curve`: float64[T] each; `low` and `high` are the model's interval."""
+    """Net benefit by threshold, of `decision_curve`, float64[T] each.
+
+    `low` and `high` are the ends of the model's interval.
+    """
 
     threshold: np.ndarray
     model: np.ndarray
@@ -62,13 +75,15 @@ class DecisionCurve:
 
 
 def roc(label: np.ndarray, score: np.ndarray, *, points: int = 200) -> Curve:
-    """False positive rate against true positive rate, `sklearn.metrics.roc_curve`, thinned to at most `points`.
+    """Draw the ROC curve, `sklearn.metrics.roc_curve`, thinned to at most `points`.
+
+    x is the false positive rate, y the true positive rate.
 
     Args:
       label: bool[N], or 0 and 1.
       score: float[N], larger for positives.
-      points: at least 2; the ends stay, and what is left out lies within 2 / (points - 1) of a point that stays, the
-        differences in x and y added.
+      points: at least 2; the ends stay, and a point that is left out is within 2 / (points - 1) of
+        one that stays, the differences in x and y added.
 
     Raises:
       UserError: the arrays differ in length, or a label is neither 0 nor 1.
@@ -81,11 +96,11 @@ def roc(label: np.ndarray, score: np.ndarray, *, points: int = 200) -> Curve:
 
 
 def precision_recall(label: np.ndarray, score: np.ndarray, *, points: int = 200) -> Curve:
-    """Recall against precision at every threshold, `sklearn.metrics.precision_recall_curve`, thinned as `roc`'s.
+    """Draw recall against precision, `sklearn.metrics.precision_recall_curve`, thinned as in `roc`.
 
-    From recall 0 to that of the highest threshold the precision is that threshold's, where scikit-learn adds a point (0, 1)
-    that no threshold has. Lines between points are too high (Davis & Goadrich 2006), so a thinned curve is for the eye and
-    the AUPRC is not its area.
+    From recall 0 to that of the highest threshold the precision is that threshold's, where
+    scikit-learn adds a point (0, 1) that no threshold has. Lines between points are too high (Davis
+    & Goadrich 2006), so a thinned curve is for the eye and the AUPRC is not its area.
 
     Args:
       label: bool[N], or 0 and 1.
@@ -106,20 +121,23 @@ def precision_recall(label: np.ndarray, score: np.ndarray, *, points: int = 200)
     return _thin(np.r_[0.0, recall], np.r_[precision[0], precision], points)
 
 
-def mean_roc(cells: Sequence[tuple[np.ndarray, np.ndarray]], *, points: int = 101) -> Curve:
-    """The vertical mean of several ROC curves (Fawcett 2006, algorithm 3): the mean true positive rate at each fpr.
+def mean_roc(splits: Sequence[tuple[np.ndarray, np.ndarray]], *, points: int = 101) -> Curve:
+    """Average several ROC curves vertically: the mean true positive rate at each fpr.
 
-    Where a curve rises at an fpr its upper end counts; the mean starts in (0, 0). Up to the grid its area is the mean AUROC.
+    This is algorithm 3 of Fawcett 2006.
+
+    Where a curve rises at an fpr its upper end counts; the mean starts in (0, 0). Up to the grid
+    its area is the mean AUROC.
 
     Args:
-      cells: (label, score) of each, as in `roc`; with one, `roc` shows more.
+      splits: (label, score) of each, as in `roc`; with one, `roc` shows more.
       points: how many false positive rates, evenly from 0 to 1.
 
     Raises:
       UserError: as `roc`.
     """
     grid = np.linspace(0, 1, points)
-    rates, reason = _each(cells)
+    rates, reason = _each(splits)
     if reason:
         return Curve(undefined=reason)
     tpr = np.mean([_interpolate(fpr, tpr, grid, side="right") for fpr, tpr, _ in rates], axis=0)
@@ -127,27 +145,28 @@ def mean_roc(cells: Sequence[tuple[np.ndarray, np.ndarray]], *, points: int = 10
 
 
 def mean_precision_recall(
-    cells: Sequence[tuple[np.ndarray, np.ndarray]], *, points: int = 101
+    splits: Sequence[tuple[np.ndarray, np.ndarray]], *, points: int = 101
 ) -> Curve:
-    """The mean precision of several cells at each recall.
+    """Average the precision of several splits at each recall.
 
-    Between two thresholds true and false positives are interpolated, not the precision (Davis & Goadrich 2006),
-    which is the precision of the straight ROC line there. At recall 0 it is that of the highest threshold.
+    Between two thresholds true and false positives are interpolated, not the precision (Davis &
+    Goadrich 2006), which is the precision of the straight ROC line there. At recall 0 it is that of
+    the highest threshold.
 
     Args:
-      cells: (label, score) of each, as in `roc`.
+      splits: (label, score) of each, as in `roc`.
       points: how many recalls, evenly from 0 to 1.
 
     Raises:
       UserError: as `roc`.
     """
     grid = np.linspace(0, 1, points)
-    rates, reason = _each(cells)
+    rates, reason = _each(splits)
     if reason:
         return Curve(undefined=reason)
     precisions = []
     for fpr, tpr, odds in rates:
-        # The prevalence's odds turn rates into counts: of one positive, odds of true and fpr of false positives.
+        # The prevalence's odds turn rates into counts of true and of false positives.
         true = np.r_[tpr[1], grid[1:]] * odds
         false = np.r_[fpr[1], _interpolate(tpr, fpr, grid[1:], side="left")]
         precisions.append(true / (true + false))
@@ -159,9 +178,10 @@ def net_benefit(
     probability: np.ndarray,
     thresholds: Sequence[float] | np.ndarray = THRESHOLDS,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Net benefit of treating by the model, of treating all and of treating none: float64[T] each.
+    """Compute the net benefit of treating by the model, of treating all and of treating none.
 
-    TP / N - FP / N · t / (1 - t), treating where probability >= t (Vickers & Elkin 2006, Med Decis Making 26, 565).
+    TP / N - FP / N · t / (1 - t), treating where probability >= t (Vickers & Elkin 2006, Med Decis
+    Making 26, 565).
 
     Args:
       label: bool[N], or 0 and 1.
@@ -169,7 +189,8 @@ def net_benefit(
       thresholds: float[T], from 0 to below 1.
 
     Raises:
-      UserError: the arrays differ in length, a label is neither 0 nor 1, or a threshold is out of its range.
+      UserError: the arrays differ in length, a label is neither 0 nor 1, or a threshold is out of
+        its range.
     """
     label, probability = _pair(label, probability)
     t = _thresholds(thresholds)
@@ -184,37 +205,38 @@ def net_benefit(
 
 
 def decision_curve(
-    cells: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    splits: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
     thresholds: Sequence[float] | np.ndarray = THRESHOLDS,
     *,
     level: float = 0.95,
 ) -> DecisionCurve:
-    """The mean over cells of `net_benefit`, with a pointwise interval whose unit is the patient.
+    """Average `net_benefit` over splits, with a pointwise interval whose unit is the patient.
 
-    The net benefit is a mean over examples, so the patient bootstrap's variance has a closed form to first order: the ratio
-    estimator's, P / (P - 1) times the sum over patients of their squared share in the estimate's deviation, summed over the cells
-    they are in. It needs no draws, whatever the number of examples.
+    The net benefit is a mean over examples, so the patient bootstrap's variance has a closed form
+    to first order: the ratio estimator's, P / (P - 1) times the sum over patients of their squared
+    share in the estimate's deviation, summed over their splits. It needs no draws.
 
     Args:
-      cells: (label bool[N], probability float[N], patient int[N]) of each, patients numbered alike in all.
+      splits: (label bool[N], probability float[N], patient int[N]) of each, patients numbered alike
+        in all.
       thresholds: float[T], from 0 to below 1.
       level: of the interval.
 
     Raises:
-      UserError: as `net_benefit`, a patient's number is negative, or `level` is not between 0 and 1.
+      UserError: as `net_benefit`, a patient's number is negative, or `level` is not between 0 and
+        1.
     """
     t, z = _thresholds(thresholds), normal_quantile(level)
     model, treat_all, none = (
-        np.mean(c, axis=0) for c in zip(*(net_benefit(y, p, t) for y, p, _ in cells), strict=True)
+        np.mean(c, axis=0) for c in zip(*(net_benefit(y, p, t) for y, p, _ in splits), strict=True)
     )
-    columns = [(*_pair(y, p), np.asarray(patient)) for y, p, patient in cells]
+    columns = [(*_pair(y, p), np.asarray(patient)) for y, p, patient in splits]
     if any(patient.shape != y.shape or (patient < 0).any() for y, _, patient in columns):
         raise UserError("patient must be a number from 0 for each example")
     if np.isnan(model).any():
         nothing = np.full(len(t), np.nan)
-        return DecisionCurve(
-            t, model, treat_all, none, nothing, nothing, "a probability is NaN or a cell is empty"
-        )
+        reason = "a probability is NaN or a split is empty"
+        return DecisionCurve(t, model, treat_all, none, nothing, nothing, reason)
     patients = len(np.unique(np.concatenate([patient for *_, patient in columns])))
     most = 1 + max(int(patient.max()) for *_, patient in columns)
     se = np.full(len(t), np.nan)
@@ -237,24 +259,27 @@ def reliability(
     patient: np.ndarray | None = None,
     level: float = 0.95,
 ) -> Reliability:
-    """Observed against predicted risk in bins of about equal numbers; equal probabilities are never parted.
+    """Compare observed with predicted risk in bins of about equal numbers of examples.
 
-    The interval is Wilson's (1927). With `patient` its n is the effective one, p (1 - p) over the ratio estimator's variance
-    of the bin's share with the patient as unit, as Korn & Graubard (1998) do for Clopper-Pearson, at most the examples; where
-    all or none of a bin are positive it is the bin's patients. So examples may be repeated, as in repeated cross-validation.
+    Equal probabilities share a bin.
+
+    The interval is Wilson's (1927). With `patient` its n is the effective one, p (1 - p) over the
+    ratio estimator's variance of the bin's share with the patient as unit, as Korn & Graubard
+    (1998) do for Clopper-Pearson, at most the examples; where all or none of a bin are positive it
+    is the bin's patients. So examples may be repeated, as in repeated cross-validation.
 
     Args:
       label: bool[N], or 0 and 1.
       probability: float[N].
-      bins: at most so many; fewer where probabilities are equal.
+      bins: how many at most; fewer where probabilities are equal.
       patient: int[N], who the example is of; None: each of another.
       level: of the interval.
 
     Raises:
-      UserError: the arrays differ in length, a label is neither 0 nor 1, or `level` is not between 0 and 1.
+      UserError: the arrays differ in length, a label is neither 0 nor 1, or `level` is not between
+        0 and 1.
     """
     label, probability = _pair(label, probability)
-    z = normal_quantile(level)
     if not len(label) or np.isnan(probability).any():
         nothing = np.empty(0)
         reason = "a probability is NaN" if len(label) else "there is no example"
@@ -264,20 +289,12 @@ def reliability(
     _, group = np.unique(np.searchsorted(edges, probability), return_inverse=True)
     n = np.bincount(group)
     observed, predicted = np.bincount(group, label) / n, np.bincount(group, probability) / n
-    effective = (
-        n
-        if patient is None
-        else _effective(label, group, observed, column(patient, len(label), "patient"))
-    )
-    center = (observed + z**2 / (2 * effective)) / (1 + z**2 / effective)
-    half = (
-        z
-        * np.sqrt(observed * (1 - observed) / effective + z**2 / (4 * effective**2))
-        / (1 + z**2 / effective)
-    )
-    return Reliability(
-        predicted, observed, np.maximum(center - half, 0), np.minimum(center + half, 1), n
-    )
+    effective: np.ndarray = n
+    if patient is not None:
+        unit = patient_numbers(patient, len(label))
+        effective = np.minimum(effective_n(label, unit, group), n)
+    low, high = wilson(observed, effective, normal_quantile(level))
+    return Reliability(predicted, observed, low, high, n)
 
 
 def learning_curve_sentence(
@@ -291,7 +308,7 @@ def learning_curve_sentence(
     lower_is_better: bool = False,
     level: float = 0.95,
 ) -> str:
-    """Where an arm pays, in a sentence: at the sizes at which the interval of its difference leaves out 0.
+    """Say at which sizes an arm pays: where the interval of its difference leaves out 0.
 
     Args:
       arm: its name.
@@ -305,15 +322,16 @@ def learning_curve_sentence(
     """
     if not sizes or len(sizes) != len(differences):
         raise UserError(f"{len(sizes)} sizes do not go with {len(differences)} differences")
-    at = [direction(low, high, lower_is_better=lower_is_better) for _, low, high in differences]
+    verdicts = [
+        direction(low, high, lower_is_better=lower_is_better) for _, low, high in differences
+    ]
     parts = []
     for verdict, verb in (("helps", "pays"), ("hurts", "hurts")):
-        chosen = [i for i, found in enumerate(at) if found == verdict]
+        chosen = [i for i, found in enumerate(verdicts) if found == verdict]
         if chosen:
             most = max(chosen, key=lambda i: abs(differences[i][0]))
-            parts.append(
-                f"{verb} {_where(chosen, sizes, unit)} ({wording.signed_alike(differences[most][:1])[0]} with {sizes[most]:,})"
-            )
+            shown = wording.signed_alike(differences[most][:1])[0]
+            parts.append(f"{verb} {_where(chosen, sizes, unit)} ({shown} with {sizes[most]:,})")
     name = wording.metric_in_a_sentence(metric)
     basis = f"in {name} against {reference}, by the {wording.percent(level)} interval at each size"
     if not parts:
@@ -322,13 +340,13 @@ def learning_curve_sentence(
             if len(sizes) == 1
             else f"at any size from {sizes[0]:,} to {sizes[-1]:,}"
         )
-        return f"Whether {arm} pays cannot be told {span} {unit}, {basis}."
-    rest = "; at the other sizes it cannot be told" if "cannot_tell" in at else ""
+        return f"Inconclusive: no difference of {arm} is shown {span} {unit}, {basis}."
+    rest = "; inconclusive at the other sizes" if "cannot_tell" in verdicts else ""
     return f"{arm} {' and '.join(parts)}, {basis}{rest}."
 
 
 def _where(chosen: Sequence[int], sizes: Sequence[int], unit: str) -> str:
-    """The chosen places among the sizes in words, e.g. "up to 50 labels"."""
+    """Put the chosen sizes in words, e.g. "up to 50 labels"."""
     first, last, run = chosen[0], chosen[-1], chosen[-1] - chosen[0] + 1 == len(chosen)
     if len(chosen) == len(sizes) > 1:
         return f"at every size from {sizes[0]:,} to {sizes[-1]:,} {unit}"
@@ -339,24 +357,6 @@ def _where(chosen: Sequence[int], sizes: Sequence[int], unit: str) -> str:
     return f"with {wording.listed([f'{sizes[i]:,}' for i in chosen])} {unit}"
 
 
-def _effective(
-    label: np.ndarray, group: np.ndarray, observed: np.ndarray, patient: np.ndarray
-) -> np.ndarray:
-    """float64[bins], how many independent examples the patients' examples in each bin are worth."""
-    unit = np.unique(patient, return_inverse=True)[1]
-    pairs, where = np.unique(group * (unit.max() + 1) + unit, return_inverse=True)
-    of = pairs // (unit.max() + 1)
-    n, patients = np.bincount(group), np.bincount(of)
-    residual = np.bincount(where, label - observed[group])
-    square = np.bincount(of, residual**2)
-    binomial = observed * (1 - observed)
-    mixed = (binomial > 0) & (patients > 1)
-    worth = np.where(
-        mixed, binomial * n**2 / np.where(mixed, np.maximum(square, 1e-12), 1.0), patients
-    )
-    return np.minimum(worth, n)
-
-
 def _roc(label: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.metrics import roc_curve
 
@@ -365,23 +365,19 @@ def _roc(label: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _each(
-    cells: Sequence[tuple[np.ndarray, np.ndarray]],
+    splits: Sequence[tuple[np.ndarray, np.ndarray]],
 ) -> tuple[list[tuple[np.ndarray, np.ndarray, float]], str]:
-    """(fpr, tpr, positives per negative) of each cell, or why a cell has none."""
-    columns = [_pair(label, score) for label, score in cells]
+    """Return (fpr, tpr, positives per negative) of each split, or why a split has none."""
+    columns = [_pair(label, score) for label, score in splits]
     reasons = [reason for reason in (undefined_auroc(*c) for c in columns) if reason]
     if reasons or not columns:
-        return (
-            [],
-            f"in {len(reasons)} of {len(columns)} cells {reasons[0]}"
-            if reasons
-            else "there is no cell",
-        )
+        count = f"in {len(reasons)} of {len(columns)} splits"
+        return [], f"{count} {reasons[0]}" if reasons else "there is no split"
     return [(*_roc(label, score), label.sum() / (~label).sum()) for label, score in columns], ""
 
 
 def _thin(x: np.ndarray, y: np.ndarray, points: int) -> Curve:
-    """The points nearest to even steps along the curve, its ends among them."""
+    """Keep the points nearest to even steps along the curve, and its ends."""
     if len(x) <= points:
         return Curve(x, y)
     length = np.r_[0.0, np.cumsum(np.abs(np.diff(x)) + np.abs(np.diff(y)))]
@@ -391,7 +387,10 @@ def _thin(x: np.ndarray, y: np.ndarray, points: int) -> Curve:
 
 
 def _interpolate(x: np.ndarray, y: np.ndarray, at: np.ndarray, *, side: str) -> np.ndarray:
-    """y at `at` on the line through points of ascending x; where x stands still the "left" or "right" end of the jump."""
+    """Return y at `at` on the line through points of ascending x.
+
+    Where x repeats, the "left" or "right" end of the jump counts.
+    """
     right = np.searchsorted(x, at, side="right" if side == "right" else "left").clip(1, len(x) - 1)
     left = right - 1
     width = x[right] - x[left]

@@ -1,32 +1,33 @@
-"""From the metrics of each seed to means and standard deviations over the seeds, and all of it to JSON."""
+"""Means and standard deviations over the seeds of each seed's metrics, and all of it as JSON."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-
-from medtl.evaluation import metrics
 
 Results = Mapping[Any, Mapping[str, Mapping[str, Mapping[str, Any]]]]
 
 
 def summarize(results: Results, *, runs: str = "seeds") -> dict[str, Any]:
-    """Means and standard deviations over the seeds.
+    """Compute means and standard deviations over the seeds.
 
-    A mean over seeds of which one is NaN is NaN: the seeds stay comparable, and `undefined` names the seed.
+    A mean over seeds of which one is NaN is NaN: the seeds stay comparable, and `undefined` names
+    the seed.
 
     Args:
-      results: seed -> arm -> split -> `Metrics.as_dict()`; every seed has the same arms and splits.
-      runs: what the keys of `results` are: "seeds", or "cells" of a cross-validation.
+      results: seed -> arm -> split -> entry of `metrics.describe`; every seed has the same arms and
+        splits.
+      runs: what the keys of `results` are: "seeds", or "splits" of a cross-validation.
 
     Returns:
-      "arms": arm -> split -> the mean of each entry, `confusion` included; of one seed its very entries.
-      "std": arm -> split -> metric -> standard deviation (n - 1 in the denominator), where there are several seeds.
-      "seeds" (or "cells"): `results`, with strings as keys.
+      "arms": arm -> split -> the mean of each entry, `confusion` included; of one seed its entries.
+      "std": arm -> split -> metric -> standard deviation (n - 1 in the denominator), where there
+      are several seeds.
+      "seeds" (or "splits"): `results`, with strings as keys.
 
     Raises:
       ValueError: there is no seed, or the seeds differ in their arms or splits.
@@ -36,36 +37,49 @@ def summarize(results: Results, *, runs: str = "seeds") -> dict[str, Any]:
         raise ValueError("summarize: there is no seed")
     layout = {arm: sorted(splits) for arm, splits in results[seeds[0]].items()}
     for seed in seeds[1:]:
-        found = {arm: sorted(splits) for arm, splits in results[seed].items()}
-        if found != layout:
-            raise ValueError(f"summarize: seed {seed} has {found}; seed {seeds[0]} has {layout}")
-    first = results[seeds[0]]
-    cells = {
-        arm: {split: {s: results[s][arm][split] for s in seeds} for split in first[arm]}
-        for arm in first
-    }
-    summary: dict[str, Any] = {"arms": _each_cell(cells, _mean)}
+        other = {arm: sorted(splits) for arm, splits in results[seed].items()}
+        if other != layout:
+            raise ValueError(f"summarize: seed {seed} has {other}; seed {seeds[0]} has {layout}")
+
+    def reduced(reduce: Callable[[Mapping], dict[str, Any]]) -> dict[str, Any]:
+        first = results[seeds[0]]
+        return {
+            arm: {split: reduce({s: results[s][arm][split] for s in seeds}) for split in first[arm]}
+            for arm in first
+        }
+
+    summary: dict[str, Any] = {"arms": reduced(_mean)}
     if len(seeds) > 1:
-        summary["std"] = _each_cell(cells, _std)
+        summary["std"] = reduced(_std)
     summary[runs] = {str(seed): results[seed] for seed in seeds}
     return summary
 
 
+def metric_names(entry: Mapping[str, Any]) -> list[str]:
+    """Return the names of the metrics of an entry of `metrics.describe`."""
+    return [name for name in entry if name not in ("n", "confusion", "undefined")]
+
+
 def to_json(value: Any) -> str:
-    """JSON that every parser reads, indented, keys in their order, of what `plain` makes of the value.
+    """Write `plain(value)` as indented JSON that every parser reads, keys in their order.
 
     Raises:
-      TypeError: JSON has nothing for a value.
+      TypeError: JSON cannot hold a value.
+
+    >>> print(to_json({"auroc": float("nan")}).strip())
+    {
+      "auroc": null
+    }
     """
     return json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def plain(value: Any) -> Any:
-    """The value as JSON has it.
+    """Turn a value into one that JSON can hold.
 
-    NaN becomes null (JSON has none; the reason stands under "undefined" beside it) and an infinity the string
-    "Infinity" or "-Infinity". Tuples, sets, NumPy scalars and arrays become what they hold, keys become strings; what is
-    none of these stays as it is.
+    NaN becomes null (JSON has none; "undefined" beside it has the reason) and an infinity the
+    string "Infinity" or "-Infinity". Tuples, sets, NumPy scalars and arrays become lists and
+    numbers, keys become strings; everything else stays as it is.
     """
     if isinstance(value, np.generic | np.ndarray):
         value = value.tolist()
@@ -80,20 +94,12 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _each_cell(cells: Mapping, reduce) -> dict[str, dict[str, Any]]:
-    return {
-        arm: {split: reduce(by_seed) for split, by_seed in splits.items()}
-        for arm, splits in cells.items()
-    }
-
-
 def _mean(by_seed: Mapping[Any, Mapping[str, Any]]) -> dict[str, Any]:
     entries = list(by_seed.values())
     if len(entries) == 1:
         return dict(entries[0])
-    mean: dict[str, Any] = {
-        name: float(np.mean([entry[name] for entry in entries])) for name in ("n", *metrics.NAMES)
-    }
+    names = ("n", *metric_names(entries[0]))
+    mean: dict[str, Any] = {name: float(np.mean([e[name] for e in entries])) for name in names}
     mean["n"] = int(mean["n"]) if mean["n"].is_integer() else mean["n"]
     mean["confusion"] = np.mean([entry["confusion"] for entry in entries], axis=0).tolist()
     undefined: dict[str, str] = {}
@@ -104,7 +110,8 @@ def _mean(by_seed: Mapping[Any, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _std(by_seed: Mapping[Any, Mapping[str, Any]]) -> dict[str, float]:
+    entries = list(by_seed.values())
     return {
-        name: float(np.std([entry[name] for entry in by_seed.values()], ddof=1))
-        for name in metrics.NAMES
+        name: float(np.std([entry[name] for entry in entries], ddof=1))
+        for name in metric_names(entries[0])
     }

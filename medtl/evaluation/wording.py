@@ -1,6 +1,7 @@
-"""Numbers and names as the report and the verdicts write them: what is undefined is called so, a minus is a minus, p is never 0.
+"""Numbers, names and text tables as the report, the verdicts and the terminal write them.
 
-Refuses nothing: a metric that is not known here keeps its name.
+NaN is written "undefined", a minus as −, and p never as 0. Refuses nothing: an unknown metric keeps
+its name.
 """
 
 from __future__ import annotations
@@ -9,13 +10,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medtl.evaluation import scores
-
 UNDEFINED = "undefined"
 NO_INTERVAL = "no interval: the metric is undefined in too many resamples"
 NO_REASON = "no reason was recorded"
 
-# What a metric is called at the head of a column or an axis, and in a sentence.
+# A metric's name at the head of a column or an axis, and in a sentence.
 _METRICS = {
     "accuracy": ("Accuracy", "accuracy"),
     "balanced_accuracy": ("Balanced accuracy", "balanced accuracy"),
@@ -42,15 +41,11 @@ _METRICS = {
     "ece": ("ECE", "ECE"),
     "calibration_slope": ("Calibration slope", "calibration slope"),
     "calibration_intercept": ("Calibration intercept", "calibration intercept"),
-    "c_index": ("C-index", "C-index"),
-    "mae": ("MAE", "MAE"),
-    "r2": ("R²", "R²"),
 }
-LOWER_IS_BETTER = scores.LOWER_IS_BETTER | {"mae"}
 VERDICTS = {
     "helps": "Helps",
     "hurts": "Hurts",
-    "cannot_tell": "Cannot be told",
+    "cannot_tell": "Inconclusive",
     "no_comparison": "No comparison",
 }
 _MAIN = {
@@ -77,34 +72,38 @@ _MAIN = {
 
 
 def metric(name: str) -> str:
-    """What a metric is called at the head of a column: "Balanced accuracy", "F1, macro"."""
+    """Return a metric's name for the head of a column: "Balanced accuracy", "F1, macro"."""
     return _METRICS.get(name, (name, name))[0]
 
 
 def metric_in_a_sentence(name: str) -> str:
-    """What a metric is called in a sentence: "balanced accuracy", "macro F1"."""
+    """Return a metric's name in a sentence: "balanced accuracy", "macro F1"."""
     return _METRICS.get(name, (name, name))[1]
 
 
 def main_metrics(analysis: Mapping[str, Any]) -> tuple[str, ...]:
-    """The metrics of the first table: the one in which the arms are compared, then those of the task that are there."""
+    """Return the metrics of the first table: the one of the comparison, then the task's."""
     first = analysis["metric"]
     wanted = (first, *(m for m in _MAIN.get(analysis["task"], ()) if m != first))
     return tuple(m for m in wanted if any(m in arm["metrics"] for arm in analysis["arms"].values()))
 
 
 def value(x: Any) -> float:
-    """A number of the analysis, whether it comes from Python or from metrics.json, which writes NaN as null."""
+    """Return a number of the analysis; metrics.json writes NaN as null."""
     return math.nan if x is None else float(x)
 
 
 def is_known(x: Any) -> bool:
-    """Whether it is a number: neither NaN nor null."""
+    """Tell whether it is a number: neither NaN nor null."""
     return not math.isnan(value(x))
 
 
 def number(x: Any, digits: int = 3) -> str:
-    """0.912, −0.031, ∞; "undefined" for NaN."""
+    """Write 0.912, −0.031, ∞; "undefined" for NaN.
+
+    >>> number(-0.0314), number(float("nan"))
+    ('−0.031', 'undefined')
+    """
     x = value(x)
     if math.isnan(x):
         return UNDEFINED
@@ -115,20 +114,20 @@ def number(x: Any, digits: int = 3) -> str:
 
 
 def signed(x: Any, digits: int = 3) -> str:
-    """A difference in a table: +0.031, −0.031, 0.000."""
+    """Write a difference in a table: +0.031, −0.031, 0.000."""
     text = number(x, digits)
     return f"+{text}" if value(x) > 0 and text != number(0, digits) else text
 
 
 def signed_alike(values: Sequence[float]) -> list[str]:
-    """The differences of a sentence, with three decimals, or as many as show that none is 0 that is not; 0 is "0"."""
+    """Write differences in a sentence, with three decimals, more where one would read as 0."""
     smallest = min((abs(v) for v in values if v), default=1.0)
     decimals = next((d for d in (3, 4, 5) if round(smallest, d)), 6)
     return [f"{v:+.{decimals}f}".replace("-", "−") if v else "0" for v in values]
 
 
 def count(x: Any) -> str:
-    """A count, or the mean of counts over seeds: 1,204 or 12.5."""
+    """Write a count, or the mean of counts over seeds: 1,204 or 12.5."""
     x = value(x)
     if math.isnan(x):
         return UNDEFINED
@@ -136,12 +135,12 @@ def count(x: Any) -> str:
 
 
 def about(count: float) -> str:
-    """A count of at least 1 in two significant digits: 1,900."""
+    """Write a count of at least 1 in two significant digits: 1,900."""
     return f"{round(count, 1 - math.floor(math.log10(count))):,.0f}"
 
 
 def interval(low: Any, high: Any, *, sign: bool = False) -> str:
-    """The ends of an interval, "0.812 to 0.934"; empty where one is NaN."""
+    """Write the ends of an interval, "0.812 to 0.934"; empty where one is NaN."""
     if not (is_known(low) and is_known(high)):
         return ""
     write = signed if sign else number
@@ -149,43 +148,43 @@ def interval(low: Any, high: Any, *, sign: bool = False) -> str:
 
 
 def p_value(p: Any) -> str:
-    """p in a table: three decimals, <0.001, >0.999; a dash where the test gives no p."""
+    """Write p in a table: three decimals, <0.001, >0.999; a dash where the test gives no p."""
     return p_relation(p).removeprefix("= ").replace(" ", "") if is_known(p) else "–"
 
 
 def p_relation(p: Any) -> str:
-    """p in a sentence, after the letter: "= 0.004", "< 0.001", "> 0.999"."""
+    """Write p in a sentence, after the letter: "= 0.004", "< 0.001", "> 0.999"."""
     p = value(p)
     return "< 0.001" if p < 0.001 else "> 0.999" if p > 0.999 else f"= {p:.3f}"
 
 
 def percent(share: Any) -> str:
-    """A share in percent: 95 %."""
+    """Write a share in percent: 95 %."""
     return f"{100 * value(share):.4g} %"
 
 
 def duration(seconds: Any) -> str:
-    """12 s, 3 min 20 s, 2 h 05 min."""
-    whole = round(value(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    """Write 12 s, 3 min 20 s, 2 h 05 min."""
+    rounded = round(value(seconds))
+    if rounded < 60:
+        return f"{rounded} s"
+    if rounded < 3600:
+        return f"{rounded // 60} min {rounded % 60:02d} s"
+    return f"{rounded // 3600} h {rounded % 3600 // 60:02d} min"
 
 
 def listed(parts: list[str]) -> str:
-    """Joins words: a, b and c."""
+    """Join words: a, b and c."""
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 def difference_name(comparison: Mapping[str, Any]) -> str:
-    """What is subtracted from what."""
+    """Write the difference of two arms: "arm − reference"."""
     return f"{comparison['arm']} − {comparison['reference']}"
 
 
 def main_difference(comparison: Mapping[str, Any], level: Any) -> str:
-    """The difference as a sentence has it: +0.031 AUROC (95 % interval +0.010 to +0.052; p = 0.004)."""
+    """Write the main difference: +0.031 AUROC (95 % interval +0.010 to +0.052; p = 0.004)."""
     difference = comparison["difference"]
     name = metric(comparison["metric"])
     if not is_known(difference.get("value")):
@@ -199,3 +198,27 @@ def main_difference(comparison: Mapping[str, Any], level: Any) -> str:
             tested += f", with Holm's correction {p_value(comparison['p_holm'])}"
         parts.append(tested)
     return f"{signed(difference['value'])} {name} ({'; '.join(parts)})"
+
+
+def text_table(rows: Sequence[Sequence[str]], *, left: int = 1, width: int = 0) -> list[str]:
+    """Align rows of text into columns two spaces apart, one space where that is too wide.
+
+    Args:
+      rows: cells, the same number in each.
+      left: how many columns are aligned to the left; the others are to the right.
+      width: the width that two spaces may not exceed; 0: any.
+
+    Returns:
+      A line per row, without spaces at its end.
+
+    >>> text_table([("arm", "auroc"), ("scratch", "0.9")])
+    ['arm      auroc', 'scratch    0.9']
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    gap = "  " if not width or sum(widths) + 2 * (len(widths) - 1) <= width else " "
+    lines = []
+    for row in rows:
+        cells = zip(row, widths, strict=True)
+        aligned = (c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(cells))
+        lines.append(gap.join(aligned).rstrip())
+    return lines

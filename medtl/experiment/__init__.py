@@ -1,1 +1,1 @@
-"""The story: weights -> source stage -> target stage -> evaluation, for every seed, split and arm."""
+"""Experiments: weights -> source stage -> target stage -> evaluation, for seeds, splits, arms."""

@@ -1,6 +1,7 @@
-"""The story: weights -> source stage -> target stage -> evaluation, for each cell, seed and arm; then the comparison of the arms.
+"""The experiment: weights -> source stage -> target stage -> evaluation of every arm.
 
-What is done is not done again: the same command resumes where it was stopped.
+Every arm runs with every seed on every split. Finished work is not repeated: the same command
+resumes where it was stopped.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from medtl import data, files
+from medtl import data, files, plugins
 from medtl.config import check
 from medtl.data import cache
 from medtl.errors import UserError
@@ -26,26 +27,32 @@ from medtl.evaluation import analysis, predictions
 from medtl.evaluation.predictions import Predictions
 from medtl.examples import Examples, class_counts
 from medtl.experiment import mistakes, results, run_folder, splits
-from medtl.experiment.arm import Run, reported, uses_source
+from medtl.experiment.arm import Arm, Outcome
 from medtl.experiment.provenance import versions
+from medtl.experiment.setup import Experiment, reported_splits, uses_source
+from medtl.experiment.splits import Split
+from medtl.experiment.trials import trials, with_values
 from medtl.profiling.trace import Profile
-from medtl.training import factory, parallel
-from medtl.training.step import DOMAINS
+from medtl.training import parallel
+from medtl.training.factory import Components
+from medtl.training.objective import DOMAINS
+
+SplitsBySeed = Mapping[int, Sequence[Split]]
 
 
 def train(
     config: Any, folder: str | Path, *, command: str = "", profile: bool = False
 ) -> dict[str, Any]:
-    """Runs or resumes an experiment and writes `metrics.json`, `predictions.csv` and `report.html` into `folder`.
+    """Run or resume an experiment; write `metrics.json`, `predictions.csv` and `report.html`.
 
     Args:
-      config: as `medtl.config.default` describes.
-      folder: the work folder; made where it is absent.
-      command: what the report says reproduces it; empty: this call.
-      profile: trace some steps of the first stage that trains, into `folder/profile`.
+      config: as `medtl.config.default` makes it.
+      folder: the run folder; made where it is absent.
+      command: the command that the report shows for reproducing it; empty: this call.
+      profile: trace some steps of the first training stage, into `folder/profile`.
 
     Returns:
-      What `metrics.json` holds.
+      The content of `metrics.json`.
 
     Raises:
       UserError: the config, the data, the weights or the folder is at fault, or a loss became NaN.
@@ -54,7 +61,7 @@ def train(
 
 
 def evaluate(config: Any, folder: str | Path, *, command: str = "") -> dict[str, Any]:
-    """Evaluates the checkpoints in `folder` again, without training; otherwise as `train`."""
+    """Evaluate the checkpoints in `folder` again, without training; otherwise as `train`."""
     return _run(config, Path(folder), training=False, command=command)
 
 
@@ -64,123 +71,141 @@ def _run(
     began = time.monotonic()
     check.check(config)
     run_folder.check(folder, config)
-    run, every = open_run(config, folder, training=training, arms=config.arms)
-    run_folder.prepare(folder, config)
-    with run_folder.locked(folder):
+    experiment, splits_by_seed = open_experiment(config, folder, training=training)
+    with run_folder.opened(folder, config):
         if config.evaluation.folds:
             text = io.StringIO()
-            csv.writer(text, lineterminator="\n").writerows(
-                splits.table(run.examples["target"], every[config.seeds[0]])
-            )
+            rows = splits.fold_rows(experiment.examples["target"], splits_by_seed[config.seeds[0]])
+            csv.writer(text, lineterminator="\n").writerows(rows)
             files.write_text(folder / "folds.csv", text.getvalue())
         if profile:
-            run = dataclasses.replace(run, profile=Profile(folder / "profile"))
-        return _run_arms(
-            run, every, began, command or f"medtl.experiment.train(config, {str(folder)!r})"
-        )
+            experiment = dataclasses.replace(experiment, profile=Profile(folder / "profile"))
+        command = command or f"medtl.experiment.experiment.train(config, {str(folder)!r})"
+        return _run_arms(experiment, splits_by_seed, began, command)
 
 
-def open_run(
-    config: Any, folder: Path, *, training: bool, arms: Sequence[str], sized: bool = True
-) -> tuple[Run, dict[int, list[splits.Cell]]]:
-    """Reads data and weights and says what there is; writes nothing into the folder.
+def open_experiment(
+    config: Any,
+    folder: Path,
+    *,
+    training: bool,
+    arms: Sequence[str] | None = None,
+    subsets: bool = True,
+) -> tuple[Experiment, SplitsBySeed]:
+    """Read data and weights, and print a summary of them; write nothing into the folder.
 
     Args:
-      config: one that was checked.
-      folder: the work folder.
+      config: a config that was checked.
+      folder: the run folder.
       training: False where nothing may be trained.
-      arms: which of the config's will be run.
-      sized: with the cells of a learning curve, which train on fewer labels.
+      arms: which of the config's will run; None: all.
+      subsets: with the splits of a learning curve, which train on fewer labels.
 
     Returns:
-      The run, and each seed's cells.
+      The experiment, and each seed's splits of the target.
     """
-    parallel.keep_compiled(cache.place(config.data.cache_dir) / "compiled")
+    parallel.keep_compiled(cache.folder(config.data.cache_dir) / "compiled")
     _check_devices()
-    factory.check(config)
+    components = Components.create(config)
+    for section in (config.evaluation.tune, config.sweep.grid):
+        for trial in trials(section, joint=True):
+            if not trial.is_traced:  # a plug-in string that is tried may be wrong
+                Components.create(with_values(config, trial.values))
     examples = load_data(config)
-    every = {seed: splits.cells(config, examples["target"], seed) for seed in config.seeds}
-    if not sized:
-        every = {
-            seed: [cell for cell in found if cell.size is None] for seed, found in every.items()
-        }
+    by_seed = {seed: splits.splits_of(config, examples["target"], seed) for seed in config.seeds}
+    if not subsets:
+        by_seed = {seed: [s for s in made if s.size is None] for seed, made in by_seed.items()}
     for domain in examples.values():
         print(_data_line(domain))
-    largest = max(splits.largest(found) for found in every.values())
-    run = Run.create(config, folder, examples, training=training, train_size=largest)
-    named = [
-        f"{word}{'s' * (len(of) > 1)} {', '.join(map(str, of))}"
-        for word, of in (("arm", arms), ("seed", config.seeds))
-    ]
-    print("; ".join([*named, versions()["device"], str(folder)]))
+    experiment = Experiment.create(
+        config,
+        folder,
+        components,
+        examples,
+        training=training,
+        train_size=max(splits.largest_train(made) for made in by_seed.values()),
+    )
+    shown = [_named("arm", arms or config.arms), _named("seed", config.seeds)]
+    print("; ".join([*shown, versions()["device"], str(folder)]))
     if config.evaluation.folds:
-        sizes = ", ".join(
-            f"{np.sum(every[config.seeds[0]][0].split == s)} {s}" for s in ("train", "val", "test")
-        )
-        print(
-            f"{config.evaluation.folds} folds x {config.evaluation.repeats} repeats; in the first {sizes} examples"
-        )
-    if run.loaded is not None:
-        print(run.loaded.report.summary())
-    return run, every
+        first = by_seed[config.seeds[0]][0]
+        sizes = ", ".join(f"{np.sum(first.part == s)} {s}" for s in ("train", "val", "test"))
+        c = config.evaluation
+        print(f"{c.folds} folds x {c.repeats} repeats; examples in the first fold: {sizes}")
+    if experiment.loaded is not None:
+        print(experiment.loaded.report.summary())
+    return experiment, by_seed
 
 
 def _run_arms(
-    run: Run, every: Mapping[int, Sequence[splits.Cell]], began: float, command: str
+    experiment: Experiment, splits_by_seed: SplitsBySeed, began: float, command: str
 ) -> dict[str, Any]:
-    config, folder, target = run.config, run.folder, run.examples["target"]
-    said: list[Predictions] = []
-    tuned = []
+    config, folder = experiment.config, experiment.folder
+    made: list[Predictions] = []
+    tuned: list[dict[str, Any]] = []
+    unexplained: list[tuple[Arm, Outcome]] = []
     for seed in config.seeds:
-        for cell in every[seed]:
-            at = run.at(cell)
-            for arm in config.arms:
-                outcome = at.outcome(seed, arm)
-                mistakes.mistakes(at, seed, arm, outcome)
-                at.keep(seed, arm, outcome)
-                said += outcome.said
+        for split in splits_by_seed[seed]:
+            for name in config.arms:
+                arm = Arm(experiment, split, seed, name)
+                outcome = arm.outcome()
+                arm.keep(outcome)
+                if mistakes.are_due(arm, outcome):
+                    unexplained.append((arm, outcome))
+                if split.path:  # its predictions are on disk
+                    _explain(unexplained)
+                made += outcome.predictions
                 if outcome.tuned:
-                    tuned.append({"seed": seed, "cell": cell.path, "arm": arm, **outcome.tuned})
-    if run.profile is not None:
-        run.profile.close()
-    predictions.write(folder / "predictions.csv", said, target.classes)
-    provenance = _provenance(run, command, tuned) | {"seconds": _seconds(run, began)}
+                    setting = {"seed": seed, "split": split.path, "arm": name}
+                    tuned.append({**setting, **outcome.tuned})
+    if experiment.profile is not None:
+        experiment.profile.close()
+    classes = experiment.examples["target"].classes
+    # Predictions are on disk before anything that can fail begins.
+    predictions.write(folder / "predictions.csv", made, classes)
+    _explain(unexplained)
+    provenance = _provenance(experiment, command, tuned) | {"seconds": _seconds(experiment, began)}
     sources = [arm for arm in config.arms if uses_source(config, arm)]
-    summary = results.write(folder, said, target.classes, config, provenance, sources=sources)
+    summary = results.write(folder, made, classes, config, provenance, sources=sources)
     if config.checkpoint.select == "best" and summary["evaluation"]["split"] == "val":
         print(
-            "The checkpoints were chosen on val, which is also what is reported, so it flatters; a test split would not."
+            "Checkpoints were selected on val and val is reported: scores are optimistic; use a "
+            "test split."
         )
-    print(
-        f"{summary['seconds']} s; {folder}: metrics.json, predictions.csv, report.html, report.md"
-    )
+    written = "metrics.json, predictions.csv, report.html, report.md"
+    print(f"{summary['seconds']} s; {folder}: {written}")
     return summary
 
 
-def _seconds(run: Run, began: float) -> float:
-    """How long the run took; of one that was done before, and only evaluated again, what it took then."""
-    metrics_file = run.folder / "metrics.json"
-    if not run.trained and metrics_file.exists():
+def _explain(unexplained: list[tuple[Arm, Outcome]]) -> None:
+    while unexplained:
+        mistakes.write(*unexplained.pop())
+
+
+def _seconds(experiment: Experiment, began: float) -> float:
+    """Return the seconds of the run; those of the training run if nothing was trained now."""
+    metrics_file = experiment.folder / "metrics.json"
+    if not experiment.cache.trained and metrics_file.exists():
         return json.loads(metrics_file.read_text())["seconds"]
     return round(time.monotonic() - began, 1)
 
 
-def _provenance(run: Run, command: str, tuned: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Where the numbers come from: what the report's data card and model card show."""
-    loaded = run.loaded
-    weights = (
-        {"path": loaded.path, "sha256": loaded.sha256, "summary": loaded.report.summary()}
-        if loaded
-        else None
-    )
+def _provenance(
+    experiment: Experiment, command: str, tuned: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return the origin of the numbers, for the report's data card and model card."""
+    e, weights = experiment, None
+    if loaded := e.loaded:
+        summary = loaded.report.summary()
+        weights = {"path": loaded.path, "sha256": loaded.sha256, "summary": summary}
     return {
-        "name": run.config.name,
+        "name": e.config.name,
         "command": command,
-        "config": run.config.to_dict(),
+        "config": e.config.to_dict(),
         "versions": versions(),
         "weights": weights,
-        "data": {domain: _data_card(e, run.config) for domain, e in run.examples.items()},
-        "training": results.training(run.folder, run.config),
+        "data": {domain: _data_card(x, e.config) for domain, x in e.examples.items()},
+        "training": results.training(e.folder, e.config),
         **({"tuned": list(tuned)} if tuned else {}),
     }
 
@@ -190,7 +215,7 @@ def _data_card(e: Examples, config: Any) -> dict[str, Any]:
         "name": e.name,
         "synthetic": e.synthetic,
         "classes": list(e.classes),
-        "splits": {split: class_counts(e.label[e.indices(split)], e.classes) for split in e.splits},
+        "splits": {s: class_counts(e.label[e.indices(s)], e.classes) for s in e.splits},
         "patients": len(set(e.patient)) if e.patient is not None else None,
         "fingerprint": e.fingerprint,
         "allowed": [f"weights: {pattern}" for pattern in config.weights.allow],
@@ -198,12 +223,14 @@ def _data_card(e: Examples, config: Any) -> dict[str, Any]:
 
 
 def load_data(config: Any) -> dict[str, Examples]:
-    """The domains that the arms need, checked and decoded; the target always, last."""
+    """Load the domains that the arms need, checked and decoded; the target is last.
+
+    Raises:
+      UserError: the data are at fault, or do not fit the losses.
+    """
     c = config.data
-    needed = [
-        d for d in DOMAINS if d == "target" or any(uses_source(config, arm) for arm in config.arms)
-    ]
-    found = {
+    needs_source = any(uses_source(config, arm) for arm in config.arms)
+    examples = {
         domain: data.load(
             c[domain],
             image_size=c.image_size,
@@ -213,56 +240,57 @@ def load_data(config: Any) -> dict[str, Examples]:
             cache_dir=c.cache_dir,
             key=f"config.data.{domain}",
         )
-        for domain in needed
+        for domain in DOMAINS
+        if domain == "target" or needs_source
     }
-    data.check_domains(
-        found.get("source"), found["target"], all_held_out=config.evaluation.folds > 0
-    )
-    if not reported(found["target"]) and not config.evaluation.folds:
+    target = examples["target"]
+    data.check_domains(examples.get("source"), target, all_held_out=config.evaluation.folds > 0)
+    if not reported_splits(target) and not config.evaluation.folds:
         raise UserError(
             "config.data.target has neither a val nor a test split, so nothing could be reported"
         )
-    analysis.positive_class(config.evaluation.positive, found["target"].classes)
-    for domain, e in found.items():
-        for name, term in config.objective.losses.items():
-            if (
-                e.multi_label != ("sigmoid" in term.loss)
-                and term.loss.split("(")[0] in _LABEL_KINDS
-            ):
-                kind = (
-                    "several diagnoses an example" if e.multi_label else "one diagnosis an example"
-                )
-                right = "sigmoid_binary_cross_entropy" if e.multi_label else "cross_entropy"
-                raise UserError(
-                    f"config.objective.losses.{name}.loss is {term.loss!r}, but {domain} has {kind}; use {right!r}"
-                )
-    return found
+    analysis.positive_class(config.evaluation.positive, target.classes)
+    for domain, e in examples.items():
+        _check_label_kind(config, domain, e)
+    return examples
 
 
-_LABEL_KINDS = ("cross_entropy", "sigmoid_binary_cross_entropy")
+def _check_label_kind(config: Any, domain: str, examples: Examples) -> None:
+    """Refuse one of the two cross-entropies where the labels ask for the other."""
+    right = "sigmoid_binary_cross_entropy" if examples.multi_label else "cross_entropy"
+    wrong = "cross_entropy" if examples.multi_label else "sigmoid_binary_cross_entropy"
+    for name, loss in config.objective.losses.items():
+        spec = plugins.parse(loss.loss, key=f"config.objective.losses.{name}.loss")
+        if not spec.module and spec.name == wrong:
+            kind = "several diagnoses" if examples.multi_label else "one diagnosis"
+            raise UserError(
+                f"config.objective.losses.{name}.loss is {loss.loss!r}, but {domain} has {kind} an "
+                f"example; use {right!r}"
+            )
 
 
 def _check_devices() -> None:
     try:
         jax.devices()
-    except (
-        RuntimeError,
-        AssertionError,
-    ) as error:  # an assertion where JAX_PLATFORMS names what jaxlib lacks
-        said = (
-            " ".join(str(error).split())
-            or f"JAX_PLATFORMS is {os.environ.get('JAX_PLATFORMS')!r}; is that installed?"
+    except (RuntimeError, AssertionError) as error:  # an assertion where jaxlib lacks the platform
+        platforms = os.environ.get("JAX_PLATFORMS")
+        reason = (
+            " ".join(str(error).split()) or f"JAX_PLATFORMS is {platforms!r}; is that installed?"
         )
-        raise UserError(f"JAX finds no device: {said}") from None
+        raise UserError(f"JAX finds no device: {reason}") from None
+
+
+def _named(word: str, values: Sequence[Any]) -> str:
+    return f"{word}{'s' * (len(values) > 1)} {', '.join(map(str, values))}"
 
 
 def _data_line(e: Examples) -> str:
     parts = []
     for split in e.splits:
         rows = e.indices(split)
-        shown = ", ".join(
-            f"{name} {n}" for name, n in class_counts(e.label[rows], e.classes).items()
-        )
+        counts = class_counts(e.label[rows], e.classes)
+        shown = ", ".join(f"{name} {n}" for name, n in counts.items())
         parts.append(f"{split} {len(rows)} ({shown})")
     patients = f", {len(set(e.patient))} patients" if e.patient is not None else ""
-    return f"{e.name}{' (synthetic)' if e.synthetic else ''}: {'; '.join(parts)}{patients}"
+    synthetic = " (synthetic)" if e.synthetic else ""
+    return f"{e.name}{synthetic}: {'; '.join(parts)}{patients}"

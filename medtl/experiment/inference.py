@@ -1,4 +1,4 @@
-"""What a finished stage is for: its checkpoint loaded, images scored with it, its backbone exported for PyTorch."""
+"""Use of a finished training stage: load its checkpoint, score images, export the backbone."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from medtl import config as configs
 from medtl import data, weights
 from medtl.config import dataset
 from medtl.data import cache as caches
@@ -20,8 +21,8 @@ from medtl.experiment import run_folder
 from medtl.models.model import Model
 from medtl.training import factory
 from medtl.training.checkpoint import Store, nested
+from medtl.training.evaluator import make_eval_step, run_batches
 from medtl.training.parallel import Parallel, keep_compiled
-from medtl.training.step import make_eval_step, run_batches
 
 
 def predict(
@@ -31,7 +32,7 @@ def predict(
     checkpoint: str | Path | None = None,
     output: str | Path | None = None,
 ) -> Path:
-    """Scores a manifest, with or without labels, with a stage's checkpoint.
+    """Score a manifest, with or without labels, with the checkpoint of a training stage.
 
     Args:
       folder: the work folder of the run.
@@ -41,14 +42,14 @@ def predict(
         checkpoint's folder if one is given, else in the work folder.
 
     Returns:
-      The path of what was written.
+      The path of the CSV.
     """
     path = Path(output) if output else Path(checkpoint or folder) / "scored.csv"
     if not path.parent.is_dir():
         raise UserError(f"--output={path}: there is no folder {path.parent}")
     stored = load_checkpoint(folder, checkpoint)
     c = stored.config
-    keep_compiled(caches.place(c.data.cache_dir) / "compiled")
+    keep_compiled(caches.folder(c.data.cache_dir) / "compiled")
     spec = dataset("manifest", path=str(manifest), label=c.data.target.label)
     examples = data.load(
         spec,
@@ -79,10 +80,12 @@ def predict(
 
 
 def export(folder: str | Path, path: str | Path, *, checkpoint: str | Path | None = None) -> None:
-    """Writes a trained backbone as torchvision-named safetensors, which PyTorch and `config.weights.path` load.
+    """Write a trained backbone as safetensors with torchvision's names.
+
+    PyTorch loads it, and `config.weights.path`.
 
     Args:
-      folder: the work folder of the run.
+      folder: the run folder.
       path: the file to write.
       checkpoint: the stage's folder; None: the target stage of the first arm and seed.
     """
@@ -90,10 +93,12 @@ def export(folder: str | Path, path: str | Path, *, checkpoint: str | Path | Non
     weights.export(
         path,
         stored.config.model.name,
-        {name: stored.variables[name]["backbone"] for name in ("params", "batch_stats")},
+        {
+            name: stored.variables[name].get("encoders", {}).get("image", {})
+            for name in ("params", "batch_stats")
+        },
         normalization=stored.normalization,
-        stages=stored.config.model.stages,
-        stride_in=stored.config.model.stride_in,
+        last_layer=stored.config.model.last_layer,
         epsilon=stored.record["epsilon"],
         metadata={"medtl.checkpoint": stored.name},
     )
@@ -101,7 +106,16 @@ def export(folder: str | Path, path: str | Path, *, checkpoint: str | Path | Non
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """A stage's chosen checkpoint, ready for use."""
+    """The chosen checkpoint of a training stage, ready for use.
+
+    Attributes:
+      name: its path.
+      record: what the checkpoint records of its origin.
+      config: the experiment's.
+      model: the model.
+      variables: the model's, on the host.
+      normalization: of the images.
+    """
 
     name: str
     record: dict[str, Any]
@@ -116,31 +130,40 @@ class Stored:
 
 
 def load_checkpoint(folder: str | Path, checkpoint: str | Path | None = None) -> Stored:
-    """The chosen checkpoint of a stage: model, variables and all it says of itself."""
+    """Load the chosen checkpoint of a training stage.
+
+    Args:
+      folder: the run folder.
+      checkpoint: the stage's folder; None: the target stage of the first arm and seed.
+
+    Raises:
+      UserError: there is none.
+    """
+    is_crossed = False
     if checkpoint:
-        place = Path(checkpoint)
+        stage = Path(checkpoint)
     else:
         config = run_folder.load_config(folder)
-        place = Path(folder) / f"seed_{config.seeds[0]}" / config.arms[0] / "target"
-    if not (place / "checkpoints").is_dir():
-        crossed = not checkpoint and config.evaluation.folds
+        is_crossed = config.evaluation.folds > 0
+        stage = Path(folder) / f"seed_{config.seeds[0]}" / config.arms[0] / "target"
+    if not (stage / "checkpoints").is_dir():
         advice = (
             "a cross-validation keeps none: train once more with folds=0 for a model to use"
-            if crossed
-            else (f"give the folder of a stage, e.g. --checkpoint={folder}/seed_0/transfer/target")
+            if is_crossed
+            else (
+                "give the folder of a training stage, e.g. "
+                f"--checkpoint={folder}/seed_0/transfer/target"
+            )
         )
-        raise UserError(f"no checkpoint in {place}; {advice}")
-    with Store(place) as store:
+        raise UserError(f"no checkpoint in {stage}; {advice}")
+    with Store(stage) as store:
         step = store.chosen_step()
         record, arrays = store.record(step), store.arrays(step)
-    config = ConfigDict(record["config"])
-    model = factory.model(
-        config,
-        {d: tuple(names) for d, names in record["classes"].items()},
-        epsilon=record["epsilon"],
-    )
+    config = ConfigDict(configs.upgrade(record["config"]))
+    classes = {domain: tuple(names) for domain, names in record["classes"].items()}
+    model = factory.model_for(config, classes, epsilon=record["epsilon"])
     params = factory.overlaid(nested(arrays, "params"), nested(arrays, "ema"))
-    variables = {"params": params, "batch_stats": {"backbone": {}, **nested(arrays, "batch_stats")}}
+    variables = {"params": params, "batch_stats": nested(arrays, "batch_stats")}
     n = record["normalization"]
-    norm = Normalization(n["name"], tuple(n["mean"]), tuple(n["std"]))
-    return Stored(f"{place}/checkpoints/{step}", record, config, model, variables, norm)
+    normalization = Normalization(n["name"], tuple(n["mean"]), tuple(n["std"]))
+    return Stored(f"{stage}/checkpoints/{step}", record, config, model, variables, normalization)

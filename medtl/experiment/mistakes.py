@@ -1,6 +1,6 @@
-"""Errors worth a look: an arm's most confident mistakes, with their images and where the model looked (Grad-CAM).
+"""An arm's most confident mistakes, with their images and Grad-CAM maps, kept as `errors.json`.
 
-Kept beside what the arm did in a cell, since a cell's checkpoints do not stay.
+They are found after the predictions are on disk. A map that fails is a note, not an error.
 """
 
 from __future__ import annotations
@@ -8,46 +8,62 @@ from __future__ import annotations
 import numpy as np
 
 from medtl import files
-from medtl.evaluation import details, to_json
-from medtl.experiment.arm import Outcome, Run
+from medtl.evaluation import to_json
+from medtl.evaluation.mistakes import confident
+from medtl.experiment.arm import Arm, Outcome
 from medtl.experiment.results import ERRORS
 from medtl.models import saliency
 
-PER_CELL = 6
+MOST = 6  # in each split
 SIDE = 160  # pixels of a thumbnail
 
 
-def mistakes(run: Run, seed: int, arm: str, outcome: Outcome) -> None:
-    """Writes the most confident mistakes of the experiment's first arm and seed, once in the data's own split and in each fold.
+def are_due(arm: Arm, outcome: Outcome) -> bool:
+    """Return whether an arm's mistakes are shown: the first arm's with the first seed.
 
-    Only the first repeat of a cross-validation, and of a learning curve only the model of all labels, are looked at.
+    A cross-validation shows those of its first repeat, a learning curve those of the model that was
+    trained on all labels.
     """
-    config, cell = run.config, run.cell
-    path = run.arm_folder(seed, arm) / ERRORS
-    first = (
-        arm == config.arms[0] and seed == config.seeds[0] and not cell.repeat and cell.size is None
-    )
-    if (
-        not first
-        or outcome.variables is None
-        or path.exists()
-        or run.examples["target"].multi_label
-    ):
-        return
-    target = run.examples["target"]
-    found = details.confident_mistakes(
-        outcome.said[-1], target.classes, most=PER_CELL
-    )  # of test where there is one
-    if found:
-        row_of = {name: row for row, name in enumerate(target.id)}
-        images = np.stack([np.asarray(target.image[row_of[entry["id"]]]) for entry in found])
-        # Always as many images, so that one compiled program serves every cell.
-        padded = np.concatenate([images, np.repeat(images[:1], PER_CELL - len(images), axis=0)])
-        asked = np.zeros(PER_CELL, np.int64)
-        asked[: len(found)] = [target.classes.index(entry["predicted"]) for entry in found]
-        heat = np.asarray(run.forward.grad_cam(outcome.variables, padded, asked))
-        for entry, image, glow in zip(found, images, heat, strict=False):
-            entry["image"] = saliency.png_data_uri(image, max_side=SIDE)
-            entry["saliency"] = saliency.png_data_uri(saliency.overlay(image, glow), max_side=SIDE)
-            entry["method"] = "Grad-CAM"
-    files.write_text(path, to_json(found))
+    config, split = arm.config, arm.split
+    is_first = arm.name == config.arms[0] and arm.seed == config.seeds[0]
+    is_shown = is_first and not split.repeat and split.size is None
+    is_new = outcome.variables is not None and not (arm.folder / ERRORS).exists()
+    has_image = "image" in arm.examples["target"].inputs
+    return is_shown and is_new and has_image and not arm.examples["target"].multi_label
+
+
+def write(arm: Arm, outcome: Outcome) -> None:
+    """Write the most confident mistakes of one arm with their pictures."""
+    target = arm.examples["target"]
+    last = outcome.predictions[-1]  # test where there is one
+    mistakes = confident(last, target.classes, most=MOST)
+    if mistakes:
+        try:
+            _add_pictures(arm, outcome, mistakes)
+        except Exception as error:
+            text = " ".join(str(error).split())
+            print(f"Note: the report shows no Grad-CAM maps: {type(error).__name__}: {text[:200]}")
+            mistakes = [{k: v for k, v in m.items() if k != "saliency"} for m in mistakes]
+    files.write_text(arm.folder / ERRORS, to_json(mistakes))
+
+
+def _add_pictures(arm: Arm, outcome: Outcome, mistakes: list[dict]) -> None:
+    target = arm.examples["target"]
+    row_of = {name: row for row, name in enumerate(target.id)}
+    rows = [row_of[mistake["id"]] for mistake in mistakes]
+    images = [np.asarray(target.image[row]) for row in rows]
+    for mistake, image in zip(mistakes, images, strict=True):
+        mistake["image"] = saliency.png_data_uri(image, max_side=SIDE)
+    # Always the same number of examples, so that one compiled program serves every split.
+    filled = rows + rows[:1] * (MOST - len(rows))
+    inputs = {
+        name: np.stack([np.asarray(values[row]) for row in filled])
+        for name, values in target.inputs.items()
+    }
+    classes = np.zeros(MOST, np.int64)
+    classes[: len(mistakes)] = [target.classes.index(m["predicted"]) for m in mistakes]
+    maps = arm.experiment.evaluator.grad_cam(outcome.variables, inputs, classes)
+    for mistake, image, heat in zip(mistakes, images, maps, strict=False):
+        overlay = saliency.overlay(image, heat)
+        mistake["saliency"] = saliency.png_data_uri(overlay, max_side=SIDE)
+        mistake["method"] = "Grad-CAM"

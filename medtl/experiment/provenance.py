@@ -1,4 +1,4 @@
-"""What the numbers of a run depend on, and that a run is not gone on with on other data or weights."""
+"""Refuses to resume a run on other data, weights, settings or plug-in files; records versions."""
 
 from __future__ import annotations
 
@@ -11,15 +11,27 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 import medtl
-from medtl import weights
+from medtl import config as configs
+from medtl import plugins, weights
 from medtl.errors import UserError
 from medtl.examples import Examples, Normalization
+from medtl.experiment import run_folder
+from medtl.experiment.trials import with_values
+
+_IDENTITY = {
+    "classes": "the classes have",
+    "split_hash": "the split has",
+    "fingerprint": "the inputs or labels have",
+    "multi_label": "the labels have",
+    "weights": "the weights have",
+}
 
 
 def versions() -> dict[str, str]:
-    """Of Python, medtl, and what the numbers depend on; and the device."""
+    """Return the versions of Python, medtl and the libraries behind the numbers, and the device."""
     packages = (
         "jax",
         "jaxlib",
@@ -30,12 +42,11 @@ def versions() -> dict[str, str]:
         "scipy",
         "scikit-learn",
     )
-    found = {name: metadata.version(name) for name in packages}
     device = jax.local_devices()[0]
     return {
         "python": platform.python_version(),
         "medtl": medtl.__version__,
-        **found,
+        **{name: metadata.version(name) for name in packages},
         "device": f"{jax.local_device_count()} x {device.device_kind} ({device.platform})",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
     }
@@ -47,13 +58,13 @@ def record(
     loaded: weights.Pretrained | None,
     normalization: Normalization,
 ) -> dict[str, Any]:
-    """What a stage's checkpoint says of where it comes from; JSON.
+    """Return what a checkpoint records of its origin, as JSON.
 
     Args:
-      config: the experiment's.
-      examples: domain -> its examples.
+      config: the experiment's, with the values of a trial.
+      examples: domain -> examples.
       loaded: the pretrained backbone.
-      normalization: of the input.
+      normalization: of the images.
     """
     return {
         "classes": {d: list(e.classes) for d, e in examples.items()},
@@ -63,21 +74,32 @@ def record(
         "normalization": dataclasses.asdict(normalization),
         "epsilon": loaded.epsilon if loaded else 1e-5,
         "weights": {"path": loaded.path, "sha256": loaded.sha256} if loaded else None,
+        "plugins": plugins.source_files(configs.plugin_strings(config)),
         "config": config.to_dict(),
         "versions": versions(),
     }
 
 
-def check_same(there: Mapping[str, Any], here: Mapping[str, Any], folder: Path) -> None:
-    """Refuses to go on from a checkpoint that was trained on other data or weights."""
-    what = {
-        "classes": "the classes have",
-        "split_hash": "the split has",
-        "fingerprint": "the images or labels have",
-        "multi_label": "the labels have",
-        "weights": "the weights have",
-    }
-    for name, words in what.items():
+def check_same(
+    there: Mapping[str, Any],
+    here: Mapping[str, Any],
+    folder: Path,
+    tried: Mapping[str, Any] | None = None,
+) -> None:
+    """Compare the record of a checkpoint with that of this run.
+
+    Args:
+      there: the checkpoint's record.
+      here: this run's.
+      folder: of the checkpoint, for errors.
+      tried: a trial's values by config path, not compared: they follow from the values to try and
+        the trial's number, and do not matter to a source stage that trials share.
+
+    Raises:
+      UserError: data, weights, plug-in files or settings have changed; names the first.
+    """
+    advice = "put them back, or give another --workdir"
+    for name, words in _IDENTITY.items():
         old, new = there.get(name), here[name]
         if name == "weights":
             old, new = (w and w["sha256"] for w in (old, new))
@@ -85,6 +107,15 @@ def check_same(there: Mapping[str, Any], here: Mapping[str, Any], folder: Path) 
             # Another arm may have needed a domain that none needs now.
             old, new = ({d: side[d] for d in old.keys() & new.keys()} for side in (old, new))
         if old != new:
-            raise UserError(
-                f"{words} changed since {folder} was trained; put them back, or give another --workdir"
-            )
+            raise UserError(f"{words} changed since {folder} was trained; {advice}")
+    old_files = there.get("plugins", {})  # older versions recorded none
+    for path, digest in here["plugins"].items():
+        if old_files.get(path, digest) != digest:
+            raise UserError(f"{path} has changed since {folder} was trained; {advice}")
+    old_config, new_config = (
+        with_values(ConfigDict(configs.upgrade(side["config"])), tried or {})
+        for side in (there, here)
+    )
+    if differing := run_folder.differences(old_config, new_config):
+        shown = "; ".join(differing[:3])
+        raise UserError(f"the settings have changed since {folder} was trained: {shown}; {advice}")

@@ -1,4 +1,4 @@
-"""What a run leaves for its reader: `metrics.json`, the report, the table on the terminal; from predictions, and without JAX.
+"""Writes `metrics.json` and the report from predictions, and prints the table. Imports no JAX.
 
 Refuses to put the report of foreign predictions into the folder of a run.
 """
@@ -12,17 +12,26 @@ from typing import Any
 
 from medtl import files
 from medtl.errors import UserError
-from medtl.evaluation import analysis, details, metrics, predictions, summarize, table, to_json
+from medtl.evaluation import (
+    analysis,
+    arm_results,
+    metrics,
+    mistakes,
+    predictions,
+    summarize,
+    table,
+    to_json,
+)
 from medtl.evaluation.predictions import Predictions
 from medtl.evaluation.report import html
 from medtl.experiment import run_folder
 
-ERRORS = "errors.json"  # an arm's most confident mistakes, beside what it did in a cell
+ERRORS = "errors.json"  # an arm's most confident mistakes, beside its predictions of a split
 
 
 def write(
     folder: Path,
-    said: Sequence[Predictions],
+    rows: Sequence[Predictions],
     classes: Sequence[str],
     config: Any,
     provenance: Mapping[str, Any],
@@ -30,31 +39,28 @@ def write(
     sources: Sequence[str] | None = None,
     name: str = "predictions.csv",
 ) -> dict[str, Any]:
-    """Writes `metrics.json`, `html.html` and `html.md`, and prints the table and the verdict.
+    """Write `metrics.json`, `report.html` and `report.md`; print the table and the verdict.
 
     Args:
-      folder: where to.
-      said: every arm's predictions of every reported split.
+      folder: where to write them.
+      rows: every arm's predictions of every reported split.
       classes: the K names.
       config: its sections `evaluation` and `checkpoint.metric` are used.
-      provenance: what else `metrics.json` holds; with a "config" among it the report shows where the numbers come from.
-      sources: the arms that learn from the source; None: not known.
+      provenance: further entries of `metrics.json`; if "config" is among them, the report shows
+        where the numbers come from.
+      sources: the arms that learn from the source; None: unknown.
       name: of the predictions' file, for errors.
 
     Returns:
-      What `metrics.json` holds.
+      The content of `metrics.json`.
     """
-    found = analysis.analyse(
-        said,
-        classes,
-        analysis.Settings.of(config.evaluation, metric=config.checkpoint.metric),
-        sources=sources,
-        errors=_errors(folder),
-        name=name,
+    settings = analysis.Settings.of(config.evaluation, metric=config.checkpoint.metric)
+    report = analysis.analyse(
+        rows, classes, settings, sources=sources, errors=_errors(folder), name=name
     )
     summary = {
-        **_summary(said, classes),
-        "evaluation": {**found, "errors": _without_images(found["errors"])},
+        **_summary(rows, classes, settings.extra),
+        "evaluation": {**report, "errors": _without_images(report["errors"])},
         **provenance,
     }
     try:
@@ -64,13 +70,13 @@ def write(
             f"--workdir={folder} cannot be made: {error.strerror}; give another folder"
         ) from None
     files.write_text(folder / "metrics.json", to_json(summary))
-    html.write(folder, found, provenance if "config" in provenance else None)
+    html.write(folder, report, provenance if "config" in provenance else None)
     print(table.render(summary))
     return summary
 
 
 def rebuild(folder: Path, config: Any, *, file: Path | None = None) -> dict[str, Any]:
-    """Builds the report again from predictions alone, those of a run or of any other tool.
+    """Build the report again from predictions alone, those of a run or of any other tool.
 
     Args:
       folder: of the run; or where the report of other predictions goes.
@@ -78,36 +84,37 @@ def rebuild(folder: Path, config: Any, *, file: Path | None = None) -> dict[str,
       file: the predictions; None: `predictions.csv` in `folder`.
 
     Returns:
-      What `metrics.json` holds.
+      The content of `metrics.json`.
 
     Raises:
-      UserError: the predictions are not as `evaluation.predictions` wants them; or `folder` is that of another run.
+      UserError: the predictions are malformed, see `evaluation.predictions`; or `folder` is that of
+        another run.
     """
-    own = folder / "predictions.csv"
+    of_run = folder / "predictions.csv"
     is_run = (folder / run_folder.CONFIG).exists()
-    if file is not None and is_run and file.resolve() != own.resolve():
+    if file is not None and is_run and file.resolve() != of_run.resolve():
         raise UserError(
             f"--workdir={folder} holds a run, whose report is not of {file}; give another folder"
         )
-    path = file or own
+    path = file or of_run
     if not path.is_file():
         raise UserError(
             f"there is no {path}; give --predictions=FILE, or the --workdir of a run that is done"
         )
-    said, classes = predictions.read(path, multi_label=config.data.target.multi_label or None)
-    known = _provenance(folder) if is_run else {}
+    rows, classes = predictions.read(path, multi_label=config.data.target.multi_label or None)
+    provenance = _provenance(folder) if is_run else {}
     sources = (
         [name for name, arm in config.arm.items() if arm.source_stage or arm.joint]
         if is_run
         else None
     )
-    summary = write(folder, said, classes, config, known, sources=sources, name=str(path))
-    print(f"{folder}: metrics.json, html.html, html.md")
+    summary = write(folder, rows, classes, config, provenance, sources=sources, name=str(path))
+    print(f"{folder}: metrics.json, report.html, report.md")
     return summary
 
 
 def _provenance(folder: Path) -> dict[str, Any]:
-    """What the run itself wrote into `metrics.json` beside its figures."""
+    """Read what the run itself wrote into `metrics.json` beside its numbers."""
     try:
         written = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -115,21 +122,23 @@ def _provenance(folder: Path) -> dict[str, Any]:
     return {
         name: value
         for name, value in written.items()
-        if name not in ("arms", "std", "seeds", "cells", "evaluation")
+        if name not in ("arms", "std", "seeds", "splits", "cells", "evaluation")
     }
 
 
-def _summary(said: Sequence[Predictions], classes: Sequence[str]) -> dict[str, Any]:
-    """Means and standard deviations over the seeds, or over the cells of a cross-validation; without smaller subsets."""
+def _summary(
+    rows: Sequence[Predictions], classes: Sequence[str], extra: Mapping[str, metrics.Metric]
+) -> dict[str, Any]:
+    """Compute means over the seeds, or over a cross-validation's splits; smaller sizes left out."""
     results: dict[str, dict[str, dict[str, Any]]] = {}
-    folded = any(p.fold is not None or p.repeat is not None for p in said)
-    for p in details.whole(said):
-        named = (("seed", p.seed), ("repeat", p.repeat), ("fold", p.fold))
-        cell = ", ".join(f"{name} {value}" for name, value in named if value is not None)
-        cell = cell if folded else str(p.seed or 0)
-        scores = metrics.compute(p.label, p.probability, classes=classes).as_dict()
-        results.setdefault(cell, {}).setdefault(p.arm, {})[p.split] = scores
-    return summarize(results, runs="cells" if folded else "seeds")
+    crossed = any(p.fold is not None or p.repeat is not None for p in rows)
+    for p in arm_results.of_all_labels(rows):
+        parts = (("seed", p.seed), ("repeat", p.repeat), ("fold", p.fold))
+        split = ", ".join(f"{name} {value}" for name, value in parts if value is not None)
+        run = split if crossed else str(p.seed or 0)
+        entry = metrics.describe(p.label, p.probability, classes=classes, extra=extra)
+        results.setdefault(run, {}).setdefault(p.arm, {})[p.split] = entry
+    return summarize(results, runs="splits" if crossed else "seeds")
 
 
 def _without_images(errors: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -140,33 +149,32 @@ def _without_images(errors: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
 
 
 def _errors(folder: Path) -> list[dict[str, Any]]:
-    """The most confident mistakes that a run folder keeps, the most confident first."""
-    every = [
+    """Read the mistakes that a run folder keeps, the most confident first."""
+    entries = [
         entry
         for path in sorted(folder.glob(f"seed_*/**/{ERRORS}"))
         for entry in json.loads(path.read_text())
     ]
-    return sorted(every, key=lambda entry: -entry["probability"])[: details.MISTAKES]
+    return sorted(entries, key=lambda entry: -entry["probability"])[: mistakes.MOST]
 
 
 def training(folder: Path, config: Any) -> list[dict[str, Any]]:
-    """The logged training of every arm's stages, in the first seed and cell."""
-    found = []
+    """Read the logged training of every arm's stages, of the first seed and split."""
+    logged = []
     for arm in config.arms:
         for stage in ("source", "target") if config.arm[arm].source_stage else ("target",):
-            place = folder / f"seed_{config.seeds[0]}" / arm
-            logs = sorted(place.glob(f"{stage}/log.jsonl")) or sorted(
-                place.glob(f"**/{stage}/log.jsonl")
+            of_arm = folder / f"seed_{config.seeds[0]}" / arm
+            logs = sorted(of_arm.glob(f"{stage}/log.jsonl")) or sorted(
+                of_arm.glob(f"**/{stage}/log.jsonl")
             )
             if logs:
-                found.append(
-                    {"arm": arm, "seed": config.seeds[0], "stage": stage, **_logged(logs[0])}
-                )
-    return found
+                run = {"arm": arm, "seed": config.seeds[0], "stage": stage}
+                logged.append(run | _logged(logs[0]))
+    return logged
 
 
 def _logged(path: Path, points: int = 200) -> dict[str, Any]:
-    """The loss parts and λ at up to `points` steps, and the metrics on val."""
+    """Read the loss parts and λ at up to `points` steps, and the metrics on val."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     steps = [line for line in lines if "val" not in line]
     steps = steps[:: -(-len(steps) // points)] if steps else []

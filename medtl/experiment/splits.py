@@ -1,8 +1,8 @@
-"""Which examples of the target train, choose and test a model: the data's own split, folds of cross-validation, nested subsets.
+"""Splits of the target: the given one, folds of cross-validation, nested subsets of train.
 
-A *cell* is one such division; every arm and seed is trained once in each. Folds are stratified and keep a patient's images
-together, and so does the val part that is cut from what a fold trains on: the test fold is never looked at before the end.
-Refuses folds that could not be trained on. Imports no JAX.
+Each arm and seed is trained once on each split. Folds are stratified and keep a patient's images
+together, and so does the val part that is drawn from the rows outside the test fold: the test fold
+is not used before the end. Refuses folds that could not be trained on. Imports no JAX.
 """
 
 from __future__ import annotations
@@ -14,47 +14,49 @@ from typing import Any
 
 import numpy as np
 
-from medtl.data import splits
+from medtl import data
+from medtl.data.splits import parts, subset_order
 from medtl.errors import UserError
 from medtl.examples import Examples, class_counts
 
-UNUSED = ""  # the split of a train row that a learning curve's smaller subset leaves out
+UNUSED = ""  # the part of a train row that a learning curve's smaller subset leaves out
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Cell:
-    """One division of the target's examples.
+class Split:
+    """One division of the target's examples into train, val and test.
 
     Attributes:
-      split: str[N], "train", "val", "test", or `UNUSED`.
-      repeat: of the cross-validation; None without one.
-      fold: the one that is tested on; None without cross-validation.
-      size: the number of train labels of a learning curve's subset; None: all.
+      part: str[N], "train", "val", "test", or `UNUSED` for each example.
+      repeat: the repeat of the cross-validation; None without one.
+      fold: the fold that is tested; None without cross-validation.
+      size: the number of train labels in a learning curve's subset; None: all.
     """
 
-    split: np.ndarray
+    part: np.ndarray
     repeat: int | None = None
     fold: int | None = None
     size: int | None = None
 
     @property
     def path(self) -> str:
-        """Its folder within an arm's, such as "repeat_0/fold_3/size_50"; empty for the data's own split."""
+        """The folder within an arm's, e.g. "repeat_0/fold_3/size_50"; "" for the given split."""
         named = (("repeat", self.repeat), ("fold", self.fold), ("size", self.size))
         return "/".join(f"{name}_{value}" for name, value in named if value is not None)
 
     def of(self, examples: Examples) -> Examples:
-        """The examples with this division as their split."""
+        """Return the examples with this split as theirs."""
         digest = hashlib.sha256(f"{examples.split_hash}/{self.path}".encode())
-        digest.update("\0".join(self.split).encode())
-        return dataclasses.replace(examples, split=self.split, split_hash=digest.hexdigest())
+        digest.update("\0".join(self.part).encode())
+        return dataclasses.replace(examples, split=self.part, split_hash=digest.hexdigest())
 
 
-def cells(config: Any, target: Examples, seed: int) -> list[Cell]:
-    """Every cell of an experiment; those with all train labels first of their fold.
+def splits_of(config: Any, target: Examples, seed: int) -> list[Split]:
+    """Return every split of an experiment; within a fold, the one with all train labels is first.
 
-    Folds depend on `config.data.target.split_seed` alone, so that all seeds share them; subsets of a learning curve also on the
-    seed. Those of one seed and fold are nested: the first n rows of one stratified order.
+    Folds depend on `data.split_seed` of the target alone, so all seeds share them; a learning
+    curve's subsets depend on the seed too. Those of one seed and fold are nested: the first n rows
+    of one stratified order.
 
     Args:
       config: the experiment's config.
@@ -62,22 +64,23 @@ def cells(config: Any, target: Examples, seed: int) -> list[Cell]:
       seed: the experiment's seed.
 
     Raises:
-      UserError: a fold lacks a class that it should train on, or has fewer train labels than a learning curve asks for.
+      UserError: a fold lacks a class to train on, or has fewer train labels than a learning curve
+        asks for.
     """
-    found = []
-    for i, cell in enumerate(
-        _folds(config, target) if config.evaluation.folds else [Cell(target.split)]
-    ):
-        found.append(cell)
-        found += _subsets(
-            cell, target, _sizes(config), key=[config.data.target.split_seed, 3, seed, i]
-        )
-    return found
+    full_splits = (
+        _cross_validation(config, target) if config.evaluation.folds else [Split(target.split)]
+    )
+    split_seed = data.split_seed(config.data.target)
+    splits = []
+    for i, split in enumerate(full_splits):
+        splits.append(split)
+        splits += _subsets(split, target, _sizes(config), key=[split_seed, 3, seed, i])
+    return splits
 
 
-def largest(every: Sequence[Cell]) -> int:
-    """The number of train labels in the cell that has most; so many all cells count as when epochs become steps."""
-    return max(int(np.sum(cell.split == "train")) for cell in every)
+def largest_train(splits: Sequence[Split]) -> int:
+    """Return the most train labels in a split; all splits use it to convert epochs to steps."""
+    return max(int(np.sum(split.part == "train")) for split in splits)
 
 
 def folds(
@@ -88,105 +91,103 @@ def folds(
     seed: int = 0,
     patient: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Stratified folds in which no patient is in two.
+    """Return stratified folds in which no patient is in two.
 
     Args:
       label: int[N], or float[N, K] (NaN counts as 0).
-      n_folds: how many.
+      n_folds: the number of folds.
       repeat: another number draws other folds.
-      seed: so does another seed.
-      patient: str[N], "" where not known; None: each row is a patient of its own.
+      seed: another seed draws other folds.
+      patient: str[N], "" where unknown; None: each row is a patient of its own.
 
     Returns:
       int64[N], the fold in which each row is tested.
+
+    >>> label = np.array([0, 0, 0, 0, 1, 1])
+    >>> fold = folds(label, n_folds=2)
+    >>> [np.bincount(label[fold == i]).tolist() for i in range(2)]
+    [[2, 1], [2, 1]]
     """
-    return splits.parts(label, [1 / n_folds] * n_folds, key=(seed, 2, repeat), patient=patient)
+    return parts(label, [1 / n_folds] * n_folds, key=(seed, 2, repeat), patient=patient)
 
 
-def table(target: Examples, every: Sequence[Cell]) -> Iterator[tuple[str, ...]]:
-    """The rows of folds.csv: a header, and of each cell with all its labels every example with its split."""
+def fold_rows(target: Examples, splits: Sequence[Split]) -> Iterator[tuple[str, ...]]:
+    """Yield the rows of folds.csv: a header, then each example's part in each fold."""
     yield "repeat", "fold", "id", "split"
-    for cell in every:
-        if cell.fold is not None and cell.size is None:
-            for example, split in zip(target.id, cell.split, strict=True):
-                yield str(cell.repeat), str(cell.fold), str(example), str(split)
+    for split in splits:
+        if split.fold is not None and split.size is None:
+            for example, part in zip(target.id, split.part, strict=True):
+                yield str(split.repeat), str(split.fold), str(example), str(part)
 
 
-def _folds(config: Any, target: Examples) -> Iterator[Cell]:
-    c, data = config.evaluation, config.data.target
+def _cross_validation(config: Any, target: Examples) -> Iterator[Split]:
+    evaluation, n_folds = config.evaluation, config.evaluation.folds
     patients = len(target) if target.patient is None else len(set(target.patient))
-    if patients < c.folds:
+    if patients < n_folds:
         raise UserError(
-            f"config.evaluation.folds is {c.folds}, but {target.name} has {patients} patients"
+            f"config.evaluation.folds is {n_folds}, but {target.name} has {patients} patients"
         )
-    held = data.split[1] / (data.split[0] + data.split[1])
-    for repeat in range(c.repeats):
+    train, val, _ = data.fractions(config.data.target)
+    val_share = val / (train + val)
+    seed = data.split_seed(config.data.target)
+    for repeat in range(evaluation.repeats):
         fold_of = folds(
-            target.label,
-            n_folds=c.folds,
-            repeat=repeat,
-            seed=data.split_seed,
-            patient=target.patient,
+            target.label, n_folds=n_folds, repeat=repeat, seed=seed, patient=target.patient
         )
-        for fold in range(c.folds):
-            split = np.where(fold_of == fold, "test", "train")
+        for fold in range(n_folds):
+            part = np.where(fold_of == fold, "test", "train").astype("<U5")
             rest = np.flatnonzero(fold_of != fold)
-            chosen = splits.parts(
+            is_val = parts(
                 target.label[rest],
-                (1 - held, held),
-                key=(data.split_seed, 4, repeat, fold),
+                (1 - val_share, val_share),
+                key=(seed, 4, repeat, fold),
                 patient=None if target.patient is None else target.patient[rest],
             )
-            split = split.astype("<U5")
-            split[rest[chosen == 1]] = "val"
-            _check_fold(
-                target, split, f"fold {fold} of repeat {repeat}", c.folds, with_val=held > 0
-            )
-            yield Cell(split, repeat, fold)
+            part[rest[is_val == 1]] = "val"
+            split = Split(part, repeat, fold)
+            _check_fold(target, split, n_folds, has_val=val_share > 0)
+            yield split
 
 
-def _check_fold(
-    target: Examples, split: np.ndarray, where: str, n_folds: int, *, with_val: bool
-) -> None:
-    for part in ("train", "val", "test") if with_val else ("train", "test"):
-        label = target.label[split == part]
+def _where(split: Split) -> str:
+    return "train" if split.fold is None else f"fold {split.fold} of repeat {split.repeat}"
+
+
+def _check_fold(target: Examples, split: Split, n_folds: int, *, has_val: bool) -> None:
+    prefix = f"config.evaluation.folds is {n_folds}: {_where(split)}"
+    for part in ("train", "val", "test") if has_val else ("train", "test"):
+        label = target.label[split.part == part]
         if not len(label):
-            raise UserError(
-                f"config.evaluation.folds is {n_folds}: {where} has an empty {part} part; use fewer folds"
-            )
+            raise UserError(f"{prefix} has an empty {part} part; use fewer folds")
         absent = [name for name, n in class_counts(label, target.classes).items() if not n]
         if absent and part == "train":
             raise UserError(
-                f"config.evaluation.folds is {n_folds}: {where} has no {absent[0]!r} to train on; {target.name} has too few "
-                "patients of that class"
+                f"{prefix} has no {absent[0]!r} to train on; {target.name} has too few patients of "
+                "that class"
             )
 
 
 def _sizes(config: Any) -> list[int]:
-    """The sizes of the learning curve below "all", from small to large."""
+    """Return the learning curve's sizes below "all", in ascending order."""
     return sorted(int(size) for size in config.evaluation.target_sizes if size != "all")
 
 
 def _subsets(
-    cell: Cell, target: Examples, sizes: Sequence[int], *, key: Sequence[int]
-) -> list[Cell]:
-    train = np.flatnonzero(cell.split == "train")
+    split: Split, target: Examples, sizes: Sequence[int], *, key: Sequence[int]
+) -> list[Split]:
+    train = np.flatnonzero(split.part == "train")
     if sizes and sizes[-1] > len(train):
-        where = f"fold {cell.fold} of repeat {cell.repeat}" if cell.fold is not None else "train"
         raise UserError(
-            f"config.evaluation.target_sizes asks for {sizes[-1]} labels, but {where} of {target.name} has {len(train)}; "
-            "'all' takes them all"
+            f"config.evaluation.target_sizes asks for {sizes[-1]} labels, but {_where(split)} of "
+            f"{target.name} has {len(train)}; 'all' takes them all"
         )
-    order = train[
-        splits.subset_order(
-            target.label[train], seed=int(np.random.SeedSequence(key).generate_state(1)[0])
-        )
-    ]
-    found = []
+    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+    order = train[subset_order(target.label[train], seed=seed)]
+    subsets = []
     for size in sizes:
-        if size == len(train):  # which the cell itself is
+        if size == len(train):  # the split itself
             continue
-        split = cell.split.copy()
-        split[order[size:]] = UNUSED
-        found.append(dataclasses.replace(cell, split=split, size=size))
-    return found
+        part = split.part.copy()
+        part[order[size:]] = UNUSED
+        subsets.append(dataclasses.replace(split, part=part, size=size))
+    return subsets

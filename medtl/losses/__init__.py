@@ -1,6 +1,6 @@
 """Losses, `loss(outputs, batch, **options) -> f32[B]`: one value per example.
 
-`medtl.objective` masks, weighs and reduces them, for all losses alike.
+`medtl.training.objective` masks, weighs and reduces all of them alike.
 """
 
 from medtl.losses.supervised import cross_entropy, mean_squared_error, sigmoid_binary_cross_entropy

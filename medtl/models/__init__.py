@@ -1,83 +1,105 @@
-"""Backbones: normalised image [B, H, W, C] -> feature map [B, h, w, D], pure Linen modules with torchvision's names.
+"""Backbones: Linen modules from normalised images to a feature map, with torchvision's names.
 
 Importing this package does not import JAX; `backbone` does.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import dataclasses
+import functools
+import importlib
+from typing import Any
 
+from medtl import plugins
 from medtl.errors import UserError, nearest
-from medtl.models.architectures import NAMES, check, features, freeze_prefixes
+from medtl.models.architectures import NAMES, Architecture, parse
 
-if TYPE_CHECKING:
-    from flax import linen as nn
-
-__all__ = ["DTYPES", "NAMES", "backbone", "check", "features", "freeze_prefixes"]
+__all__ = ["DTYPES", "NAMES", "Architecture", "backbone", "parse"]
 
 DTYPES = ("float32", "bfloat16")
 
 
 def backbone(
-    name: str,
+    text: str,
     *,
-    stages: int = 0,
-    stride_in: str = "3x3",
+    last_layer: str = "",
     dtype: str = "float32",
     axis_name: str | None = None,
     epsilon: float = 1e-5,
-    zero_init_residual: bool = False,
-    classifier: bool = False,
     remat: bool = False,
-) -> nn.Module:
-    """The backbone of that name; `module.apply(variables, x, use_batch_stats=..., mask=...)` gives dtype[B, h, w, D].
+) -> functools.partial:
+    """Return a callable that makes the backbone; it takes Linen's `name` and `parent`.
+
+    The module maps normalised images f32[B, H, W, C] to dtype[B, h, w, D] or dtype[B, D]:
+    `module.apply(variables, x, train, mask=None, use_batch_stats=None)`. Its `groups()` gives the
+    names of its parameters by layer. A user's own module takes those of the settings below that are
+    among its fields; its `last_layer` and `remat` are set only where they differ from the default,
+    and options in `text` come first.
 
     Args:
-      name: one of `NAMES`.
-      stages: keep the first n stages; 0 keeps all.
-      stride_in: bottleneck ResNets: the convolution with the stride, "3x3" (torchvision, v1.5) or "1x1" (MSRA, Keras, v1).
+      text: one of `NAMES` with options, e.g. "resnet50(stride_in='1x1')", or a Linen module of the
+        user's own, "file.py:Net(width=8)" or "package.module:Net".
+      last_layer: the last layer that is kept, e.g. "layer3"; "": all are.
       dtype: compute dtype, one of `DTYPES`; parameters are float32.
       axis_name: axis of `jax.pmap` over which BatchNorm takes its statistics.
       epsilon: of BatchNorm; Keras-applications ResNets were trained with 1.001e-5.
-      zero_init_residual: ResNets: start the last BatchNorm scale of each block at 0.
-      classifier: VGGs: go on through the two hidden fully connected layers, to [B, 1, 1, 4096].
-      remat: the backward pass computes the inside of each block (VGG: stage) again, to save memory.
+      remat: the backward pass computes the inside of each block again, to save memory.
 
     Raises:
-      UserError: there is no such backbone, or not with these options.
+      UserError: there is no such backbone, or not with these options or settings.
+
+    >>> make = backbone("resnet18", last_layer="layer2")
+    >>> list(make().groups())
+    ['stem', 'layer1', 'layer2']
     """
-    known = check(name, stages, stride_in, classifier=classifier)
     if dtype not in DTYPES:
         raise UserError(
             f"config.model.dtype: {dtype!r} is not a compute dtype{nearest(dtype, DTYPES)}"
         )
-
     import jax.numpy as jnp
 
-    from medtl.models import architectures, resnet, vgg
+    settings = {
+        "last_layer": last_layer,
+        "dtype": jnp.dtype(dtype),
+        "axis_name": axis_name,
+        "epsilon": epsilon,
+        "remat": remat,
+    }
+    if architecture := parse(text):
+        architecture.groups(last_layer)  # raises where there is no such layer
+        module, name = architecture.module
+        factory = getattr(importlib.import_module(module), name)
+        return functools.partial(factory, **architecture.fields, **settings)
+    changed = {"last_layer": last_layer, "remat": remat, "dtype": dtype != "float32"}
+    return _own_module(text, settings, [field for field in changed if changed[field]])
 
-    if known.family == "vgg":
-        return vgg.VGG(
-            architectures.vgg_layers(name),
-            known.features,
-            batch_norm=known.batch_norm,
-            stages=stages,
-            classifier=classifier,
-            remat=remat,
-            dtype=jnp.dtype(dtype),
-            axis_name=axis_name,
-            epsilon=epsilon,
-        )
-    return resnet.ResNet(
-        known.depths,
-        known.features,
-        bottleneck=known.bottleneck,
-        cifar=known.family == "cifar_resnet",
-        stages=stages,
-        stride_in=stride_in,
-        zero_init_residual=zero_init_residual,
-        remat=remat,
-        dtype=jnp.dtype(dtype),
-        axis_name=axis_name,
-        epsilon=epsilon,
-    )
+
+def _own_module(text: str, settings: dict[str, Any], changed: list[str]) -> functools.partial:
+    """Return the callable that makes a user's own module.
+
+    Args:
+      text: the plug-in string.
+      settings: field -> value.
+      changed: the fields that the user changed, which the module must have.
+    """
+    from flax import linen as nn
+
+    key = "config.model.name"
+    plugin = plugins.resolve(text, __name__, key=key)
+    module = plugin.function
+    if not (isinstance(module, type) and issubclass(module, nn.Module)):
+        raise UserError(f"{key}: {text!r} must be a flax.linen.Module class")
+    fields = {field.name for field in dataclasses.fields(module) if field.init}
+    for field in changed:
+        if field not in fields:
+            raise UserError(
+                f"config.model.{field}: {plugin.name} in {text!r} has no field {field!r}; "
+                f"add one to it, or leave config.model.{field} at its default"
+            )
+    taken = {
+        name: value
+        for name, value in settings.items()
+        if name in fields and (name in changed or name not in ("last_layer", "remat"))
+    }
+    plugin(**{**taken, "parent": None})  # one that cannot be made is an error here, at start
+    return functools.partial(module, *plugin.args, **{**taken, **plugin.kwargs})

@@ -1,15 +1,24 @@
-"""What is known of a backbone from its name: stages, features, parameter names. Imports no JAX.
+"""The table of backbones: layers, widths, options and parameter names. Imports no JAX.
 
-A stage is what `model.stages` counts and `stage.freeze` freezes: `layer1` .. `layer4` of a ResNet (`layer1` .. `layer3` of the
-CIFAR ones), and in a VGG the convolutions up to and with a max pooling. Names and numbering are torchvision's, with the
-numbers joined by "_": `layer1.0.conv1` is `layer1_0/conv1`.
+A layer is what `model.last_layer` keeps and `freeze` freezes, by torchvision's name: `layer1` to
+`layer4` of a ResNet, `layer1` to `layer3` of a CIFAR ResNet. The layers of a VGG, which have no
+name there, are `block1` to `block5`: convolutions up to and with a max pooling. Parameters have
+torchvision's names, with numbers joined by "_": `layer1.0.conv1` is `layer1_0/conv1`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from medtl import plugins
 from medtl.errors import UserError, nearest
+
+CLASSIFIER_WIDTH = 4096
+STEMS = ("conv1", "features_0")
+"""The names that the first convolution can have."""
+_CHOICES: dict[str, tuple[Any, ...]] = {"stride_in": ("3x3", "1x1"), "classifier": (False, True)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,140 +26,192 @@ class Architecture:
     """One backbone.
 
     Attributes:
+      name: as the config names it, e.g. "resnet50".
       family: "resnet", "cifar_resnet" or "vgg".
-      depths: residual blocks (ResNet) or convolutions (VGG) in each stage.
-      features: channels after each stage.
-      bottleneck: ResNet: blocks of 1x1, 3x3, 1x1 instead of two 3x3.
+      depths: residual blocks (ResNet) or convolutions (VGG) of each layer.
+      widths: output channels of each layer.
+      bottleneck: ResNet: blocks of 1x1, 3x3, 1x1 convolutions instead of two 3x3.
       batch_norm: whether it has BatchNorm.
+      options: option -> value. `stride_in` of a bottleneck ResNet is the convolution that takes
+        the stride, "3x3" (torchvision, v1.5) or "1x1" (MSRA, Keras, v1). `classifier` of a VGG
+        goes on through its two hidden fully connected layers.
     """
 
+    name: str
     family: str
     depths: tuple[int, ...]
-    features: tuple[int, ...]
+    widths: tuple[int, ...]
     bottleneck: bool = False
     batch_norm: bool = True
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+
+    @property
+    def text(self) -> str:
+        """The plug-in string, with the options that differ from their defaults."""
+        changed = [f"{k}={v!r}" for k, v in self.options.items() if v != _CHOICES[k][0]]
+        return f"{self.name}({', '.join(changed)})" if changed else self.name
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers' names in order of depth."""
+        kind = "block" if self.family == "vgg" else "layer"
+        return tuple(f"{kind}{i}" for i in range(1, len(self.depths) + 1))
+
+    @property
+    def module(self) -> tuple[str, str]:
+        """The module and the class that build it."""
+        if self.family == "vgg":
+            return "medtl.models.vgg", "VGG"
+        return "medtl.models.resnet", "ResNet"
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The fields of the class that this architecture sets."""
+        if self.family == "vgg":
+            specific: dict[str, Any] = {"batch_norm": self.batch_norm}
+        else:
+            specific = {"bottleneck": self.bottleneck, "cifar": self.family == "cifar_resnet"}
+        return {"depths": self.depths, "widths": self.widths, **specific, **self.options}
+
+    def groups(self, last_layer: str = "") -> dict[str, tuple[str, ...]]:
+        """Return the top-level parameter names of each group, in order of depth.
+
+        The groups are "stem" (ResNets), the layers, and "classifier" (a VGG's fully connected
+        layers). Names are first components of a path: `features_1` is not `features_10`.
+
+        Args:
+          last_layer: the last layer that is kept; "": all are.
+
+        Raises:
+          UserError: there is no such layer, or the fully connected layers do not follow it.
+
+        >>> parse("cifar_resnet20").groups("layer1")
+        {'stem': ('conv1', 'bn1'), 'layer1': ('layer1_0', 'layer1_1', 'layer1_2')}
+        """
+        if last_layer and last_layer not in self.layers:
+            raise UserError(
+                f"config.model.last_layer: {self.name} has no layer {last_layer!r}; "
+                f"it can be {', '.join(self.layers)}, or '' for all"
+            )
+        if self.options.get("classifier") and last_layer not in ("", self.layers[-1]):
+            raise UserError(
+                f"config.model.last_layer: the fully connected layers of {self.name} follow "
+                f"{self.layers[-1]}, not {last_layer}"
+            )
+        kept = self.layers[: self.layers.index(last_layer) + 1] if last_layer else self.layers
+        if self.family == "vgg":
+            kinds = (0, 1) if self.batch_norm else (0,)  # a BatchNorm follows its convolution
+            groups = {
+                layer: tuple(f"features_{i + kind}" for i in convs for kind in kinds)
+                for layer, convs in zip(
+                    kept, vgg_convs(self.depths, batch_norm=self.batch_norm), strict=False
+                )
+            }
+            if self.options.get("classifier"):
+                groups["classifier"] = ("classifier_0", "classifier_3")
+            return groups
+        return {
+            "stem": ("conv1", "bn1"),
+            **{
+                layer: tuple(f"{layer}_{i}" for i in range(depth))
+                for layer, depth in zip(kept, self.depths, strict=False)
+            },
+        }
+
+    def prefixes(self, layer: str) -> tuple[str, ...]:
+        """Return the top-level parameter names of one group; see `groups`."""
+        return self.groups()[layer]
 
 
-_BASIC = (64, 128, 256, 512)
-_BOTTLENECK = (256, 512, 1024, 2048)
-_VGG = (64, 128, 256, 512, 512)
-_VGG_DEPTHS = {
-    "vgg11": (1, 1, 2, 2, 2),
-    "vgg13": (2, 2, 2, 2, 2),
-    "vgg16": (2, 2, 3, 3, 3),
-    "vgg19": (2, 2, 4, 4, 4),
-}
-
-ARCHITECTURES: dict[str, Architecture] = {
-    "resnet18": Architecture("resnet", (2, 2, 2, 2), _BASIC),
-    "resnet34": Architecture("resnet", (3, 4, 6, 3), _BASIC),
-    "resnet50": Architecture("resnet", (3, 4, 6, 3), _BOTTLENECK, bottleneck=True),
-    "resnet101": Architecture("resnet", (3, 4, 23, 3), _BOTTLENECK, bottleneck=True),
-    "resnet152": Architecture("resnet", (3, 8, 36, 3), _BOTTLENECK, bottleneck=True),
-    **{
-        f"cifar_resnet{depth}": Architecture("cifar_resnet", ((depth - 2) // 6,) * 3, (16, 32, 64))
-        for depth in (20, 32, 44, 56, 110)
-    },
-    **{
-        name: Architecture("vgg", depths, _VGG, batch_norm=False)
-        for name, depths in _VGG_DEPTHS.items()
-    },
-    **{f"{name}_bn": Architecture("vgg", depths, _VGG) for name, depths in _VGG_DEPTHS.items()},
-}
-NAMES: tuple[str, ...] = tuple(ARCHITECTURES)
-CLASSIFIER_FEATURES = 4096
-STRIDES_IN = ("3x3", "1x1")
-
-
-def architecture(name: str) -> Architecture:
-    """The backbone of that name.
-
-    Raises:
-      UserError: there is none; names the nearest.
-    """
-    if name not in ARCHITECTURES:
-        raise UserError(f"config.model.name: there is no backbone {name!r}{nearest(name, NAMES)}")
-    return ARCHITECTURES[name]
-
-
-def check(
-    name: str, stages: int = 0, stride_in: str = "3x3", *, classifier: bool = False
-) -> Architecture:
-    """The backbone of that name, if it can be had with these options.
+def parse(text: str, *, key: str = "config.model.name") -> Architecture | None:
+    """Return the architecture that a plug-in string names, or None for a user's own module.
 
     Args:
-      name: one of `NAMES`.
-      stages: keep the first n stages; 0 keeps all.
-      stride_in: "3x3", or "1x1" for a bottleneck ResNet.
-      classifier: VGG: with its two hidden fully connected layers.
+      text: a name of the table with options, or "file.py:Net(width=8)", "package.module:Net".
+      key: the config's key, for errors.
 
     Raises:
-      UserError: names the config key at fault and what it can be.
+      UserError: there is no such backbone (names the nearest), or not with these options.
+
+    >>> parse("resnet50(stride_in='1x1')").options
+    {'stride_in': '1x1'}
+    >>> parse("net.py:Net(width=8)") is None
+    True
     """
-    known = architecture(name)
-    if not 0 <= stages <= len(known.depths):
+    spec = plugins.parse(text, key=key)
+    if spec.module:
+        return None
+    if spec.name not in ARCHITECTURES:
         raise UserError(
-            f"config.model.stages: {name} has stages 1..{len(known.depths)} (0: all), not {stages}"
+            f"{key}: there is no backbone {spec.name!r}{nearest(spec.name, ARCHITECTURES)}"
         )
-    if stride_in not in STRIDES_IN:
+    architecture = ARCHITECTURES[spec.name]
+    if spec.args:
         raise UserError(
-            f"config.model.stride_in: {stride_in!r} is not known; it can be '3x3' or '1x1'"
+            f"{key}: {text!r} must name its options, like \"resnet50(stride_in='1x1')\""
         )
-    if stride_in == "1x1" and not known.bottleneck:
-        raise UserError(
-            f"config.model.stride_in: {name} has no 1x1 convolution to stride in; it must be '3x3'"
-        )
-    if classifier and known.family != "vgg":
-        raise UserError(
-            f"model: {name} has no fully connected layers before its head; only a VGG has"
-        )
-    if classifier and stages not in (0, len(known.depths)):
-        raise UserError(
-            f"config.model.stages: the fully connected layers of {name} follow its last stage, not {stages}"
-        )
-    return known
+    for option, value in spec.kwargs.items():
+        if option not in architecture.options:
+            hint = nearest(option, architecture.options) or "; it has none"
+            raise UserError(f"{key}: {spec.name} has no option {option!r}{hint}")
+        if value not in _CHOICES[option]:
+            choices = " or ".join(map(repr, _CHOICES[option]))
+            raise UserError(f"{key}: {option} of {spec.name} is {value!r}; it can be {choices}")
+    return dataclasses.replace(architecture, options={**architecture.options, **spec.kwargs})
 
 
-def features(name: str, stages: int = 0, *, classifier: bool = False) -> int:
-    """Channels of the map that the backbone returns, e.g. 1024 for the first 3 stages of resnet50."""
-    known = check(name, stages, classifier=classifier)
-    return CLASSIFIER_FEATURES if classifier else known.features[stages - 1]  # stages 0: the last
+def vgg_convs(depths: Sequence[int], *, batch_norm: bool) -> tuple[tuple[int, ...], ...]:
+    """Return the i of the convolutions `features_<i>` of each layer of a VGG.
 
+    torchvision counts every operation: convolution, BatchNorm where there is one, ReLU, and the
+    pooling that ends a layer.
 
-def vgg_layers(name: str) -> tuple[tuple[int, ...], ...]:
-    """For each stage of a VGG, the i of the convolutions `features_<i>`; a BatchNorm's i is its convolution's plus 1.
-
-    torchvision counts every layer: convolution, BatchNorm where there is one, ReLU, and the pooling that ends a stage.
+    >>> vgg_convs((1, 2), batch_norm=False)
+    ((0,), (3, 5))
     """
-    known = architecture(name)
-    step = 3 if known.batch_norm else 2
-    stages, first = [], 0
-    for depth in known.depths:
-        stages.append(tuple(range(first, first + depth * step, step)))
+    step = 3 if batch_norm else 2
+    layers, first = [], 0
+    for depth in depths:
+        layers.append(tuple(range(first, first + depth * step, step)))
         first += depth * step + 1
-    return tuple(stages)
+    return tuple(layers)
 
 
-def freeze_prefixes(name: str, n: int) -> tuple[str, ...]:
-    """The top-level names in `params` (and `batch_stats`) of the stem and the first n stages.
-
-    They are whole names, the first component of a parameter's path: `features_1` is not `features_10`. A VGG has no stem.
-
-    Raises:
-      UserError: n is not a stage of this backbone.
-    """
-    known = architecture(name)
-    if not 1 <= n <= len(known.depths):
-        raise UserError(f"freeze: {name} has stages 1..{len(known.depths)}, not {n}")
-    if known.family == "vgg":
-        kinds = (0, 1) if known.batch_norm else (0,)
-        return tuple(
-            f"features_{i + kind}"
-            for stage in vgg_layers(name)[:n]
-            for i in stage
-            for kind in kinds
-        )
-    blocks = [
-        f"layer{stage}_{i}" for stage, depth in enumerate(known.depths[:n], 1) for i in range(depth)
+def _table() -> dict[str, Architecture]:
+    basic, bottleneck = (64, 128, 256, 512), (256, 512, 1024, 2048)
+    vgg = (64, 128, 256, 512, 512)
+    stride = {"stride_in": "3x3"}
+    rows = [
+        Architecture("resnet18", "resnet", (2, 2, 2, 2), basic),
+        Architecture("resnet34", "resnet", (3, 4, 6, 3), basic),
+        Architecture("resnet50", "resnet", (3, 4, 6, 3), bottleneck, True, options=stride),
+        Architecture("resnet101", "resnet", (3, 4, 23, 3), bottleneck, True, options=stride),
+        Architecture("resnet152", "resnet", (3, 8, 36, 3), bottleneck, True, options=stride),
     ]
-    return ("conv1", "bn1", *blocks)
+    for depth in (20, 32, 44, 56, 110):
+        blocks = (depth - 2) // 6
+        rows.append(
+            Architecture(f"cifar_resnet{depth}", "cifar_resnet", (blocks,) * 3, (16, 32, 64))
+        )
+    for suffix in ("", "_bn"):
+        for depth, convs in (
+            (11, (1, 1, 2, 2, 2)),
+            (13, (2,) * 5),
+            (16, (2, 2, 3, 3, 3)),
+            (19, (2, 2, 4, 4, 4)),
+        ):
+            rows.append(
+                Architecture(
+                    f"vgg{depth}{suffix}",
+                    "vgg",
+                    convs,
+                    vgg,
+                    batch_norm=bool(suffix),
+                    options={"classifier": False},
+                )
+            )
+    return {row.name: row for row in rows}
+
+
+ARCHITECTURES: dict[str, Architecture] = _table()
+NAMES: tuple[str, ...] = tuple(ARCHITECTURES)

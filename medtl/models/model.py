@@ -1,9 +1,13 @@
-"""The classifier: one backbone, a head for each label space; all domains go through the backbone as one batch."""
+"""The model: an encoder for each input, the fusion of their features, a head for each label space.
+
+The examples of all domains go through an encoder as one batch.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax
@@ -11,17 +15,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jaxtyping import Array, Float, Key
 
+from medtl.errors import UserError
+from medtl.models.layers import mark_feature_map
+
+Factory = Callable[[], nn.Module]
 Variables = Mapping[str, Any]
 
 
 @flax.struct.dataclass
 class Outputs:
-    """What a model says of one domain's batch.
+    """The model's outputs for the batch of one domain.
 
     Attributes:
       logits: f32[B, K].
-      features: f32[B, D], the pooled output of the backbone.
+      features: f32[B, D], the fused features of the encoders.
     """
 
     logits: jax.Array
@@ -29,13 +38,14 @@ class Outputs:
 
 
 class Head(nn.Module):
-    """Features f32[B, D] -> logits f32[B, K]: Dense + ReLU for each of `hidden`, dropout, Dense.
+    """Map features to logits: Dense and ReLU for each of `hidden`, dropout, Dense.
 
     Attributes:
       classes: K.
       hidden: widths of the hidden layers.
-      dropout: the share of the last hidden layer's values that is set to zero in training.
-      prior: the initial value of the last bias, K numbers, e.g. the log frequencies of the classes; None: zeros.
+      dropout: the share of the last hidden layer's values that training sets to zero.
+      prior: the initial value of the last bias, K numbers, e.g. the log frequencies of the classes;
+        None: zeros.
     """
 
     classes: int
@@ -44,8 +54,16 @@ class Head(nn.Module):
     prior: Sequence[float] | None = None
 
     @nn.compact
-    def __call__(self, features: jax.Array, keys: jax.Array | None = None) -> jax.Array:
-        """keys: key[B], one for each example, switches dropout on; so it does not depend on the number of devices."""
+    def __call__(
+        self, features: Float[Array, "b d"], keys: Key[Array, " b"] | None = None
+    ) -> Float[Array, "b k"]:
+        """Return the logits.
+
+        Args:
+          features: f32[B, D].
+          keys: key[B], one for each example; switches dropout on. A mask then does not depend on
+            the number of devices.
+        """
         x = features
         for i, width in enumerate(self.hidden):
             x = nn.relu(nn.Dense(width, name=f"hidden_{i}")(x))
@@ -55,106 +73,163 @@ class Head(nn.Module):
             )
             x = jnp.where(keep, x / (1 - self.dropout), 0.0)
         prior = self.prior
-        bias_init = (
+        bias = (
             nn.initializers.zeros if prior is None else lambda *_: jnp.asarray(prior, jnp.float32)
         )
-        return nn.Dense(self.classes, name="logits", bias_init=bias_init)(x)
+        return nn.Dense(self.classes, name="logits", bias_init=bias)(x)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Model:
-    """Pure functions `init` and `apply` over a backbone and its heads.
-
-    Variables are `{"params": {"backbone": ..., "heads": {HEAD: ...}}, "batch_stats": {"backbone": ...}}`.
+class Named(nn.Module):
+    """A group of submodules with names that are known at run time.
 
     Attributes:
-      backbone: image f32[B, H, W, C] -> feature map [B, h, w, D].
-      heads: the heads by name.
+      factories: name -> a callable that makes the submodule.
+    """
+
+    factories: Mapping[str, Factory]
+
+    def setup(self) -> None:
+        """Make the submodules."""
+        for name, make in self.factories.items():
+            setattr(self, name, make())
+
+    def __call__(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Call one submodule."""
+        return getattr(self, name)(*args, **kwargs)
+
+
+class Model(nn.Module):
+    """Encoders, the concatenation of their features, and heads.
+
+    Parameters: `encoders/INPUT` and `heads/HEAD`. `init_variables` draws them.
+
+    Attributes:
+      make_encoders: input name -> a callable that makes its encoder. An encoder is a Linen module
+        `(x, train) -> [B, D]` or a feature map `[B, h, w, D]`, which the model pools by its mean.
+      make_heads: head name -> a callable that makes the head.
       head_of: domain -> the name of its head; domains with the same classes may share one.
     """
 
-    backbone: nn.Module
-    heads: Mapping[str, Head]
+    make_encoders: Mapping[str, Factory]
+    make_heads: Mapping[str, Factory]
     head_of: Mapping[str, str]
 
-    def init(self, key: jax.Array, image_shape: Sequence[int]) -> dict[str, Any]:
-        """Random variables for images of `image_shape` [H, W, C]."""
-        image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-        # Not jitted: as one program, the random draws of all layers take longer to compile than layer by layer.
-        backbone = self.backbone.lazy_init(jax.random.fold_in(key, 0), image, use_batch_stats=False)
-        feature_map = jax.eval_shape(
-            lambda v, x: self.backbone.apply(v, x, use_batch_stats=False), backbone, image
-        )
-        features = jnp.zeros((1, feature_map.shape[-1]), jnp.float32)
-        heads = {
-            name: head.init(jax.random.fold_in(key, 1 + i), features)["params"]
-            for i, (name, head) in enumerate(sorted(self.heads.items()))
-        }
-        return {
-            "params": {"backbone": backbone["params"], "heads": heads},
-            "batch_stats": {"backbone": backbone.get("batch_stats", {})},
-        }
+    def setup(self) -> None:
+        """Make the two groups of submodules."""
+        self.encoders = Named(self.make_encoders)
+        self.heads = Named(self.make_heads)
 
-    def features(
-        self,
-        variables: Variables,
-        image: jax.Array,
-        *,
-        use_batch_stats: bool = False,
-        mask: jax.Array | None = None,
-    ) -> tuple[jax.Array, dict[str, Any]]:
-        """Normalised images f32[B, H, W, C] -> features f32[B, D] (global average pool), and the new running statistics."""
-        backbone = {
-            "params": variables["params"]["backbone"],
-            "batch_stats": variables["batch_stats"]["backbone"],
-        }
-        applied: Any = self.backbone.apply(
-            backbone, image, use_batch_stats=use_batch_stats, mask=mask, mutable=["batch_stats"]
-        )
-        feature_map: jax.Array = applied[0]
-        changed: Any = applied[1]
-        stats = changed.get("batch_stats", backbone["batch_stats"])
-        return jnp.mean(feature_map.astype(jnp.float32), axis=(1, 2)), {"backbone": stats}
-
-    def apply(
-        self,
-        variables: Variables,
-        batch: Mapping[str, Mapping[str, jax.Array]],
-        *,
-        train: bool,
-        batch_norm: str = "batch",
-    ) -> tuple[dict[str, Outputs], Any]:
-        """Runs every domain's examples through the backbone as one batch, and through its head.
+    def __call__(
+        self, batch: Mapping[str, Mapping[str, Any]], train: bool, *, batch_norm: str = "batch"
+    ) -> dict[str, Outputs]:
+        """Return each domain's logits and features.
 
         Args:
-          variables: what `init` gives.
-          batch: domain -> `image` f32[B, H, W, C], normalised, or `features` f32[B, D] of a frozen backbone; `mask` f32[B];
-            in training `key` key[B] for dropout.
+          batch: domain -> the inputs by name, normalised, or `encoded_INPUT` f32[B, D], the output
+            of a frozen encoder; `mask` f32[B]; in training `key` key[B] for dropout.
           train: training (dropout, batch statistics) or evaluation.
           batch_norm: in training, "batch" statistics or "frozen" running statistics.
-
-        Returns:
-          domain -> Outputs, and the new `batch_stats`.
         """
         domains = sorted(batch)
-        stats = variables["batch_stats"]
-        if all("features" in batch[d] for d in domains):
-            features = {d: batch[d]["features"] for d in domains}
-        else:
-            joint, stats = self.features(
-                variables,
-                jnp.concatenate([batch[d]["image"] for d in domains]),
-                use_batch_stats=train and batch_norm == "batch",
-                mask=jnp.concatenate([batch[d]["mask"] for d in domains]),
-            )
-            ends = np.cumsum([len(batch[d]["mask"]) for d in domains])
-            features = dict(zip(domains, jnp.split(joint, ends[:-1]), strict=True))
+        encoded = [self._encode(name, batch, train, batch_norm) for name in self.make_encoders]
+        fused = encoded[0] if len(encoded) == 1 else jnp.concatenate(encoded, axis=-1)
+        ends = np.cumsum([len(batch[d]["mask"]) for d in domains])
         outputs = {}
-        for domain in domains:
-            name = self.head_of[domain]
+        for domain, features in zip(domains, jnp.split(fused, ends[:-1]), strict=True):
             keys = batch[domain].get("key") if train else None
-            logits: Any = self.heads[name].apply(
-                {"params": variables["params"]["heads"][name]}, features[domain], keys
+            logits = self.heads(self.head_of[domain], features, keys)
+            outputs[domain] = Outputs(logits=logits.astype(jnp.float32), features=features)
+        return outputs
+
+    def encode(self, batch: Mapping[str, Any], name: str = "image") -> jax.Array:
+        """Return the features f32[B, D] of one input of one domain's batch, in evaluation mode."""
+        return self._encode(name, {"": batch}, train=False, batch_norm="frozen")
+
+    def _encode(
+        self, name: str, batch: Mapping[str, Mapping[str, Any]], train: bool, batch_norm: str
+    ) -> jax.Array:
+        parts = [batch[domain] for domain in sorted(batch)]
+        if all(f"encoded_{name}" in part for part in parts):
+            return jnp.concatenate([part[f"encoded_{name}"] for part in parts])
+        use_batch_stats = train and batch_norm == "batch"
+        optional = {
+            "mask": jnp.concatenate([part["mask"] for part in parts]),
+            "use_batch_stats": use_batch_stats,
+        }
+        if all("key" in part for part in parts):
+            optional["key"] = jnp.concatenate([part["key"] for part in parts])
+        accepted = _optional_arguments(self.make_encoders[name])
+        if "use_batch_stats" not in accepted:
+            train = use_batch_stats  # frozen statistics stay frozen
+        x = jnp.concatenate([part[name] for part in parts])
+        x = self.encoders(name, x, train, **{k: v for k, v in optional.items() if k in accepted})
+        if x.ndim == 4:
+            if name == "image":
+                x = mark_feature_map(self, x)
+            x = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
+        if x.ndim != 2:
+            raise UserError(
+                f"the encoder of {name!r} returns {list(x.shape)}; it must return [B, D] or "
+                "[B, h, w, D]"
             )
-            outputs[domain] = Outputs(logits=logits.astype(jnp.float32), features=features[domain])
-        return outputs, stats
+        return x.astype(jnp.float32)
+
+
+def init_variables(
+    model: Model, key: jax.Array, inputs: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, Any]:
+    """Draw random variables.
+
+    Each encoder and head is initialised alone and without jit: as one program, the random draws of
+    all layers take longer to compile than layer by layer.
+
+    Args:
+      model: the model.
+      key: key[].
+      inputs: input name -> shape and dtype of a batch of one example.
+
+    Returns:
+      `{"params": {"encoders": ..., "heads": ...}, "batch_stats": {"encoders": ...}}`; without
+      BatchNorm `batch_stats` is empty.
+    """
+    params: dict[str, Any] = {"encoders": {}, "heads": {}}
+    batch_stats: dict[str, Any] = {}
+    for i, (name, make) in enumerate(model.make_encoders.items()):
+        own_key = jax.random.fold_in(key, 0 if name == "image" else 1000 + i)
+        drawn: Any = make().lazy_init(own_key, inputs[name], False)
+        if "params" in drawn:
+            params["encoders"][name] = drawn["params"]
+        if "batch_stats" in drawn:
+            batch_stats.setdefault("encoders", {})[name] = drawn["batch_stats"]
+    width = feature_width(model, {"params": params, "batch_stats": batch_stats}, inputs)
+    for i, (name, make) in enumerate(sorted(model.make_heads.items())):
+        drawn = make().init(jax.random.fold_in(key, 1 + i), jnp.zeros((1, width), jnp.float32))
+        params["heads"][name] = drawn["params"]
+    return {"params": params, "batch_stats": batch_stats}
+
+
+def feature_width(
+    model: Model, variables: Variables, inputs: Mapping[str, jax.ShapeDtypeStruct]
+) -> int:
+    """Return D, the number of fused features."""
+    widths = [
+        jax.eval_shape(
+            functools.partial(model.apply, method="encode", name=name),
+            variables,
+            {name: inputs[name], "mask": jax.ShapeDtypeStruct((1,), jnp.float32)},
+        ).shape[-1]
+        for name in model.make_encoders
+    ]
+    return sum(widths)
+
+
+def _optional_arguments(make: Factory) -> set[str]:
+    """Return which of the optional arguments an encoder takes."""
+    module: Any = make.func if isinstance(make, functools.partial) else make
+    if not isinstance(module, type):
+        module = type(make())
+    parameters = inspect.signature(module.__call__).parameters.values()
+    names = {"mask", "use_batch_stats", "key"}
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return names
+    return names & {p.name for p in parameters}

@@ -1,1 +1,1 @@
-"""Traces of training steps, and the operations in which their time goes."""
+"""Traces of training steps, and the operations that take their time."""

@@ -1,7 +1,7 @@
-"""What the operations of a compiled program are: read from its HLO text, told in the words of the model.
+"""What the operations of a compiled program compute, by the names of the model's layers.
 
-The text says of most operations under which names JAX traced them; from these come the layer and the direction. Where it
-says nothing, and only one layer is possible, an operation has that; else a kind alone.
+The program's HLO text says for most operations under which names JAX traced them; these give the
+layer and the direction. An operation without names gets a layer if only one is possible.
 """
 
 from __future__ import annotations
@@ -22,50 +22,38 @@ _SHAPE = re.compile(r"\w+\[([\d,]*)\]")
 _OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
 _CALLS = re.compile(r"calls=%?([\w.-]+)")
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
-_WRAPPED = re.compile(r"\w+\((.*)\)")
-# What a fusion is there for, the first of these that is in it.
-_MAIN = (
-    "convolution",
-    "dot",
-    "custom-call",
-    "select-and-scatter",
-    "scatter",
-    "reduce-window",
-    "sort",
-    "gather",
-    "reduce",
-)
-_PRODUCT = re.compile(
-    r"convolution|dot|.*([cC]onv|gemm|matmul)"
-)  # opcodes, and targets of custom calls
 _OPERAND = re.compile(r"%([\w.-]+)")
-_DEEPEST = 4  # layers in a path
+_WRAPPED = re.compile(r"\w+\((.*)\)")
+# Matrix products and convolutions: opcodes, and targets of custom calls.
+_PRODUCT = re.compile(r"convolution|dot|.*([cC]onv|gemm|matmul)")
+# A fusion is named after the first of these opcodes that it contains.
+_MAIN = (
+    *("convolution", "dot", "custom-call", "select-and-scatter", "scatter"),
+    *("reduce-window", "sort", "gather", "reduce"),
+)
+_MAX_DEPTH = 4  # layers in a path
+# Names in a trace that are neither layers nor operations.
 _CONTROL = (
-    "while",
-    "body",
-    "cond",
-    "branch",
-    "scan",
-    "checkpoint",
-    "closed_call",
-    "eval_jaxpr",
-    "shard_map",
-    "",
+    *("while", "body", "cond", "branch", "scan", "checkpoint"),
+    *("closed_call", "eval_jaxpr", "shard_map", ""),
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """What is known of an operation.
+    """The origin of one operation.
 
     Attributes:
-      kind: its opcode, such as "convolution", or "reduce fusion" by what is in it; the target of a custom call.
-      where: the layer, such as "layer1_0/conv2"; outside of layers the innermost names of its trace; empty where unknown.
-      direction: "forward", "backward", "backward by weights", "backward by input", "recomputed", or "".
+      kind: its opcode, such as "convolution"; a fusion's with the main opcode in it, such as
+        "reduce fusion"; the target of a custom call.
+      layer: such as "layer1_0/conv2"; outside of layers the innermost names of the trace; empty if
+        nothing is known.
+      direction: "forward", "backward", "backward by weights", "backward by input", "recomputed",
+        or "".
     """
 
     kind: str
-    where: str = ""
+    layer: str = ""
     direction: str = ""
 
 
@@ -76,8 +64,8 @@ class _Instruction(NamedTuple):
     rest: str
 
     def find(self, pattern: re.Pattern[str]) -> str:
-        found = pattern.search(self.rest)
-        return found[1] if found else ""
+        match = pattern.search(self.rest)
+        return match[1] if match else ""
 
     @property
     def operands(self) -> list[str]:
@@ -89,56 +77,60 @@ class _Instruction(NamedTuple):
 
 
 def name_of(event: str) -> str:
-    """The name of an operation, of whose text a device may show the beginning: "%fusion.1 = f32[8] fusion(...)"."""
+    """Return the HLO name in an event's name, which may be the beginning of the operation's text.
+
+    >>> name_of("%fusion.1 = f32[8] fusion(...)")
+    'fusion.1'
+    """
     return event.partition(" = ")[0].removeprefix("%")
 
 
 def operations(text: str, parameters: Mapping[Path, tuple[int, ...]]) -> dict[str, Operation]:
-    """HLO name -> what it is, of every operation of a program.
+    """Return HLO name -> origin, for every operation of a program.
 
     Args:
-      text: of the compiled program.
-      parameters: path -> shape of each of the model's, e.g. ("backbone", "layer1_0", "conv2", "kernel"); their modules are
-        the layers that are looked for.
+      text: the HLO text of the compiled program.
+      parameters: path -> shape of the model's parameters, e.g. ("encoders", "image", "layer1_0",
+        "conv2", "kernel"); their modules are the layers.
     """
     return _Program(text, parameters).operations()
 
 
 class _Program:
     def __init__(self, text: str, parameters: Mapping[Path, tuple[int, ...]]):
-        self._inside: dict[str, list[_Instruction]] = collections.defaultdict(list)
+        self._bodies: dict[str, list[_Instruction]] = collections.defaultdict(list)
         computation = ""
         for line in text.splitlines():
-            if opened := _COMPUTATION.match(line):
-                computation = opened["name"]
-            elif found := _INSTRUCTION.match(line):
-                dims = _SHAPE.search(found["shape"])  # of a tuple the first
+            if opening := _COMPUTATION.match(line):
+                computation = opening["name"]
+            elif match := _INSTRUCTION.match(line):
+                dims = _SHAPE.search(match["shape"])  # of a tuple the first
                 shape = tuple(int(n) for n in dims[1].split(",") if n) if dims else ()
-                self._inside[computation].append(
-                    _Instruction(found["name"], found["opcode"], shape, found["rest"])
+                self._bodies[computation].append(
+                    _Instruction(match["name"], match["opcode"], shape, match["rest"])
                 )
-        self._instructions = {i.name: i for found in self._inside.values() for i in found}
+        self._instructions = {i.name: i for body in self._bodies.values() for i in body}
         self._kernels = {
-            path[1:-1]: shape for path, shape in parameters.items() if path[-1] == "kernel"
+            path[:-1]: shape for path, shape in parameters.items() if path[-1] == "kernel"
         }
         self._modules = {part for path in parameters for part in path[:-1]}
 
     def operations(self) -> dict[str, Operation]:
-        known = {name: self._describe(i) for name, i in self._instructions.items()}
-        read_in: dict[str, set[str]] = collections.defaultdict(set)
+        result = {name: self._describe(i) for name, i in self._instructions.items()}
+        readers: dict[str, set[str]] = collections.defaultdict(set)  # layers that read a result
         for name, instruction in self._instructions.items():
             for operand in instruction.operands:
-                read_in[operand].add(known[name].where)
-        for name, operation in known.items():
+                readers[operand].add(result[name].layer)
+        for name, operation in result.items():
             main = self._main(self._instructions[name])
-            if operation.where or not main.is_product:
+            if operation.layer or not main.is_product:
                 continue
-            # Of a gradient by weights that XLA wrote anew, the name may be left to the transposition that follows.
-            layers = {"/".join(path) for path in self._like(main.shape)}
-            layers = layers & read_in[name] or layers
+            # XLA may rewrite a gradient by weights and leave its name to the transpose after it.
+            layers = {_shown(path) for path in self._kernels_like(main.shape)}
+            layers = layers & readers[name] or layers
             if len(layers) == 1:
-                known[name] = Operation(operation.kind, layers.pop(), "backward by weights")
-        return known
+                result[name] = Operation(operation.kind, layers.pop(), "backward by weights")
+        return result
 
     def _describe(self, instruction: _Instruction) -> Operation:
         main = self._main(instruction)
@@ -147,34 +139,41 @@ class _Program:
             kind += " fusion"
         # A product's fusion may end in the layer that follows.
         order = (main, instruction) if main.is_product else (instruction, main)
-        body = reversed(self._inside.get(instruction.find(_CALLS), []))
+        body = reversed(self._bodies.get(instruction.find(_CALLS), []))
         op_name = next((name for i in (*order, *body) if (name := i.find(_OP_NAME))), "")
-        names = [
-            _unwrapped(part) for part in op_name.partition(";")[0].split("/")[1:]
-        ]  # the first is the program
+        # The first name is the program's.
+        names = [_unwrapped(part) for part in op_name.partition(";")[0].split("/")[1:]]
         layer = tuple(name for name in names[:-1] if name in self._modules)
         direction = _direction(op_name)
-        if direction == "backward" and main.is_product and _is_of(layer, self._kernels):
-            direction += " by weights" if _is_of(layer, self._like(main.shape)) else " by input"
-        where = layer or tuple(name for name in names if name not in _CONTROL)[-2:]
-        if len(where) > _DEEPEST:  # an all-reduce of many layers' gradients
-            where = (where[0], "...", where[-1])
-        return Operation(kind, "/".join(where), direction)
+        if direction == "backward" and main.is_product and _is_among(layer, self._kernels):
+            by_weights = _is_among(layer, self._kernels_like(main.shape))
+            direction += " by weights" if by_weights else " by input"
+        outside = tuple(name for name in names if name not in _CONTROL)[-2:]
+        return Operation(kind, _shown(layer or outside), direction)
 
     def _main(self, instruction: _Instruction) -> _Instruction:
-        """What a fusion is there for, or the instruction itself."""
-        body = self._inside.get(instruction.find(_CALLS), ())
+        """Return the instruction that a fusion is named after, or the instruction itself."""
+        body = self._bodies.get(instruction.find(_CALLS), ())
         return next(
             (inner for opcode in _MAIN for inner in body if inner.opcode == opcode), instruction
         )
 
-    def _like(self, shape: Sequence[int]) -> list[Path]:
-        """The layers whose kernel has a shape, but for the order of the axes and axes of length 1."""
+    def _kernels_like(self, shape: Sequence[int]) -> list[Path]:
+        """Return the layers whose kernel has the shape, up to axis order and axes of length 1."""
         return [path for path, kernel in self._kernels.items() if _axes(kernel) == _axes(shape)]
 
 
-def _is_of(layer: Path, paths: Iterable[Path]) -> bool:
-    """Whether a layer, whose path may lack its beginning, is among the paths."""
+def _shown(path: Path) -> str:
+    """Return a layer's name: without the image encoder's prefix, the middle of long paths cut."""
+    if path[:2] == ("encoders", "image"):
+        path = path[2:] or path
+    if len(path) > _MAX_DEPTH:  # an all-reduce of many layers' gradients
+        path = (path[0], "...", path[-1])
+    return "/".join(path)
+
+
+def _is_among(layer: Path, paths: Iterable[Path]) -> bool:
+    """Return whether a layer, whose path may lack its beginning, is among the paths."""
     return bool(layer) and any(path[-len(layer) :] == layer for path in paths)
 
 
@@ -189,7 +188,7 @@ def _direction(op_name: str) -> str:
 
 
 def _unwrapped(part: str) -> str:
-    """A name without the transformations around it: "vmap(jit(_uniform))" is "_uniform"."""
+    """Return a name without the transformations around it: "vmap(jit(_uniform))" -> "_uniform"."""
     while wrapped := _WRAPPED.fullmatch(part):
         part = wrapped[1]
     return part

@@ -1,12 +1,9 @@
-"""Which λ, learning rate and weight decay: every combination, in every cell and seed, by one compiled program.
+"""Which values of a config's fields are best on val: every combination, for every seed and split.
 
-It is a loop over the trainer's own step, batches and number of steps, so a point of the grid gives what a run with its values
-gives. The data lie on the device once; what differs between seeds and cells is which rows a step gathers. On the features of a
-frozen backbone all heads train at once; a backbone that moves trains for a few seeds, or one, at a time (medtl/heads.py). With
-`solver="lbfgs"` linear heads are minimised to convergence instead (medtl/linear.py). Points are compared on val; nothing
-looks at test.
-
-Refuses images that are read as a stream, of a backbone that moves; and with "lbfgs" all but a frozen backbone.
+One compiled program trains all heads on the features of a frozen backbone; λ, learning rate and
+weight decay are its arguments. Other settings are trained one after the other. With
+`solver="lbfgs"` linear heads are minimised to convergence instead. Settings are compared on val;
+test is not used.
 """
 
 from __future__ import annotations
@@ -22,76 +19,76 @@ from typing import Any
 
 import numpy as np
 
+from medtl import config as configs
 from medtl import files
 from medtl.config import check
 from medtl.errors import UserError
 from medtl.evaluation import analysis, bootstrap, metrics, to_json
+from medtl.evaluation.intervals import number_patients
 from medtl.evaluation.report import plots
+from medtl.evaluation.wording import text_table
 from medtl.experiment import run_folder
-from medtl.experiment.experiment import open_run
+from medtl.experiment.arm import Arm
+from medtl.experiment.experiment import open_experiment
 from medtl.experiment.provenance import versions
-from medtl.sweep.program import Grid
-from medtl.sweep.trainer import Place, check_images, frozen, minimised, trained
+from medtl.experiment.trials import Trial
+from medtl.sweep import trainer
 
-PATHS = {
-    "lambda_": "objective.lambda_",
-    "learning_rate": "stages.target.learning_rate",
-    "weight_decay": "stages.target.weight_decay",
+LAMBDA = "objective.lambda_"
+_WORDS = {
+    LAMBDA: "λ",
+    "stages.target.learning_rate": "learning rate",
+    "stages.target.weight_decay": "weight decay",
 }
-_WORDS = {"lambda_": "λ", "learning_rate": "learning rate", "weight_decay": "weight decay"}
 
 
 def sweep(config: Any, folder: str | Path, *, command: str = "") -> dict[str, Any]:
-    """Trains and compares every point of `config.sweep`, and writes `sweep.json` and, of λ, `sweep.html` into `folder`.
+    """Train and compare every setting of `config.sweep.grid`; write `sweep.json`.
+
+    With λ among the fields it also writes `sweep.html`, the curve over λ.
 
     Args:
-      config: as `medtl.config.default` describes.
-      folder: the work folder; made where it is absent.
-      command: the command line that asked for it, from which the one to launch is made; empty: none is made.
+      config: as `medtl.config.default` makes it.
+      folder: the run folder; made where it is absent.
+      command: the command line of the sweep, from which that of the run with the best setting is
+        made; empty: none is made.
 
     Returns:
-      What `sweep.json` holds.
+      The content of `sweep.json`.
 
     Raises:
-      UserError: the config, the data, the weights or the folder is at fault, or no point has a score.
+      UserError: the config, the data, the weights or the folder is at fault, or no setting has a
+        score.
     """
     began, folder = time.monotonic(), Path(folder)
     check.check(config)
     check.check_sweep(config)
     run_folder.check(folder, config)
-    arm, grid = check.swept_arm(config), grid_of(config)
-    run, every = open_run(config, folder, training=True, arms=(arm,), sized=False)
-    alone = frozen(run, arm)
-    if (
-        config.sweep.solver == "lbfgs" and not alone
-    ):  # the config was checked: what is left is in the weight file
+    name, trials = check.swept_arm(config), settings(config)
+    experiment, by_seed = open_experiment(
+        config, folder, training=True, arms=(name,), subsets=False
+    )
+    # A minimum does not depend on where the search began: other seeds would give the same heads.
+    uses_seeds = config.sweep.solver == "train"
+    seeds = config.seeds if uses_seeds else config.seeds[:1]
+    arms = [Arm(experiment, split, seed, name) for seed in seeds for split in by_seed[seed]]
+    heads_alone = trainer.trains_heads_alone(arms[0])
+    if not uses_seeds and not heads_alone:  # the config was checked: the weight file is the reason
         raise UserError(
-            "config.sweep.solver is 'lbfgs', which needs a backbone that is loaded whole; config.weights.allow leaves a part of it random"
+            "config.sweep.solver is 'lbfgs', which needs a backbone that is loaded in full; "
+            "config.weights.allow leaves a part of it random"
         )
-    if not alone:
-        check_images(run, arm)
-    # A minimum does not depend on where the search began, so other seeds would give the same heads.
-    seeds = config.seeds if config.sweep.solver == "train" else config.seeds[:1]
-    places = [(seed, run.at(cell)) for seed in seeds for cell in every[seed]]
-    for _, at in places:
-        if "val" not in at.examples["target"].splits:
-            raise UserError(
-                f"--mode=sweep compares on val, and {at.cell.path or 'config.data.target'} has no val part"
-            )
-    run_folder.prepare(folder, config)
-    with run_folder.locked(folder):
-        found, training = (trained if config.sweep.solver == "train" else minimised)(
-            places, arm, grid
-        )
-        result = _compared(config, arm, grid, places, found) | {
-            "command": None,
-            "trained": "heads" if alone else "models",
-        }
-        if command:
-            result["command"] = launch_command(command, result["chosen"], folder)
-        result |= {
-            "seconds": {"training": round(training, 1), "all": round(time.monotonic() - began, 1)}
-        }
+    for arm in arms:
+        if "val" not in arm.examples["target"].splits:
+            where = arm.split.path or "config.data.target"
+            raise UserError(f"--mode=sweep compares on val, and {where} has no val part")
+    with run_folder.opened(folder, config):
+        trained = (trainer.train if uses_seeds else trainer.minimise)(arms, trials)
+        result = _compared(arms, trials, trained.probabilities)
+        result["trained"] = "heads" if heads_alone else "models"
+        result["command"] = launch_command(command, result["chosen"], folder) if command else None
+        seconds = {"training": trained.seconds, "all": time.monotonic() - began}
+        result["seconds"] = {k: round(v, 1) for k, v in seconds.items()}
         result |= {"config": config.to_dict(), "versions": versions()}
         files.write_text(folder / run_folder.SWEEP, to_json(result))
         if result["curve"]:
@@ -100,140 +97,151 @@ def sweep(config: Any, folder: str | Path, *, command: str = "") -> dict[str, An
     return result
 
 
-def grid_of(config: Any) -> Grid:
-    """Every combination; λ from small to large and slowest, so that ties go to the smaller one."""
-    asked = {name: sorted(map(float, config.sweep[name])) for name in PATHS if config.sweep[name]}
-    values = np.array(list(itertools.product(*asked.values())))
-    return {name: values[:, i] for i, name in enumerate(asked)}
+def settings(config: Any) -> list[Trial]:
+    """Return every combination; λ rises slowest, so that ties go to the smaller one."""
+    grid = configs.paths(config.sweep.grid)
+    grid = {path: grid[path] for path in sorted(grid, key=lambda path: path != LAMBDA)}
+    for path, values in grid.items():
+        if all(type(v) in (int, float) for v in values):
+            grid[path] = tuple(sorted(values))
+    return [
+        Trial(f"trial_{i}", dict(zip(grid, values, strict=True)))
+        for i, values in enumerate(itertools.product(*grid.values()))
+    ]
 
 
 def _compared(
-    config: Any, arm: str, grid: Grid, places: Sequence[Place], found: Sequence[np.ndarray]
+    arms: Sequence[Arm], trials: Sequence[Trial], probabilities: Sequence[np.ndarray]
 ) -> dict[str, Any]:
-    """Every point's score on val with its interval, and the best."""
-    metric, target = config.checkpoint.metric, places[0][1].examples["target"]
-    resampled = _resampled(config, places, found)
-    points: list[dict[str, Any]] = []
-    for h in range(len(found[0])):
-        point: dict[str, Any] = {name: float(values[h]) for name, values in grid.items()}
-        if str(h) in resampled.value:
-            m = resampled.names.index(metric)
-            low, high = resampled.interval(str(h))
-            of_cells = resampled.by_cell[str(h)][:, m]
-            told = of_cells[~np.isnan(of_cells)]
-            point |= {
-                "value": float(resampled.value[str(h)][m]),
-                "low": float(low[m]),
-                "high": float(high[m]),
-            }
-            point["std"] = float(np.std(told, ddof=1)) if len(told) > 1 else None
-            point["by_cell"] = of_cells.tolist()
-            if reason := resampled.undefined[str(h)].get(metric):
-                point["undefined"] = reason
-        else:
-            point |= {
-                "value": math.nan,
-                "low": math.nan,
-                "high": math.nan,
-                "std": None,
-                "by_cell": [],
-            }
-            point["undefined"] = "it diverged: its loss became NaN or infinite"
-        points.append(point)
+    """Return every setting's score on val with its interval, and the best."""
+    config, target = arms[0].config, arms[0].examples["target"]
+    metric = config.checkpoint.metric
+    resampled = _resampled(arms, probabilities)
+    points = [
+        {**trial.values, **_score(resampled, str(h), metric)} for h, trial in enumerate(trials)
+    ]
     best = _best(points, metric)
-    seeds = sorted({seed for seed, _ in places})
+    seeds = sorted({arm.seed for arm in arms})
     return {
-        "arm": arm,
+        "arm": arms[0].name,
         "solver": config.sweep.solver,
         "metric": metric,
         "split": "val",
+        "fields": list(trials[0].values),
         "design": {
-            "cells": len(places) // len(seeds),
+            "splits": len(arms) // len(seeds),
             "seeds": seeds,
-            "interval": f"{100 * resampled.level:g} % interval, patient bootstrap, {resampled.resamples} resamples of {resampled.patients} patients",
+            "interval": (
+                f"{100 * resampled.level:g} % interval, patient bootstrap, "
+                f"{resampled.resamples} resamples of {resampled.patients} patients"
+            ),
             "resamples": resampled.resamples,
             "patients": resampled.patients if target.patient is not None else None,
         },
         "points": points,
         "curve": _curve(points, metric),
         "best": best,
-        "chosen": {PATHS[name]: points[best][name] for name in grid},
-        "notes": _notes(config, grid, points, best),
+        "chosen": dict(trials[best].values),
+        "notes": _notes(config, points, best, list(trials[0].values)),
     }
 
 
-def _resampled(
-    config: Any, places: Sequence[Place], found: Sequence[np.ndarray]
-) -> bootstrap.Resampled:
-    """The bootstrap of all points that did not diverge, by the place's number in the grid."""
-    target = places[0][1].examples["target"]
-    known = target.patient if target.patient is not None else np.full(len(target), "")
-    patient = np.unique([p or f"\0{i}" for i, p in enumerate(known)], return_inverse=True)[1]
-    arms: dict[str, list[bootstrap.Cell]] = {}
-    for h in range(len(found[0])):
-        if all(np.all(np.isfinite(probability[h])) for probability in found):
-            val = [at.examples["target"].indices("val") for _, at in places]
-            arms[str(h)] = [
-                bootstrap.Cell(target.label[rows], of_place[h], patient[rows])
-                for rows, of_place in zip(val, found, strict=True)
+def _score(resampled: bootstrap.Resampled, name: str, metric: str) -> dict[str, Any]:
+    if name not in resampled.value:
+        undefined = "it diverged: its loss became NaN or infinite"
+        nan = dict.fromkeys(("value", "low", "high"), math.nan)
+        return {**nan, "std": None, "by_split": [], "undefined": undefined}
+    m = resampled.names.index(metric)
+    low, high = resampled.interval(name)
+    by_split = resampled.by_split[name][:, m]
+    defined = by_split[~np.isnan(by_split)]
+    score = {
+        "value": float(resampled.value[name][m]),
+        "low": float(low[m]),
+        "high": float(high[m]),
+        "std": float(np.std(defined, ddof=1)) if len(defined) > 1 else None,
+        "by_split": by_split.tolist(),
+    }
+    reason = resampled.undefined[name].get(metric)
+    return score | ({"undefined": reason} if reason else {})
+
+
+def _resampled(arms: Sequence[Arm], probabilities: Sequence[np.ndarray]) -> bootstrap.Resampled:
+    """Return the bootstrap of all settings that did not diverge, by their number."""
+    config, target = arms[0].config, arms[0].examples["target"]
+    names = target.patient if target.patient is not None else np.full(len(target), "")
+    _, [patient] = number_patients([names])
+    val = [arm.examples["target"].indices("val") for arm in arms]
+    sets: dict[str, list[metrics.EvaluationSet]] = {}
+    for h in range(len(probabilities[0])):
+        if all(np.all(np.isfinite(of_run[h])) for of_run in probabilities):
+            sets[str(h)] = [
+                metrics.EvaluationSet(target.label[rows], of_run[h], patient[rows])
+                for rows, of_run in zip(val, probabilities, strict=True)
             ]
-    if not arms:
-        raise UserError("every point of the sweep diverged; try a lower learning_rate")
-    options = bootstrap.Options(
+    if not sets:
+        raise UserError("every setting of the sweep diverged; try a lower learning_rate")
+    options = metrics.Options(
         positive=analysis.positive_class(config.evaluation.positive, target.classes),
         resamples=config.evaluation.resamples,
+        extra=arms[0].experiment.metrics,
     )
-    return bootstrap.resample(arms, classes=target.classes, options=options)
+    return bootstrap.resample(sets, classes=target.classes, options=options)
 
 
 def _best(points: Sequence[Mapping[str, Any]], metric: str) -> int:
-    """The point of the best score; of equals the first, which has the smaller λ."""
-    told = [i for i, point in enumerate(points) if not math.isnan(point["value"])]
-    if not told:
-        raise UserError(
-            f"no point of the sweep has a score: {metric} is undefined, {points[0].get('undefined')}"
-        )
-    return max(told, key=lambda i: (metrics.rank(metric, points[i]["value"]), -i))
+    """Return the point with the best score; among equals the first, which has the smaller λ."""
+    defined = [i for i, point in enumerate(points) if not math.isnan(point["value"])]
+    if not defined:
+        reason = points[0].get("undefined")
+        raise UserError(f"no setting of the sweep has a score: {metric} is undefined, {reason}")
+    return max(defined, key=lambda i: (metrics.rank(metric, points[i]["value"]), -i))
 
 
 def _curve(points: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, Any]]:
-    """Of each λ the best of its points; empty where λ is not swept."""
+    """Return for each λ the best of its points; nothing where λ is not swept."""
     curve = []
-    for value in sorted({point["lambda_"] for point in points if "lambda_" in point}):
-        own = [point for point in points if point["lambda_"] == value]
-        told = [point for point in own if not math.isnan(point["value"])]
-        curve.append(
-            {
-                k: v
-                for k, v in (told[_best(told, metric)] if told else own[0]).items()
-                if k != "by_cell"
-            }
-        )
+    for value in sorted({point[LAMBDA] for point in points if LAMBDA in point}):
+        same = [point for point in points if point[LAMBDA] == value]
+        defined = [point for point in same if not math.isnan(point["value"])]
+        best = defined[_best(defined, metric)] if defined else same[0]
+        curve.append({k: v for k, v in best.items() if k != "by_split"})
     return curve
 
 
-def _notes(config: Any, grid: Grid, points: Sequence[Mapping[str, Any]], best: int) -> list[str]:
-    notes = [
-        f"The best of {len(points)} points on val: its own score flatters. On test it was not looked at."
-    ]
-    if len(points) == 1:
-        notes = ["On test it was not looked at."]
-    for name, values in grid.items():
-        chosen = points[best][name]
-        if len(set(values)) > 1 and chosen in (values.min(), values.max()) and chosen > 0:
-            notes.append(
-                f"{_WORDS[name]} {chosen:g} is at the end of its grid: the best may lie beyond."
-            )
+def _notes(
+    config: Any, points: Sequence[Mapping[str, Any]], best: int, fields: Sequence[str]
+) -> list[str]:
+    notes = ["The test split was not used."]
+    if len(points) > 1:
+        notes = [
+            f"The best score is optimistic (best of {len(points)} on val). The test split was not "
+            "used."
+        ]
+    for path in fields:
+        values = {point[path] for point in points}
+        chosen = points[best][path]
+        is_number = all(isinstance(v, int | float) for v in values)
+        if is_number and len(values) > 1 and chosen in (min(values), max(values)) and chosen > 0:
+            name = _WORDS.get(path, path)
+            notes.append(f"{name} {chosen:g} is at the end of its grid: the best may lie beyond.")
     if config.sweep.solver == "lbfgs":
         notes.append(
-            "Heads are at the minimum of the objective + weight_decay / 2 |W|², where the seed does not matter. The trainer stops "
-            "after its epochs and its weight decay is decoupled, so its scores differ; sweep.solver='train' has those."
+            "Heads are at the minimum of the objective + weight_decay / 2 |W|², where the seed "
+            "does not matter. The trainer stops after its epochs and its weight decay is "
+            "decoupled, so its scores differ; sweep.solver='train' gives those."
         )
     return notes
 
 
-def launch_command(command: str, chosen: Mapping[str, float], folder: Path) -> str:
-    """The command line of a sweep, turned into that of a run with the chosen values, beside the sweep's folder."""
+def launch_command(command: str, chosen: Mapping[str, Any], folder: Path) -> str:
+    """Turn the command line of a sweep into that of a run with the chosen values.
+
+    The run gets a folder beside the sweep's.
+
+    >>> launch_command("launch.py --mode=sweep --workdir=runs/s", {"seeds": 1}, Path("runs/s"))
+    'launch.py --workdir=runs/s_chosen --config.seeds=1'
+    """
     kept, skip = [], False
     for word in shlex.split(command):
         name, equals, _ = word.partition("=")
@@ -251,32 +259,30 @@ def launch_command(command: str, chosen: Mapping[str, float], folder: Path) -> s
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The result as plain text: a row a point, the best one marked, and what to launch."""
-    names = [name for name in PATHS if name in result["points"][0]]
-    rows = [["", *names, result["metric"], "95 % interval", "std"]]
+    """Return the result as text: a row for each setting, the best marked, and the next command."""
+    fields = result["fields"]
+    rows = [["", *fields, result["metric"], "95 % interval", "std"]]
     for i, point in enumerate(result["points"]):
         value = [f"{point['value']:.4f}", f"{point['low']:.4f} .. {point['high']:.4f}"]
         if math.isnan(point["value"]):
             value = ["undefined", point["undefined"]]
         std = "" if point["std"] is None else f"{point['std']:.4f}"
-        rows.append(
-            ["*" if i == result["best"] else "", *(f"{point[n]:g}" for n in names), *value, std]
-        )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
+        mark = "*" if i == result["best"] else ""
+        rows.append([mark, *(_shown(point[path]) for path in fields), *value, std])
     design = result["design"]
-    over = " and ".join(
-        _count(n, word) for n, word in ((design["cells"], "cell"), (len(design["seeds"]), "seed"))
+    splits, seeds = design["splits"], len(design["seeds"])
+    number = len(result["points"]) * splits * seeds
+    where = (
+        f"{result['arm']} on val: mean over {_count(splits, 'split')} and {_count(seeds, 'seed')}; "
+        f"{design['interval']}; {number} {result['trained']} in "
+        f"{result['seconds']['training']:.0f} s"
     )
-    where = f"{result['arm']} on val: mean over {over}; {design['interval']}"
-    number = len(result["points"]) * design["cells"] * len(design["seeds"])
-    where += f"; {number} {result['trained']} in {result['seconds']['training']:.0f} s"
-    said = [where, "", *lines, "", *result["notes"]]
-    if result["command"]:
-        said += ["", result["command"]]
-    return "\n".join(said)
+    command = ["", result["command"]] if result["command"] else []
+    return "\n".join([where, "", *text_table(rows, left=0), "", *result["notes"], *command])
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
 def _count(n: int, word: str) -> str:
@@ -284,30 +290,34 @@ def _count(n: int, word: str) -> str:
 
 
 def _page(result: Mapping[str, Any]) -> str:
-    """The curve over λ, with the table below it."""
+    """Return the curve over λ, with the table below it, as HTML."""
     curve, metric = result["curve"], result["metric"]
-    ticks = [(float(i), f"{point['lambda_']:g}") for i, point in enumerate(curve)]
+    ticks = [(float(i), f"{point[LAMBDA]:g}") for i, point in enumerate(curve)]
     series = plots.Series(
-        [place for place, _ in ticks],
+        [position for position, _ in ticks],
         *([point["value"] for point in curve], 0),
         low=[point["low"] for point in curve],
         high=[point["high"] for point in curve],
         bars=True,
         marker=True,
     )
-    said = "; ".join(
-        f"λ {p['lambda_']:g}: {p['value']:.3f} ({p['low']:.3f} to {p['high']:.3f})" for p in curve
+    values = "; ".join(
+        f"λ {p[LAMBDA]:g}: {p['value']:.3f} ({p['low']:.3f} to {p['high']:.3f})" for p in curve
     )
     figure = plots.lines(
         [series],
         x=plots.Axis("λ", ticks=ticks),
         y=plots.Axis(metric),
-        alt=f"{metric} on val by λ. {said}",
+        alt=f"{metric} on val by λ. {values}",
         prefix="lambda",
     )
     title = html.escape(f"{result['config']['name']}: {metric} on val by λ")
-    style = "body{font:15px system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em}svg{max-width:40em}"
+    style = (
+        "body{font:15px system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em}"
+        "svg{max-width:40em}"
+    )
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{style}</style></head>\n'
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f"<title>{title}</title><style>{style}</style></head>\n"
         f"<body><h1>{title}</h1>\n{figure}\n<pre>{html.escape(table(result))}</pre></body></html>\n"
     )

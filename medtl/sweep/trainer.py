@@ -1,13 +1,14 @@
-"""What the places and points of a sweep say of val: by the trainer's own steps, or at the minimum of the objective.
+"""Validation predictions for every run (seed and split) x setting of a sweep.
 
-Of a frozen backbone the heads alone are trained, on its features; of one that moves the whole model, on images that lie on the
-devices. Refuses images that are read as a stream; `check.check_sweep` has refused the rest.
+Heads on the features of a frozen backbone are trained by one program, or minimised to convergence.
+Other settings, and models whose backbone trains, are trained one after the other like an arm.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,301 +19,263 @@ import numpy as np
 from medtl import plugins
 from medtl.config import check
 from medtl.data import loading
-from medtl.errors import UserError
 from medtl.evaluation import metrics, predictions
 from medtl.examples import Examples
-from medtl.experiment.arm import Run
+from medtl.experiment.arm import Arm
+from medtl.experiment.stage import Stage
+from medtl.experiment.trials import TRACED_PATHS, Trial
 from medtl.sweep import logistic
-from medtl.sweep.program import Block, Grid, Program
-from medtl.training import factory
-from medtl.training.loop import STAGES, batch_sizes, order_seed
+from medtl.sweep.program import Program
+from medtl.training.loop import CHUNK, STAGES, DivergedError, batch_sizes, order_seed
+from medtl.training.objective import DOMAINS
 from medtl.training.parallel import Parallel
 from medtl.training.progress import Progress
-from medtl.training.step import CHUNK, DOMAINS
-
-Place = tuple[int, Run]  # a seed, and the experiment in a cell
-_SMALL = 1_000_000  # parameters of a backbone
 
 
-def frozen(run: Run, arm: str) -> bool:
-    """Whether an arm trains nothing but heads, on features that never change: as `Run.stage` decides."""
-    intact = run.loaded is not None and not run.loaded.report.left_random
-    return intact and not check.moving_parts(run.config, arm)
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """The result of a sweep.
 
-
-def check_images(run: Run, arm: str) -> None:
-    """Refuses images that cannot lie on the devices."""
-    for domain in _domains(run.config, arm):
-        if not isinstance(run.examples[domain].image, np.ndarray):
-            raise UserError(
-                f"--mode=sweep keeps the images of {domain} on the device while the backbone moves, but config.data.cache is "
-                f"{run.config.data.cache!r}, which streams them; use 'memory' or 'disk', or a smaller config.data.image_size"
-            )
-
-
-def together(places: int, points: int, *, parameters: int, backend: str) -> tuple[int, int]:
-    """How many places and points one device trains at once.
-
-    All of them where heads alone train; of a small backbone the places of a point; of others one place and point after the
-    other, and so on CPUs, where a convolution mapped over kernels is slower than one after the other: what was measured is in
-    docs/decisions/0006-sweep.md.
-
-    Args:
-      places: of the sweep.
-      points: of the sweep.
-      parameters: of the backbone; 0 where heads alone train.
-      backend: "cpu", "gpu" or "tpu".
+    Attributes:
+      probabilities: for each run float64[H, n, K], of its val rows by the checkpoint that the run
+        would choose; NaN where training diverged.
+      seconds: of training, without source stages and features.
     """
-    if not parameters:
-        return places, points
-    return (places, 1) if backend != "cpu" and parameters < _SMALL else (1, 1)
+
+    probabilities: list[np.ndarray]
+    seconds: float
 
 
-def trained(places: Sequence[Place], arm: str, grid: Grid) -> tuple[list[np.ndarray], float]:
-    """Trains a head, or a model where the backbone moves, for each place and point, as `Run.outcome` would with the point's values.
+def trains_heads_alone(arm: Arm) -> bool:
+    """Return whether the arm trains nothing but heads, on features that never change."""
+    loaded = arm.experiment.loaded
+    is_complete = loaded is not None and not loaded.report.left_random
+    return is_complete and not check.moving_parts(arm.config, arm.name)
 
-    One program is compiled for all of them. Several devices share the places or the points; one model is never spread.
 
-    Returns:
-      For each place float64[H, n, K], the probabilities of its val rows, by the checkpoint that the run would choose; and the
-      seconds that this took, without source stages and features.
-    """
-    run = places[0][1]
-    config = run.config
-    steps, batch_size = run.steps(arm, "target"), config.evaluation.batch_size
-    program, variables = _program(places, arm, grid)
+def train(arms: Sequence[Arm], trials: Sequence[Trial]) -> Trained:
+    """Train every setting for every run, as an arm with these values would be trained."""
+    config = arms[0].config
+    has_program = trains_heads_alone(arms[0]) and not config.objective.terms
+    if has_program and all(trial.is_traced for trial in trials):
+        return train_heads(arms, trials)
+    began = time.monotonic()
+    probabilities = [[_trained(arm.with_trial(trial)) for trial in trials] for arm in arms]
+    return Trained([np.stack(of_run) for of_run in probabilities], time.monotonic() - began)
+
+
+def _trained(arm: Arm) -> np.ndarray:
+    """Train one setting; return the val probabilities f64[n, K], NaN if it diverged."""
+    target = arm.examples["target"]
+    rows = target.indices("val")
+    try:
+        return arm.validation_probabilities()
+    except DivergedError as error:
+        print(f"{arm.trial.name} diverged: {error}")
+        return np.full((len(rows), len(target.classes)), np.nan)
+    finally:
+        # A sweep keeps no models.
+        shutil.rmtree(arm.folder / arm.trial.name, ignore_errors=True)
+
+
+def train_heads(arms: Sequence[Arm], trials: Sequence[Trial]) -> Trained:
+    """Train a head for each run and setting, all by one compiled program."""
+    experiment, name = arms[0].experiment, arms[0].name
+    config, steps = experiment.config, experiment.steps(name, "target")
+    program, variables = _program(arms, trials)
     began = time.monotonic()
     keys = [
-        jax.random.fold_in(jax.random.key(seed), 1 + STAGES.index("target")) for seed, _ in places
+        jax.random.fold_in(jax.random.key(arm.seed), 1 + STAGES.index("target")) for arm in arms
     ]
-    every = max(1, -(-steps // config.evaluation.times))
-    best = _Best(config, places, len(next(iter(grid.values()))))
+    interval = max(1, -(-steps // config.evaluation.times))
+    best = _Best(arms, len(trials))
     images = sum(batch_sizes(config, "target", tuple(program.data)).values())
-    kind = "heads" if frozen(run, arm) else "models"
-    progress = Progress(f"{len(places)} x {best.points} {kind}", steps * len(program.blocks))
-    for n, block in enumerate(program.blocks):
-        own = [places[r] for r in block.places]
-        val = [at.examples["target"].indices("val") for _, at in own]
-        orders = _orders(own, tuple(program.data), every)
-        state = program.start(
-            block, [variables[r] for r in block.places], [keys[r] for r in block.places]
-        )
-        for begin in range(0, steps, every):
-            end = min(begin + every, steps)
-            order = program.order(next(orders))
-            for at in range(begin, end, CHUNK):
-                until = min(at + CHUNK, end)
-                state = jax.block_until_ready(
-                    program.advance(state, order, (at - begin, until - begin))
-                )
-                progress.count(
-                    n * steps + until, (until - at) * images * len(block.places) * len(block.points)
-                )
-                progress.show(n * steps + until, {})
-            if end == steps or config.checkpoint.select == "best":
-                with progress.apart():
-                    best.take(block, program.logits(state, val, batch_size))
-        if steps == 0:
-            best.take(block, program.logits(state, val, batch_size))
-    return best.probability, time.monotonic() - began
+    progress = Progress(f"{len(arms)} x {len(trials)} heads", steps)
+    val = [arm.examples["target"].indices("val") for arm in arms]
+    batch_size = config.evaluation.batch_size
+    orders = _orders(arms, tuple(program.data), interval)
+    state = program.start(variables, keys)
+    for begin in range(0, steps, interval):
+        end = min(begin + interval, steps)
+        order = program.order(next(orders))
+        for step in range(begin, end, CHUNK):
+            until = min(step + CHUNK, end)
+            span = (step - begin, until - begin)
+            state = jax.block_until_ready(program.advance(state, order, span))
+            progress.count(until, (until - step) * images * len(arms) * len(trials))
+            progress.show(until, {})
+        if end == steps or config.checkpoint.select == "best":
+            with progress.apart():
+                best.update(program.logits(state, val, batch_size))
+    if steps == 0:
+        best.update(program.logits(state, val, batch_size))
+    return Trained(best.probabilities, time.monotonic() - began)
 
 
-def _domains(config: Any, arm: str) -> tuple[str, ...]:
-    return DOMAINS if config.arm[arm].joint else DOMAINS[1:]
+def _domains(arm: Arm) -> tuple[str, ...]:
+    return DOMAINS if arm.section.joint else DOMAINS[1:]
 
 
-def _program(places: Sequence[Place], arm: str, grid: Grid) -> tuple[Program, list[Any]]:
-    """The program, and the variables that each place starts from, on the host; trains source stages that are not trained yet."""
-    run = places[0][1]
-    config, domains, steps = run.config, _domains(run.config, arm), run.steps(arm, "target")
-    heads_alone = frozen(run, arm)
-    started, fresh = _started(places, arm)
-    params = started[0]["params"]
-    alone = Parallel("none", run.parallel.devices[:1])
-    step = factory.step(
-        config,
-        "target",
-        # Every model stays on one device, where BatchNorm has no axis to sum over.
-        dataclasses.replace(run.model, backbone=run.model.backbone.clone(axis_name=None)),
-        params=params,
-        domains=domains,
-        fresh=fresh,
-        steps=steps,
-        sizes=run.sizes,
-        norm=run.normalization,
-        parallel=alone,
+def _program(arms: Sequence[Arm], trials: Sequence[Trial]) -> tuple[Program, list[Any]]:
+    """Return the program, and the variables that each run starts from, on the host."""
+    arm, experiment = arms[0], arms[0].experiment
+    # Every head is trained on one device.
+    alone = dataclasses.replace(
+        arm,
+        experiment=dataclasses.replace(
+            experiment,
+            parallel=Parallel("none", experiment.parallel.devices[:1]),
+            cache=dataclasses.replace(experiment.cache, steps={}),
+        ),
     )
-    if heads_alone:
-        # Parts of a batch add up to the same gradient; here there is no memory to be saved.
-        step = dataclasses.replace(step, accumulate=1)
-        started = [
-            {"params": {"heads": found["params"]["heads"]}, "batch_stats": {}} for found in started
-        ]
-    inputs = {
-        d: {"features": run.frozen_features(d)} if heads_alone else {"image": run.examples[d].image}
-        for d in domains
-    }
-    parameters = 0 if heads_alone else sum(x.size for x in jax.tree.leaves(params["backbone"]))
-    points, backend = len(next(iter(grid.values()))), alone.devices[0].platform
+    starts = [a.start() for a in arms]
+    # Micro-batches add up to the same gradient; heads need no memory to be saved.
+    step = dataclasses.replace(Stage(alone, "target", starts[0]).make_step(), accumulate=1)
+    domains = _domains(arm)
     program = Program.create(
         step,
-        grid,
         {
-            d: {**inputs[d], "label": run.examples[d].label, "weight": run.examples[d].weight}
+            TRACED_PATHS[path]: np.array([t.values[path] for t in trials])
+            for path in trials[0].values
+        },
+        {
+            d: loading.columns(
+                experiment.examples[d], {"encoded_image": experiment.frozen_features(d)}
+            )
             for d in domains
         },
-        sizes={d: [len(at.examples[d].indices("train")) for _, at in places] for d in domains},
-        together=together(len(places), points, parameters=parameters, backend=backend),
-        # In a loop, XLA's CPU backend takes 10 to 30 times as long for the gradients of convolutions.
-        loop=heads_alone or backend != "cpu",
-        devices=run.parallel.devices,
+        sizes={d: [len(a.examples[d].indices("train")) for a in arms] for d in domains},
+        devices=experiment.parallel.devices,
     )
-    return program, started
-
-
-def _started(places: Sequence[Place], arm: str) -> tuple[list[Any], bool]:
-    """The variables that each place starts from, and whether their backbone is random."""
-    found = {}
-    for seed, at in places:
-        # A source stage that cells share is restored once.
-        key = seed, id(at.whole or at)
-        if key not in found:
-            found[key] = at.start(seed, arm)[:2]
-    started = [found[seed, id(at.whole or at)] for seed, at in places]
-    return [variables for variables, _ in started], started[0][1]
+    heads = [
+        {"params": {"heads": s.variables["params"]["heads"]}, "batch_stats": {}} for s in starts
+    ]
+    return program, heads
 
 
 def _orders(
-    places: Sequence[Place], domains: tuple[str, ...], every: int
+    arms: Sequence[Arm], domains: tuple[str, ...], steps: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """domain -> i32[R, every, B], the rows of the next `every` steps: those of the trainer's batches."""
-    sizes = batch_sizes(places[0][1].config, "target", domains)
+    """Yield domain -> i32[R, steps, B], the rows of the trainer's next batches."""
+    sizes = batch_sizes(arms[0].config, "target", domains)
     streams = {
         d: [
-            # Batches of many steps at once: the places of an endless sequence are the same.
+            # Batches of many steps at once: the endless sequence of rows is the same.
             loading.train_rows(
-                at.examples[d], "train", sizes[d] * every, seed=order_seed(seed, "target", d)
+                arm.examples[d],
+                "train",
+                sizes[d] * steps,
+                seed=order_seed(arm.seed, "target", d),
+                sampler=arm.experiment.components.samplers["target"],
+                domain=d,
             )
-            for seed, at in places
+            for arm in arms
         ]
         for d in domains
     }
     while True:
         yield {
-            d: np.stack([next(stream)["index"].reshape(every, sizes[d]) for stream in of_domain])
+            d: np.stack([next(s)["index"].reshape(steps, sizes[d]) for s in of_domain])
             for d, of_domain in streams.items()
         }
 
 
 class _Best:
-    """The probabilities of each place's and point's chosen checkpoint: the best on val, the earliest of equals."""
+    """The val probabilities of each run's and setting's best checkpoint, the earliest of equals."""
 
-    def __init__(self, config: Any, places: Sequence[Place], points: int):
-        self._metric = config.checkpoint.metric
-        self._targets = [at.examples["target"] for _, at in places]
+    def __init__(self, arms: Sequence[Arm], settings: int):
+        self._arms, self._metric = arms, arms[0].config.checkpoint.metric
+        self._scores = np.full((len(arms), settings), -np.inf)
+        self._targets = [arm.examples["target"] for arm in arms]
         self._val = [e.indices("val") for e in self._targets]
-        self._score = np.full((len(places), points), -np.inf)
-        self.points = points
-        self.probability = [
-            np.full((points, len(v), len(e.classes)), np.nan)
+        self.probabilities = [
+            np.full((settings, len(v), len(e.classes)), np.nan)
             for v, e in zip(self._val, self._targets, strict=True)
         ]
 
-    def take(self, block: Block, logits: Sequence[np.ndarray]) -> None:
-        """The next evaluation's, for each place of the block f32[h, n, K]."""
-        for r, of_place in zip(block.places, logits, strict=True):
-            for h, found in zip(
-                block.points, of_place, strict=False
-            ):  # what fills the block up is left out
-                if not np.all(np.isfinite(found)):  # the trainer would have stopped here
-                    self._score[r, h], self.probability[r][h] = np.inf, np.nan
+    def update(self, logits: Sequence[np.ndarray]) -> None:
+        """Take the next evaluation: for each run f32[H, n, K]."""
+        for r, of_run in enumerate(logits):
+            for h, values in enumerate(of_run[: self._scores.shape[1]]):
+                if not np.all(np.isfinite(values)):  # the trainer would have stopped here
+                    self._scores[r, h], self.probabilities[r][h] = np.inf, np.nan
                     continue
-                probability = predictions.probabilities(
-                    found, multi_label=self._targets[r].multi_label
-                )
-                score = self._rank(r, probability)
-                if score > self._score[r, h]:
-                    self._score[r, h], self.probability[r][h] = score, probability
+                multi_label = self._targets[r].multi_label
+                probability = predictions.probabilities(values, multi_label=multi_label)
+                score = self._score(r, probability)
+                if score > self._scores[r, h]:
+                    self._scores[r, h], self.probabilities[r][h] = score, probability
 
-    def _rank(self, r: int, probability: np.ndarray) -> float:
+    def _score(self, r: int, probability: np.ndarray) -> float:
         e = self._targets[r]
-        found = metrics.compute(e.label[self._val[r]], probability, classes=e.classes)
-        value = metrics.rank(self._metric, getattr(found, self._metric))
-        return value if math.isfinite(value) else -np.finfo(np.float64).max
-
-
-def minimised(places: Sequence[Place], arm: str, grid: Grid) -> tuple[list[np.ndarray], float]:
-    """The linear heads that minimise the objective + weight_decay / 2 |W|², for each place and point; returns as `trained`."""
-    run = places[0][1]
-    problem = _problem(places, arm, grid)
-    began = time.monotonic()
-    found = logistic.solve(problem, devices=run.parallel.devices)
-    late = int(np.sum(found.gradient > 1e-3))
-    if late:
-        print(
-            f"{late} of {found.gradient.size} heads did not converge; a larger weight_decay would help"
+        values = metrics.compute(
+            e.label[self._val[r]],
+            probability,
+            classes=e.classes,
+            extra=self._arms[r].experiment.metrics,
         )
-    features, said = run.frozen_features("target"), []
-    for r, (_, at) in enumerate(places):
-        e = at.examples["target"]
+        score = metrics.rank(self._metric, values[self._metric])
+        return score if math.isfinite(score) else -np.finfo(np.float64).max
+
+
+def minimise(arms: Sequence[Arm], trials: Sequence[Trial]) -> Trained:
+    """Minimise objective + weight_decay / 2 |W|² over linear heads, for each run and setting."""
+    experiment = arms[0].experiment
+    problem = _problem(arms, trials)
+    began = time.monotonic()
+    solution = logistic.solve(problem, devices=experiment.parallel.devices)
+    late = int(np.sum(solution.gradient > 1e-3))
+    if late:
+        n = solution.gradient.size
+        print(f"{late} of {n} heads did not converge; a larger weight_decay would help")
+    features, probabilities = experiment.frozen_features("target"), []
+    for r, arm in enumerate(arms):
+        e = arm.examples["target"]
         x = features[e.indices("val")]
-        logits = [
-            x @ kernel + bias
-            for kernel, bias in zip(found.kernel[:, r], found.bias[:, r], strict=True)
-        ]
-        said.append(
+        heads = zip(solution.kernel[:, r], solution.bias[:, r], strict=True)
+        logits = [x @ kernel + bias for kernel, bias in heads]
+        probabilities.append(
             np.stack([predictions.probabilities(z, multi_label=e.multi_label) for z in logits])
         )
-    return said, time.monotonic() - began
+    return Trained(probabilities, time.monotonic() - began)
 
 
-def _problem(places: Sequence[Place], arm: str, grid: Grid) -> logistic.Problem:
-    run = places[0][1]
-    config = run.config
-    joint = config.arm[arm].joint
-    # A head of its own for the source has no part in what the target's head minimises.
-    domains = (
-        DOMAINS
-        if joint and run.model.head_of["source"] == run.model.head_of["target"]
-        else DOMAINS[1:]
-    )
-    examples = {d: run.examples[d] for d in domains}
-    trains = [
-        np.concatenate([at.examples[d].split == "train" for d in domains]) for _, at in places
-    ]
+def _problem(arms: Sequence[Arm], trials: Sequence[Trial]) -> logistic.Problem:
+    arm, experiment = arms[0], arms[0].experiment
+    config, joint, head_of = experiment.config, arms[0].section.joint, experiment.model.head_of
+    # A head of its own for the source has no part in the target head's minimum.
+    shares = joint and head_of["source"] == head_of["target"]
+    domains = DOMAINS if shares else DOMAINS[1:]
+    examples = {d: experiment.examples[d] for d in domains}
+    trains = [np.concatenate([a.examples[d].split == "train" for d in domains]) for a in arms]
     weight = np.concatenate([e.weight for e in examples.values()])
-    [term] = config.objective.losses.values()
-    points = len(next(iter(grid.values())))
-    strength = (
-        grid.get("lambda_", np.full(points, config.objective.lambda_)) if joint else np.ones(points)
-    )
-    scale = np.full((points, len(places), len(domains)), term.weight)
+    [loss] = config.objective.losses.values()
+
+    def values(path: str, default: float) -> np.ndarray:
+        return np.array([trial.values.get(path, default) for trial in trials], np.float64)
+
+    scale = np.full((len(trials), len(arms), len(domains)), loss.weight)
     for i, d in enumerate(domains):
         if config.objective.reduction == "mean":
-            scale[..., i] /= [len(at.examples[d].indices("train")) for _, at in places]
-        if d == "target":
-            scale[..., i] *= strength[:, None]
-    multi_label = examples["target"].multi_label
+            scale[..., i] /= [len(a.examples[d].indices("train")) for a in arms]
+        if d == "target" and joint:
+            scale[..., i] *= values("objective.lambda_", config.objective.lambda_)[:, None]
+    decay = values("stages.target.weight_decay", config.stages.target.weight_decay)
     return logistic.Problem(
-        features=np.concatenate([run.frozen_features(d) for d in domains]),
-        target=np.concatenate([_target(e, term.loss) for e in examples.values()]),
-        kind="sigmoid" if multi_label else "softmax",
+        features=np.concatenate([experiment.frozen_features(d) for d in domains]),
+        target=np.concatenate([_target(e, loss.loss) for e in examples.values()]),
+        kind="sigmoid" if arm.examples["target"].multi_label else "softmax",
         part=np.repeat(np.arange(len(domains)), [len(e) for e in examples.values()]),
         rows=np.stack(trains) * weight,
         scale=scale.astype(np.float32),
-        penalty=grid.get("weight_decay", np.full(points, config.stages.target.weight_decay)).astype(
-            np.float32
-        ),
+        penalty=decay.astype(np.float32),
     )
 
 
 def _target(e: Examples, loss: str) -> np.ndarray:
-    """f32[N, K]: one-hot and smoothed, or several diagnoses as they are."""
+    """Return f32[N, K]: one-hot and smoothed, or several diagnoses as they are."""
     if e.multi_label:
         return e.label
-    smoothing = plugins.parse(loss, key="config.objective.losses").kwargs.get(
-        "label_smoothing", 0.0
-    )
-    return ((1 - smoothing) * np.eye(len(e.classes))[e.label] + smoothing / len(e.classes)).astype(
-        np.float32
-    )
+    options = plugins.parse(loss, key="config.objective.losses").kwargs
+    smoothing, k = options.get("label_smoothing", 0.0), len(e.classes)
+    return ((1 - smoothing) * np.eye(k)[e.label] + smoothing / k).astype(np.float32)

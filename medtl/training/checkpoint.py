@@ -1,8 +1,9 @@
-"""The only file that knows Orbax: a stage's checkpoints, resumed and handed on, with their provenance.
+"""Checkpoints of a training stage: saved, resumed and handed on. No other file knows Orbax.
 
-A checkpoint holds the whole training state as host arrays under the names of its tree, and a JSON record. Orbax has been seen
-to restore a tree in part without an error, so names, shapes and dtypes are recorded beside the arrays and compared here; it
-refuses a checkpoint of another model by name. What is stored does not depend on the number of devices.
+A checkpoint holds the training state as host arrays under the names of its tree, and a JSON record.
+Orbax has been seen to restore a part of a tree without an error; so names, shapes and dtypes are
+recorded beside the arrays and compared here. Refuses a checkpoint of another model by name. The
+content does not depend on the number of devices.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import dataclasses
 import functools
 import logging
 import math
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,14 +27,27 @@ from orbax.checkpoint import checkpoint_managers as policies
 from medtl.errors import UserError
 
 State = Any
+# Names in checkpoints of version 0.1, as regular expressions, and today's.
+_FORMER_NAMES = (
+    (r"(^|/)backbone/", r"\1encoders/image/"),
+    (r"^given/lambda_$", "values/objective.lambda_"),
+    (r"^given/", "values/"),
+)
 
 
 @dataclasses.dataclass
 class Store:
-    """The checkpoints of one stage, in `folder`: the last, and the best where they are scored; written asynchronously.
+    """The checkpoints of one training stage: the last, and the best where they are scored.
+
+    | moment | what is on disk |
+    |---|---|
+    | after `save` returns | the former checkpoints; the new one is written in the background |
+    | after `wait` returns | the new one, the best by score, and nothing else |
+    | a process that is killed while saving | the former checkpoints, complete |
+    | a process that is killed while deleting | perhaps a part of an old one, which is ignored |
 
     Attributes:
-      folder: the stage's folder; checkpoints lie under `checkpoints/STEP`.
+      folder: the training stage's; checkpoints are in `checkpoints/STEP`.
     """
 
     folder: Path
@@ -48,7 +63,8 @@ class Store:
         self._manager = ocp.CheckpointManager(
             self.folder.absolute() / "checkpoints",
             options=ocp.CheckpointManagerOptions(
-                best_fn=rank,  # without it Orbax does not write the metrics, and a resumed run would delete the best
+                # Without it Orbax writes no metrics, and a resumed run would delete the best.
+                best_fn=rank,
                 preservation_policy=policies.AnyPreservationPolicy(kept),
                 cleanup_tmp_directories=True,
             ),
@@ -56,16 +72,16 @@ class Store:
 
     @property
     def last_step(self) -> int | None:
-        """The step of the newest checkpoint, None where there is none."""
+        """The step of the newest checkpoint; None where there is none."""
         return self._manager.latest_step()
 
     @functools.cached_property
     def _best(self) -> float:
-        """The best score so far; read when a run first asks, then kept by `save`."""
+        """The best score so far; read once, then kept by `save`."""
         return max((r["score"] for r in self._ranked()), default=-math.inf)
 
     def improves(self, score: float | None) -> bool:
-        """Whether a checkpoint of this score would be handed on: it is better than all before it."""
+        """Return whether this score is better than all before it."""
         return score is not None and _finite(score) > self._best
 
     def steps(self) -> list[int]:
@@ -74,14 +90,14 @@ class Store:
     def save(
         self, step: int, state: State, record: Mapping[str, Any], *, score: float | None = None
     ) -> None:
-        """Copies the state to the host and writes it in the background.
+        """Copy the state to the host and write it in the background.
 
         Args:
           step: the number of optimizer steps done.
           state: any pytree of arrays.
-          record: JSON: what the stage must say of itself, see `record` in the architecture's contracts.
-          score: the higher the better; NaN ranks lowest; None where the last, not the best, is to be handed on, or between
-            evaluations.
+          record: JSON: the origin of the checkpoint, see `experiment.provenance.record`.
+          score: the higher the better; NaN ranks lowest; None where the last one is handed on, not
+            the best, or between evaluations.
         """
         arrays = {name: np.array(leaf, copy=True) for name, leaf in _named(state).items()}
         spec = {name: [list(a.shape), str(a.dtype)] for name, a in arrays.items()}
@@ -100,52 +116,60 @@ class Store:
         )
 
     def record(self, step: int) -> dict[str, Any]:
-        """The JSON record of a checkpoint."""
+        """Return the JSON record of a checkpoint."""
         return self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))[
             "record"
         ]
 
     def restore(self, step: int, like: State) -> State:
-        """The state saved at `step`, as host arrays in the structure of `like`.
+        """Return the state saved at `step`, as host arrays in the structure of `like`.
 
         Raises:
           UserError: where names, shapes or dtypes differ from `like`, naming the first five.
         """
         arrays = self.arrays(step)
         wanted = _named(like)
+        for name in wanted.keys() - arrays.keys():
+            former = name.replace("/inner_state/", "/")  # weight decay in version 0.1
+            if former in arrays and former not in wanted:
+                arrays[name] = arrays.pop(former)
         differences = [f"{n} is not in it" for n in wanted if n not in arrays]
         differences += [f"{n} is not in the model" for n in arrays if n not in wanted]
         for name in wanted.keys() & arrays.keys():
             have, want = arrays[name], wanted[name]
             if have.shape != np.shape(want) or have.dtype != want.dtype:
                 differences.append(
-                    f"{name} is {have.dtype}{list(have.shape)}, not {want.dtype}{list(np.shape(want))}"
+                    f"{name} is {have.dtype}{list(have.shape)}, "
+                    f"not {want.dtype}{list(np.shape(want))}"
                 )
         if differences:
             raise UserError(
-                f"checkpoint {self.folder}/checkpoints/{step} is of another model ({len(differences)} differences): "
-                + "; ".join(differences[:5])
+                f"checkpoint {self.folder}/checkpoints/{step} is of another model "
+                f"({len(differences)} differences): {'; '.join(differences[:5])}"
             )
         leaves = [arrays[name] for name in wanted]
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
     def arrays(self, step: int) -> dict[str, np.ndarray]:
-        """Every array of the checkpoint by name, checked against the record that was written with it."""
+        """Return every array of a checkpoint by name, checked against its record."""
         arrays = self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore())
         )["state"]
         arrays = {name: np.asarray(a) for name, a in arrays.items()}
-        spec = self.record(step)["tree"]
-        found = {name: [list(a.shape), str(a.dtype)] for name, a in arrays.items()}
-        if found != spec:
-            wrong = sorted(n for n in spec.keys() | found.keys() if spec.get(n) != found.get(n))
+        expected = self.record(step)["tree"]
+        present = {name: [list(a.shape), str(a.dtype)] for name, a in arrays.items()}
+        if present != expected:
+            names = expected.keys() | present.keys()
+            wrong = sorted(n for n in names if expected.get(n) != present.get(n))
             raise UserError(
                 f"checkpoint {self.folder}/checkpoints/{step} is damaged: {', '.join(wrong[:5])}"
             )
-        return arrays
+        if any(name.startswith("params/encoders/") for name in arrays):
+            return arrays
+        return {_renamed(name): a for name, a in arrays.items()}
 
     def chosen_step(self) -> int:
-        """The step of the checkpoint that the stage hands on: the best, the earliest of equals; the last if none is scored."""
+        """Return the step of the best checkpoint, the earliest of equals; else the last step."""
         if ranked := self._ranked():
             return max(ranked, key=_rank)["step"]
         last = self.last_step
@@ -161,14 +185,14 @@ class Store:
         ]
 
     def _readable(self, step: int) -> dict[str, Any] | None:
-        """The record, or None of a checkpoint that was being deleted when the run was killed."""
+        """Return the record; None for a checkpoint that a killed run was deleting."""
         try:
             return self.record(step)
         except (KeyError, FileNotFoundError, ValueError):
             return None
 
     def wait(self) -> None:
-        """Until everything is on disk."""
+        """Wait until everything is on disk."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
@@ -182,17 +206,15 @@ class Store:
 
 
 def nested(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, Any]:
-    """The arrays under `prefix/` as nested dicts."""
-    found = {
-        name.removeprefix(f"{prefix}/"): a
-        for name, a in arrays.items()
-        if name.startswith(f"{prefix}/")
+    """Return the arrays under `prefix/` as nested dicts."""
+    parts = {
+        n.removeprefix(f"{prefix}/"): a for n, a in arrays.items() if n.startswith(f"{prefix}/")
     }
-    return traverse_util.unflatten_dict(found, sep="/")
+    return traverse_util.unflatten_dict(parts, sep="/")
 
 
 def _named(tree: State) -> dict[str, Any]:
-    """Leaves by name, `params/backbone/conv1/kernel`, in the order of the tree."""
+    """Return leaves by name, `params/encoders/image/conv1/kernel`, in the order of the tree."""
     return {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
@@ -202,6 +224,12 @@ def _name(path: tuple[Any, ...]) -> str:
         value = getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", None)))
         parts.extend(value if isinstance(value, tuple) else [str(value)])
     return "/".join(parts)
+
+
+def _renamed(name: str) -> str:
+    for former, new in _FORMER_NAMES:
+        name = re.sub(former, new, name)
+    return name
 
 
 def _finite(score: float) -> float:

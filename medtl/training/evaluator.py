@@ -1,8 +1,13 @@
-"""What a model says of images, where it looked, and a frozen backbone's features: each compiled once for all cells, arms and seeds."""
+"""The evaluator: the model, its compiled forward passes and the features of a frozen backbone.
+
+Each forward pass is compiled once for all splits, arms and seeds. The training loop is handed a
+`Validation`, which evaluates a state on val.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,26 +15,30 @@ from typing import Any
 import jax
 import numpy as np
 
-from medtl import models, weights
 from medtl.data import augment, loading
+from medtl.evaluation import metrics, predictions
 from medtl.examples import Examples, Normalization
 from medtl.models import saliency
 from medtl.models.model import Model
-from medtl.training import factory, features
+from medtl.training import features
 from medtl.training.parallel import Parallel
 from medtl.training.progress import Progress
-from medtl.training.step import make_eval_step, prepare, run_batches
+from medtl.training.step import TrainState, prepare
+from medtl.weights import Pretrained
+
+Replaced = Mapping[str, np.ndarray]
+"""Arrays that replace inputs, such as `encoded_image` f32[N, D]; see `loading.columns`."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Forward:
+class Evaluator:
     """The forward passes of one experiment.
 
     Attributes:
       config: the experiment's.
       parallel: the devices.
       model: the model.
-      normalization: of the input.
+      normalization: of the images.
       loaded: the pretrained backbone.
     """
 
@@ -37,78 +46,89 @@ class Forward:
     parallel: Parallel
     model: Model
     normalization: Normalization
-    loaded: weights.Pretrained | None
+    loaded: Pretrained | None
     _compiled: dict[Any, Any] = dataclasses.field(default_factory=dict)
     _features: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
-    def features(self, domain: str, examples: Examples) -> np.ndarray:
-        """f32[N, D], the features of a domain's examples under the loaded backbone: computed once, and kept by content."""
-        if domain not in self._features:
-            assert self.loaded is not None
-            path = features.path(self.config, examples, self.loaded, self.normalization)
-            c = self.config.model
-            found = features.read(
-                path, (len(examples), models.features(c.name, c.stages, classifier=c.classifier))
-            )
-            if found is None:
-                began = time.monotonic()
-                variables = self.parallel.replicate(
-                    factory.variables(self.model, self.config, 0, self.loaded)
-                )
-                every = np.arange(len(examples))
-                progress = Progress(f"features of {examples.name}", len(examples), unit="image")
-                found = self._run(
-                    ("features", domain),
-                    self._features_of,
-                    variables,
-                    examples,
-                    every,
-                    progress=progress,
-                )
-                kept = f"; kept in {path}" if features.keep(path, found) else ""
-                seconds = time.monotonic() - began
-                progress.end(
-                    f"features of {examples.name}: {len(examples)} images in {seconds:.0f} s, once{kept}"
-                )
-            self._features[domain] = found
-        return self._features[domain]
+    def with_model(self, config: Any, model: Model) -> Evaluator:
+        """Return an evaluator of another model with the same backbone; features are shared."""
+        return dataclasses.replace(self, config=config, model=model, _compiled={})
 
-    def logits(
+    def probabilities(
         self,
         variables: Any,
         domain: str,
         examples: Examples,
-        chosen: np.ndarray,
-        *,
-        features: np.ndarray | None = None,
+        rows: np.ndarray,
+        replaced: Replaced | None = None,
     ) -> np.ndarray:
-        """f32[n, K], of the rows int[n] of a domain; the variables lie on the devices.
+        """Return the class probabilities float64[n, K] of some examples.
 
         Args:
-          variables: of the model.
-          domain: whose head answers.
+          variables: the model's, on the devices.
+          domain: whose head is used.
           examples: the domain's.
-          chosen: the rows.
-          features: f32[N, D] that stand in for the images.
+          rows: int[n].
+          replaced: for all examples.
         """
         step = make_eval_step(self.model, domain, self.normalization)
-        return self._run(("logits", domain), step, variables, examples, chosen, features=features)
+        logits = self._run(("logits", domain), step, variables, examples, rows, replaced)
+        return predictions.probabilities(logits, multi_label=examples.multi_label)
 
-    def grad_cam(self, variables: Any, image: np.ndarray, asked: np.ndarray) -> np.ndarray:
-        """Where the model looked: f32[B, H, W] of the target's classes int[B] on images uint8[B, H, W, C]."""
+    def frozen_features(
+        self, domain: str, examples: Examples, initial: Callable[[], Any]
+    ) -> np.ndarray:
+        """Return the features f32[N, D] of the loaded backbone: computed once, kept by content.
+
+        Args:
+          domain: the domain.
+          examples: the domain's.
+          initial: returns variables with the loaded backbone, on the host.
+        """
+        if domain not in self._features:
+            assert self.loaded is not None
+            path = features.path(self.config, examples, self.loaded, self.normalization)
+            values = features.read(path, len(examples))
+            if values is None:
+                began = time.monotonic()
+                variables = self.parallel.replicate(initial())
+                title = f"features of {examples.name}"
+                progress = Progress(title, len(examples), unit="image")
+                rows = np.arange(len(examples))
+                values = self._run(
+                    "features", self._encode, variables, examples, rows, progress=progress
+                )
+                kept = f"; kept in {path}" if features.keep(path, values) else ""
+                seconds = time.monotonic() - began
+                progress.end(f"{title}: {len(examples)} images in {seconds:.0f} s, once{kept}")
+            self._features[domain] = values
+        return self._features[domain]
+
+    def grad_cam(
+        self, variables: Any, inputs: Mapping[str, np.ndarray], classes: np.ndarray
+    ) -> np.ndarray:
+        """Return the Grad-CAM maps f32[B, H, W] of the target's classes int[B].
+
+        Args:
+          variables: the model's.
+          inputs: name -> [B, ...]; "image" is uint8[B, H, W, C].
+          classes: int[B].
+        """
         if "grad_cam" not in self._compiled:
 
-            def grad_cam(variables: Any, image: Any, asked: Any) -> jax.Array:
-                x = augment.normalize(image, self.normalization)
-                return saliency.grad_cam(self.model, variables, x, domain="target", target=asked)
+            def grad_cam(variables: Any, inputs: Any, classes: Any) -> jax.Array:
+                others = {name: x for name, x in inputs.items() if name != "image"}
+                image = augment.normalize(inputs["image"], self.normalization)
+                return saliency.grad_cam(
+                    self.model, variables, image, domain="target", target=classes, inputs=others
+                )
 
             self._compiled["grad_cam"] = jax.jit(grad_cam)
-        return np.asarray(self._compiled["grad_cam"](variables, image, asked))
+        return np.asarray(self._compiled["grad_cam"](variables, inputs, classes))
 
-    def _features_of(self, variables: Any, batch: Mapping[str, Any]) -> jax.Array:
-        return self.model.features(
-            variables, prepare({"": batch}, normalization=self.normalization)[""]["image"]
-        )[0]
+    def _encode(self, variables: Any, batch: Mapping[str, Any]) -> Any:
+        inputs = prepare({"": batch}, normalization=self.normalization)[""]
+        return self.model.apply(variables, inputs, method="encode")
 
     def _run(
         self,
@@ -116,15 +136,95 @@ class Forward:
         function: Callable[..., Any],
         variables: Any,
         examples: Examples,
-        chosen: np.ndarray,
-        *,
-        features: np.ndarray | None = None,
+        rows: np.ndarray,
+        replaced: Replaced | None = None,
         progress: Progress | None = None,
     ) -> np.ndarray:
         if key not in self._compiled:
             self._compiled[key] = self.parallel.evaluate(function)
-        c = self.config
         batches = loading.eval_batches(
-            examples, chosen, c.evaluation.batch_size, workers=c.data.workers, features=features
+            examples,
+            rows,
+            self.config.evaluation.batch_size,
+            workers=self.config.data.workers,
+            replaced=replaced,
         )
         return run_batches(self._compiled[key], variables, batches, progress)
+
+
+def make_eval_step(
+    model: Model, domain: str, normalization: Normalization
+) -> Callable[[Any, Mapping[str, Any]], jax.Array]:
+    """Return the pure function `(variables, batch of one domain) -> logits f32[B, K]`."""
+
+    def step(variables: Any, batch: Mapping[str, Any]) -> jax.Array:
+        inputs = prepare({domain: batch}, normalization=normalization)
+        outputs: Any = model.apply(variables, inputs, False)
+        return outputs[domain].logits
+
+    return step
+
+
+def run_batches(
+    step: Callable[[Any, Any], np.ndarray],
+    variables: Any,
+    batches: Any,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """Return [N, ...]: the compiled `step(variables, batch)` for the real rows of all batches."""
+    results, done = [], 0
+    for batch in batches:
+        rows = int(batch["mask"].sum())
+        results.append(step(variables, batch)[:rows])
+        done += rows
+        if progress is not None:
+            progress.count(done, rows)
+            progress.show(done, {})
+    return np.concatenate(results)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Validation:
+    """Evaluates a training state on val, for the log and to rank checkpoints.
+
+    Attributes:
+      evaluator: the forward passes.
+      variables_of: the step's `variables`.
+      domain: the training stage's own domain.
+      examples: the domain's.
+      replaced: of the domain; None: nothing is replaced.
+      metric: by which checkpoints are ranked, the higher the better; "": they are not ranked.
+      extra: the user's metrics by name.
+    """
+
+    evaluator: Evaluator
+    variables_of: Callable[[TrainState], Any]
+    domain: str
+    examples: Examples
+    replaced: Replaced | None
+    metric: str
+    extra: Mapping[str, Any]
+
+    def __call__(self, state: TrainState) -> tuple[dict[str, float], float | None]:
+        """Return the metrics, and the score; nothing where the domain has no val split."""
+        if "val" not in self.examples.splits:
+            return {}, None
+        values = self.metrics(self.variables_of(state))
+        return values, metrics.rank(self.metric, values[self.metric]) if self.metric else None
+
+    def metrics(self, variables: Any) -> dict[str, float]:
+        """Return the metrics on val for variables on the devices."""
+        rows = self._rows
+        probability = self.evaluator.probabilities(
+            variables, self.domain, self.examples, rows, self.replaced
+        )
+        return metrics.compute(
+            self.examples.label[rows],
+            probability,
+            classes=self.examples.classes,
+            extra=self.extra,
+        )
+
+    @functools.cached_property
+    def _rows(self) -> np.ndarray:
+        return self.examples.indices("val")

@@ -1,54 +1,119 @@
-"""Config -> model, pretrained variables, objective, training step. Construction only; the story is in experiment.py."""
+"""Construction from a config: model, variables, objective, training step. It happens once a run."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import inspect
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from flax import traverse_util
 
+from medtl import config as configs
 from medtl import models, plugins, weights
 from medtl.data.augment import Augmentation
 from medtl.errors import UserError
 from medtl.examples import NORMALIZATIONS, Examples, Normalization
-from medtl.models.model import Head, Model, Outputs
-from medtl.training import optimizers
-from medtl.training.objective import Objective, Term
+from medtl.models import architectures
+from medtl.models.model import Head, Model, init_variables
+from medtl.training import optimizers, tracing
+from medtl.training.loop import Logger
+from medtl.training.objective import Loss, Objective, Term
 from medtl.training.parallel import Parallel
 from medtl.training.step import Step
 
 
-def check(config: Any) -> None:
-    """Refuses losses, optimizers and schedules that cannot be made, before anything is read or trained."""
-    objective(config, {})
-    for name, stage in config.stages.items():
-        optimizers.optimizer(stage, steps=1, key=f"config.stages.{name}")
+@dataclasses.dataclass(frozen=True, eq=False)
+class Components:
+    """The plug-ins of a config, resolved.
+
+    Attributes:
+      losses: of the objective.
+      terms: of the objective.
+      lambda_: λ, a number or a schedule.
+      samplers: training stage -> sampler.
+      augmentation: of training images.
+      loggers: make a metric writer from (folder, config).
+    """
+
+    losses: tuple[Loss, ...]
+    terms: tuple[Term, ...]
+    lambda_: Any
+    samplers: Mapping[str, Any]
+    augmentation: Augmentation
+    loggers: tuple[plugins.Plugin, ...]
+
+    @classmethod
+    def create(cls, config: Any) -> Components:
+        """Resolve the plug-ins; also makes each training stage's optimizer once, to refuse early.
+
+        Raises:
+          UserError: a plug-in string names nothing, or what it names cannot be made.
+        """
+        c = config.objective
+        losses = tuple(
+            Loss(name, _resolved(loss.loss, f"objective.losses.{name}.loss"), loss.weight)
+            for name, loss in c.losses.items()
+        )
+        terms = tuple(_term(name, term) for name, term in c.terms.items())
+        lambda_: Any = c.lambda_
+        if c.lambda_schedule:
+            lambda_ = optimizers.schedule_from(
+                c.lambda_schedule, key="config.objective.lambda_schedule"
+            )
+        for name, stage in config.stages.items():
+            optimizers.optimizer(stage, steps=1, key=f"config.stages.{name}")
+        samplers = {
+            name: _resolved(stage.sampler, f"stages.{name}.sampler")
+            for name, stage in config.stages.items()
+        }
+        fields = config.augment.to_dict()
+        extra = tuple(_resolved(text, "augment.extra") for text in fields.pop("extra"))
+        loggers = tuple(_resolved(text, "loggers") for text in config.loggers)
+        return cls(losses, terms, lambda_, samplers, Augmentation(**fields, extra=extra), loggers)
+
+    def make_loggers(self, folder: Any, config: Any) -> list[Logger]:
+        """Make the metric writers of a training stage."""
+        return [make(folder, config) for make in self.loggers]
 
 
-def check_losses(config: Any, examples: Examples) -> None:
-    """Traces the losses on arrays of the data's shapes, so that one that raises, or reduces, is found before training."""
-    n, k = 4, len(examples.classes)
-    c = config.model
-    width = models.features(c.name, c.stages, classifier=c.classifier)
-    number, whole = np.zeros(n, np.float32), np.zeros(n, np.int32)
-    label = np.zeros((n, k) if examples.multi_label else n, examples.label.dtype)
-    batch = {"label": label, "mask": number, "weight": number, "index": whole, "position": whole}
-    logits, features = np.zeros((n, k), np.float32), np.zeros((n, width), np.float32)
-    outputs = Outputs(logits=logits, features=features)  # type: ignore[arg-type]
-    made = objective(config, {"target": 1})
-    jax.eval_shape(
-        lambda o, b: made({"target": o}, {"target": b}, step=0, counts=made.counts({"target": b})),
-        outputs,
-        batch,
-    )
+def _resolved(text: str, path: str) -> plugins.Plugin:
+    return plugins.resolve(text, configs.default_module(path), key=f"config.{path}")
+
+
+def _term(name: str, section: Any) -> Term:
+    plugin = _resolved(section.term, f"objective.terms.{name}.term")
+    is_module = isinstance(plugin.function, type) and issubclass(plugin.function, nn.Module)
+    return Term(name, plugin() if is_module else plugin, section.weight)
 
 
 def model(
+    config: Any,
+    examples: Mapping[str, Examples],
+    *,
+    axis_name: str | None = None,
+    epsilon: float = 1e-5,
+) -> Model:
+    """Return the model of `config.model`.
+
+    Args:
+      config: the experiment's.
+      examples: domain -> examples: their classes, and with `prior_bias` the initial bias of the
+        heads.
+      axis_name: of pmap, for BatchNorm.
+      epsilon: BatchNorm's, as the pretrained weights were trained with.
+    """
+    classes = {domain: e.classes for domain, e in examples.items()}
+    priors = {d: prior(e) for d, e in examples.items()} if config.model.prior_bias else {}
+    return model_for(config, classes, priors=priors, axis_name=axis_name, epsilon=epsilon)
+
+
+def model_for(
     config: Any,
     classes: Mapping[str, tuple[str, ...]],
     *,
@@ -56,65 +121,103 @@ def model(
     axis_name: str | None = None,
     epsilon: float = 1e-5,
 ) -> Model:
-    """The model of `config.model`.
-
-    Args:
-      config: the experiment's config.
-      classes: domain -> class names.
-      priors: domain -> the initial bias of its head; None: zeros.
-      axis_name: of pmap, for BatchNorm.
-      epsilon: BatchNorm's, as the pretrained weights were trained with.
-    """
+    """Return the model for given class names of each domain; otherwise as `model`."""
     c = config.model
     same = len(set(classes.values())) == 1
     if c.heads == "shared" and not same:
         raise UserError(
-            f"config.model.heads is 'shared', but the classes differ: source {classes['source']}, target {classes['target']}; "
-            "use 'separate' or 'auto'"
+            f"config.model.heads is 'shared', but the classes differ: source {classes['source']}, "
+            f"target {classes['target']}; use 'separate' or 'auto'"
         )
     shared = c.heads == "shared" or (c.heads == "auto" and same)
     head_of = {domain: "shared" if shared else domain for domain in classes}
-    heads = {}
-    for (
-        domain,
-        name,
-    ) in (
-        head_of.items()
-    ):  # the target comes last, so that a shared head starts at the target's prior
-        prior = priors[domain] if priors else None
-        heads[name] = Head(
-            len(classes[domain]), hidden=tuple(c.hidden), dropout=c.dropout, prior=prior
+    heads: dict[str, Any] = {}
+    for domain, name in head_of.items():  # the target is last: a shared head starts at its prior
+        heads[name] = functools.partial(
+            Head,
+            len(classes[domain]),
+            hidden=tuple(c.hidden),
+            dropout=c.dropout,
+            prior=(priors or {}).get(domain),
         )
-    backbone = models.backbone(
-        c.name,
-        stages=c.stages,
-        stride_in=c.stride_in,
-        classifier=c.classifier,
-        remat=c.remat,
-        dtype=c.dtype,
-        axis_name=axis_name,
-        epsilon=epsilon,
-    )
-    return Model(backbone, heads, head_of)
+    return Model(_encoders(config, axis_name, epsilon), heads, head_of)
+
+
+def _encoders(config: Any, axis_name: str | None, epsilon: float) -> dict[str, Any]:
+    c = config.model
+    encoders: dict[str, Any] = {}
+    if c.name:
+        encoders["image"] = models.backbone(
+            c.name,
+            last_layer=c.last_layer,
+            dtype=c.dtype,
+            axis_name=axis_name,
+            epsilon=epsilon,
+            remat=c.remat,
+        )
+    for name, text in c.encoders.items():
+        plugin = _resolved(text, f"model.encoders.{name}")
+        encoders[name] = functools.partial(plugin.function, *plugin.args, **plugin.kwargs)
+    if not encoders:
+        raise UserError("config.model.name is empty and config.model.encoders too; give an encoder")
+    return encoders
+
+
+def groups(base: Model) -> Mapping[str, tuple[str, ...]]:
+    """Return the image encoder's layers by name with their parameter prefixes; {} without any."""
+    make = base.make_encoders.get("image")
+    return getattr(make(), "groups", dict)() if make else {}
+
+
+def input_specs(config: Any, examples: Mapping[str, Examples]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the shape and dtype of each encoder's input, for a batch of one example.
+
+    Raises:
+      UserError: an encoder's input is missing in a domain, or an input has no encoder.
+    """
+    names = (["image"] if config.model.name else []) + list(config.model.encoders)
+    specs = {}
+    for domain, e in examples.items():
+        for name in names:
+            if name not in e.inputs:
+                key = "config.model.name" if name == "image" else f"config.model.encoders.{name}"
+                raise UserError(
+                    f"{key} encodes {name!r}, but config.data.{domain} has only "
+                    f"{', '.join(e.inputs)}"
+                )
+        for name in e.inputs:
+            if name not in names:
+                raise UserError(
+                    f"config.data.{domain} has the input {name!r}, which nothing encodes; give "
+                    f"config.model.encoders.{name}"
+                )
+    for name in names:
+        values = next(iter(examples.values())).inputs[name]
+        if name == "image":
+            specs[name] = jax.ShapeDtypeStruct((1, *image_shape(config)), jnp.float32)
+        else:
+            first = np.asarray(values[0])
+            specs[name] = jax.ShapeDtypeStruct((1, *first.shape), first.dtype)
+    return specs
 
 
 def image_shape(config: Any) -> tuple[int, int, int]:
-    """[H, W, C] of the images at the working size."""
+    """Return [H, W, C] of the images at the working size."""
     return config.data.image_size, config.data.image_size, config.data.channels
 
 
 def pretrained(config: Any) -> weights.Pretrained | None:
-    """The backbone's variables out of `config.weights`, or None where no file is named."""
+    """Load the image encoder's variables from `config.weights`; None where no file is named."""
     if not config.weights.path:
         return None
-    plain = model(config, {"target": ("", "")})
-    shapes = jax.eval_shape(lambda key: plain.init(key, image_shape(config)), jax.random.key(0))
+    make = _encoders(config, None, 1e-5)["image"]
+    image = jax.ShapeDtypeStruct((1, *image_shape(config)), jnp.float32)
+    shapes = jax.eval_shape(lambda key, x: make().init(key, x, False), jax.random.key(0), image)
     return weights.load(
         config.weights.path,
-        config.model.name,
-        {name: shapes[name]["backbone"] for name in ("params", "batch_stats")},
-        stages=config.model.stages,
-        stride_in=config.model.stride_in,
+        architectures.parse(config.model.name),
+        {name: shapes.get(name, {}) for name in ("params", "batch_stats")},
+        last_layer=config.model.last_layer,
         sha256=config.weights.sha256,
         normalization=config.weights.normalization,
         allow=tuple(config.weights.allow),
@@ -122,7 +225,7 @@ def pretrained(config: Any) -> weights.Pretrained | None:
 
 
 def normalization(config: Any, loaded: weights.Pretrained | None) -> Normalization:
-    """The input normalisation: the weights' own; without weights the config's, by default "centered"."""
+    """Return the input normalisation: that of the weights; else the config's, or "centered"."""
     if loaded is not None:
         return loaded.normalization.for_channels(config.data.channels)
     name = config.weights.normalization
@@ -130,7 +233,7 @@ def normalization(config: Any, loaded: weights.Pretrained | None) -> Normalizati
 
 
 def prior(examples: Examples) -> tuple[float, ...]:
-    """The log frequencies of the classes in train; of several diagnoses an example, their log odds."""
+    """Return the log frequencies of the classes in train; log odds for several diagnoses."""
     label = examples.label[examples.indices("train")]
     if examples.multi_label:
         rate = np.clip(np.nanmean(label, axis=0), 1e-6, 1 - 1e-6)
@@ -140,101 +243,105 @@ def prior(examples: Examples) -> tuple[float, ...]:
 
 
 def variables(
-    base: Model, config: Any, seed: int, loaded: weights.Pretrained | None
+    base: Model,
+    inputs: Mapping[str, jax.ShapeDtypeStruct],
+    components: Components,
+    examples: Mapping[str, Examples],
+    seed: int,
+    loaded: weights.Pretrained | None,
 ) -> dict[str, Any]:
-    """Variables before the first stage: random from the seed, the backbone's replaced by the loaded ones."""
-    made = jax.device_get(base.init(jax.random.key(seed), image_shape(config)))
+    """Return the variables before the first training stage.
+
+    Args:
+      base: the model.
+      inputs: from `input_specs`.
+      components: whose terms may own parameters.
+      examples: domain -> examples, for the shapes that terms see.
+      seed: random values are drawn from it.
+      loaded: replaces the image encoder's; None: all are random.
+    """
+    key = jax.random.key(seed)
+    drawn = jax.device_get(init_variables(base, key, inputs))
+    for i, term in enumerate(components.terms):
+        if isinstance(term.term, nn.Module):
+            context = tracing.toy_context(base, drawn, inputs, examples)
+            own = term.term.init(jax.random.fold_in(key, 2000 + i), context)
+            if "params" in own:
+                parameters = drawn["params"].setdefault("terms", {})
+                parameters[term.name] = jax.device_get(own["params"])
     if loaded is None:
-        return made
-    for collection in ("params", "batch_stats"):
-        made[collection]["backbone"] = overlaid(
-            made[collection]["backbone"], loaded.variables[collection]
-        )
-    return made
+        return drawn
+    for collection, values in loaded.variables.items():
+        if values:
+            encoders = drawn[collection]["encoders"]
+            encoders["image"] = overlaid(encoders["image"], values)
+    return drawn
 
 
 def overlaid(tree: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dicts: `tree` with the leaves of `other` in their places."""
-    return traverse_util.unflatten_dict(
-        {**traverse_util.flatten_dict(tree), **traverse_util.flatten_dict(other)}
-    )
-
-
-def objective(config: Any, sizes: Mapping[str, int]) -> Objective:
-    """The objective of `config.objective`; `sizes`: domain -> the size of its training set."""
-    terms = []
-    for name, term in config.objective.losses.items():
-        function, args, kwargs = plugins.resolve(
-            term.loss, "medtl.losses", key=f"config.objective.losses.{name}.loss"
-        )
-        loss = functools.partial(
-            _call_loss, f"config.objective.losses.{name}.loss {term.loss!r}", function, args, kwargs
-        )
-        terms.append(Term(name, loss, term.weight))
-    lambda_: Any = config.objective.lambda_
-    if config.objective.lambda_schedule:
-        lambda_ = optimizers.schedule_from(
-            config.objective.lambda_schedule, key="config.objective.lambda_schedule"
-        )
-    return Objective(tuple(terms), lambda_, config.objective.reduction, sizes)
-
-
-def _call_loss(
-    key: str, function: Any, args: tuple, kwargs: dict, outputs: Any, batch: Mapping[str, Any]
-) -> Any:
-    with plugins.blame(inspect.getsourcefile(inspect.unwrap(function)) or "", key=key):
-        return function(outputs, batch, *args, **kwargs)
+    """Return nested dicts `tree` with the leaves of `other` in their places."""
+    flat = {**traverse_util.flatten_dict(tree), **traverse_util.flatten_dict(other)}
+    return traverse_util.unflatten_dict(flat)
 
 
 def step(
     config: Any,
     stage: str,
     base: Model,
+    components: Components,
+    used: tracing.UsedTerms,
     *,
     params: Any,
-    domains: tuple[str, ...],
-    fresh: bool,
+    domains: Sequence[str],
+    random_backbone: bool,
     steps: int,
     sizes: Mapping[str, int],
-    norm: Normalization,
+    normalization: Normalization,
     parallel: Parallel,
 ) -> Step:
-    """The training step of a stage.
+    """Return the training step of a stage.
 
     Args:
-      config: the experiment's config.
+      config: the experiment's.
       stage: "source" or "target".
       base: the model.
-      params: its parameters, for their names.
+      components: the config's plug-ins.
+      used: the terms that apply.
+      params: the model's parameters, for their names.
       domains: whose batches the step takes.
-      fresh: the backbone is random, so nothing of it is frozen.
+      random_backbone: freezes nothing and uses batch statistics.
       steps: the length of the stage.
       sizes: domain -> the size of its training set.
-      norm: the input normalisation.
+      normalization: of the images.
       parallel: the devices.
     """
     c = config.stages[stage]
 
     def remake(fields: Mapping[str, Any]) -> Any:
-        own = types.SimpleNamespace(**{**c.to_dict(), **fields})
-        return optimizers.optimizer(own, steps=steps, key=f"config.stages.{stage}")
+        section = types.SimpleNamespace(**{**c.to_dict(), **fields})
+        return optimizers.optimizer(section, steps=steps, key=f"config.stages.{stage}")
 
     optimizer, rate = remake({})
+    trained = optimizers.trained_paths(
+        params,
+        freeze="none" if random_backbone else c.freeze,
+        groups=groups(base),
+        heads={base.head_of[d] for d in domains},
+        terms={term.name for term in used.terms},
+    )
     return Step(
         model=base,
-        objective=objective(config, sizes),
-        optimizer=optimizer,
-        moving=optimizers.moving(
-            params,
-            freeze="none" if fresh else c.freeze,
-            architecture=config.model.name,
-            heads={base.head_of[d] for d in domains},
+        objective=Objective(
+            components.losses, components.lambda_, config.objective.reduction, sizes, used.terms
         ),
-        augmentation=Augmentation(**config.augment.to_dict()),
-        normalization=norm,
-        batch_norm="batch" if fresh else c.batch_norm,
+        optimizer=optimizer,
+        trained=trained,
+        augmentation=components.augmentation,
+        normalization=normalization,
+        batch_norm="batch" if random_backbone else c.batch_norm,
         rate=rate,
         remake=remake,
+        reads=used.reads,
         accumulate=c.accumulate,
         ema=c.ema,
         axis_name=parallel.axis_name,

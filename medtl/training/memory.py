@@ -1,8 +1,9 @@
-"""Keeps the memory of one training step for the next: on a CPU the costliest part of a step otherwise.
+"""Keep the memory of a training step for the next one, which saves much of a step on CPUs.
 
-XLA's CPU client takes the temporaries of every step, a gigabyte and more, from malloc. glibc gets blocks of that size from
-the kernel and gives them back at once, so each step pays again for every page: a fault and 4 KiB of zeros. docs/performance.md
-has the figures. Changes the allocator of the whole process, so a program calls it, and importing medtl does not.
+XLA's CPU client takes the temporaries of every step, a gigabyte and more, from malloc. glibc gets
+blocks of that size from the kernel and returns them at once, so each step pays again for every
+page: a fault and 4 KiB of zeros. docs/performance.md has the figures. This changes the allocator of
+the process, so programs call it; importing medtl does not.
 """
 
 from __future__ import annotations
@@ -18,14 +19,13 @@ _M_ARENA_MAX = -8
 
 
 def keep() -> bool:
-    """Tells glibc to keep freed memory for this process; True if it now does.
+    """Tell glibc to keep freed memory for this process; return True if it now does.
 
-    Leaves alone what the user set by MALLOC_* or GLIBC_TUNABLES, and any system without glibc. The process then holds its
-    peak until it ends; peak memory itself does not change.
+    It changes nothing if the user set MALLOC_* or GLIBC_TUNABLES, or without glibc. The process
+    holds its peak memory until it ends; the peak does not change.
     """
-    if any(name.startswith("MALLOC_") for name in os.environ) or "glibc.malloc" in os.environ.get(
-        "GLIBC_TUNABLES", ""
-    ):
+    is_set = any(name.startswith("MALLOC_") for name in os.environ)
+    if is_set or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return False
     if not sys.platform.startswith("linux"):
         return False
@@ -33,7 +33,7 @@ def keep() -> bool:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return False
-    # An arena of a thread's own holds 64 MiB at most and falls back on mmap; the main arena grows without a limit.
+    # A thread's arena holds 64 MiB at most and falls back on mmap; the main arena is unlimited.
     return all(
         mallopt(*option)
         for option in ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1))

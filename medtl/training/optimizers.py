@@ -1,7 +1,8 @@
-"""Which parameters move, and how fast: freezing, the optimizer, its schedule and its weight decay."""
+"""Which parameters train, and how fast: freezing, the optimizer, its schedule and weight decay."""
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -12,61 +13,80 @@ import optax
 from flax import traverse_util
 
 from medtl import plugins
-from medtl.errors import UserError
-from medtl.models import architectures
+from medtl.errors import UserError, nearest
 
 Path = tuple[str, ...]
 Schedule = Callable[[Any], Any]
 
 
-def moving(
-    params: Mapping[str, Any], *, freeze: str, architecture: str, heads: Collection[str]
+def trained_paths(
+    params: Mapping[str, Any],
+    *,
+    freeze: str,
+    groups: Mapping[str, tuple[str, ...]],
+    heads: Collection[str],
+    terms: Collection[str] = (),
 ) -> frozenset[Path]:
-    """The paths of the parameters that train.
+    """Return the paths of the parameters that train: all that nothing freezes by name.
+
+    Unused heads and terms rest, so that weight decay does not shrink them.
 
     Args:
-      params: `{"backbone": ..., "heads": {HEAD: ...}}`.
-      freeze: "none", "backbone", or "n": the stem and the first n stages.
-      architecture: the backbone's name, which says where its stages end.
-      heads: the heads in use; others rest, so that weight decay does not shrink them.
+      params: `{"encoders": ..., "heads": {HEAD: ...}, "terms": {TERM: ...}}`.
+      freeze: "none", "backbone", or a layer of the image encoder: the stem and the layers up to it.
+      groups: layer -> prefixes of parameter paths within the image encoder, in order of depth.
+      heads: the heads in use.
+      terms: the terms in use.
+
+    Raises:
+      UserError: the image encoder has no such layer, or a prefix names no parameter.
     """
-    frozen = frozenset(params["backbone"]) if freeze == "backbone" else frozenset()
-    if freeze not in ("none", "backbone"):
-        frozen = frozenset(architectures.freeze_prefixes(architecture, int(freeze))) & frozenset(
-            params["backbone"]
-        )
-    return frozenset(
-        path
-        for path in traverse_util.flatten_dict(params)
-        if (path[0] == "backbone" and path[1] not in frozen)
-        or (path[0] == "heads" and path[1] in heads)
-    )
+    frozen: tuple[str, ...] = ()
+    if freeze == "backbone":
+        frozen = ("encoders/image",)
+    elif freeze != "none":
+        if freeze not in groups:
+            raise UserError(f"config.stages.*.freeze is {freeze!r}{nearest(freeze, groups)}")
+        upto = list(groups)[: list(groups).index(freeze) + 1]
+        frozen = tuple(f"encoders/image/{prefix}" for name in upto for prefix in groups[name])
+    paths = frozenset(traverse_util.flatten_dict(params))
+    resting = {path for path in paths if any(_is_under(path, prefix) for prefix in frozen)}
+    for prefix in frozen:
+        if not any(_is_under(path, prefix) for path in paths):
+            raise UserError(f"config.stages.*.freeze: {prefix} names no parameter of the model")
+    for part, used in (("heads", heads), ("terms", terms)):
+        resting |= {path for path in paths if path[0] == part and path[1] not in used}
+    return paths - resting
+
+
+def _is_under(path: Path, prefix: str) -> bool:
+    parts = tuple(prefix.split("/"))
+    return path[: len(parts)] == parts
 
 
 def split(
     params: Mapping[str, Any], paths: Collection[Path]
 ) -> tuple[dict[Path, Any], dict[Path, Any]]:
-    """Nested parameters -> the moving and the resting ones, flat."""
+    """Split nested parameters into those at `paths` and the others, both flat."""
     flat = traverse_util.flatten_dict(params)
-    return {p: v for p, v in flat.items() if p in paths}, {
-        p: v for p, v in flat.items() if p not in paths
-    }
+    trained = {path: value for path, value in flat.items() if path in paths}
+    return trained, {path: value for path, value in flat.items() if path not in paths}
 
 
-def merge(moving: Mapping[Path, Any], resting: Mapping[Path, Any]) -> dict[str, Any]:
-    """What `split` took apart."""
-    return traverse_util.unflatten_dict({**moving, **resting})
+def merge(trained: Mapping[Path, Any], frozen: Mapping[Path, Any]) -> dict[str, Any]:
+    """Undo `split`."""
+    return traverse_util.unflatten_dict({**trained, **frozen})
 
 
 def learning_rate(value: float, schedule: str, *, warmup: float, steps: int, key: str) -> Schedule:
-    """The learning rate over steps.
+    """Return the learning rate over steps.
 
     Args:
       value: the learning rate, or the schedule's highest.
-      schedule: "constant"; "cosine" or "linear", down to 0 at the last step; or the name of an Optax schedule with the
-        rest of its options, e.g. "exponential_decay(transition_steps=100, decay_rate=0.9)".
-      warmup: the fraction of `steps` in which it rises linearly from 0.
-      steps: the length of the stage.
+      schedule: "constant"; "cosine" or "linear", down to 0 at the last step; or an Optax schedule
+        with its other options, e.g. "exponential_decay(transition_steps=100, decay_rate=0.9)".
+      warmup: the fraction of `steps` in which the rate rises linearly from 0.
+      steps: the length of the training stage.
       key: the config's key, for errors.
     """
     rising = round(warmup * steps)
@@ -78,94 +98,84 @@ def learning_rate(value: float, schedule: str, *, warmup: float, steps: int, key
     elif schedule == "linear":
         main = optax.linear_schedule(value, 0.0, rest)
     else:
-        function, args, kwargs = plugins.resolve(schedule, "optax", key=f"{key}.schedule")
-        main = _schedule(
-            function,
-            (value, *args) if "init_value" not in kwargs else args,
-            kwargs,
-            schedule,
-            f"{key}.schedule",
-        )
-    return (
-        optax.join_schedules([optax.linear_schedule(0.0, value, rising), main], [rising])
-        if rising
-        else main
-    )
+        plugin = plugins.resolve(schedule, "optax", key=f"{key}.schedule")
+        first = () if "init_value" in plugin.kwargs else (value,)
+        main = _made_schedule(plugin, *first)
+    if not rising:
+        return main
+    return optax.join_schedules([optax.linear_schedule(0.0, value, rising), main], [rising])
 
 
 def schedule_from(text: str, *, key: str) -> Schedule:
-    """An Optax schedule from its call, e.g. "linear_schedule(0.0, 1.0, 1000)"."""
-    function, args, kwargs = plugins.resolve(text, "optax", key=key)
-    return _schedule(function, args, kwargs, text, key)
+    """Return an Optax schedule from a plug-in string, e.g. "linear_schedule(0.0, 1.0, 1000)"."""
+    return _made_schedule(plugins.resolve(text, "optax", key=key))
 
 
-def _schedule(function: Callable, args: tuple, kwargs: dict, text: str, key: str) -> Schedule:
+def _made_schedule(plugin: plugins.Plugin, *first: Any) -> Schedule:
     try:
-        made = function(*args, **kwargs)
+        made = plugin.function(*first, *plugin.args, **plugin.kwargs)
         jnp.asarray(made(0), jnp.float32)
     except Exception as error:
-        raise UserError(f"{key}: {text!r} does not make an Optax schedule: {error}") from None
+        raise UserError(
+            f"{plugin.key}: {plugin.text!r} does not make an Optax schedule: {error}"
+        ) from None
     return made
 
 
 def optimizer(stage: Any, *, steps: int, key: str) -> tuple[optax.GradientTransformation, Schedule]:
-    """The stage's optimizer over flat parameters, and its learning rate.
+    """Return the training stage's optimizer over flat parameters, and its learning rate.
 
-    Gradient clipping by global norm, then the Optax optimizer, then weight decay, decoupled as in AdamW (Loshchilov and
-    Hutter 2019), which leaves out norms and biases (parameters of less than two dimensions).
+    The chain is gradient clipping by global norm, the Optax optimizer, then weight decay, decoupled
+    as in AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101, algorithm 2), which leaves out norms
+    and biases (parameters with less than two dimensions). The optimizer's `init` sees the
+    pretrained values, so that a user's transformation can keep them.
 
     Args:
       stage: `config.stages.NAME`.
-      steps: the length of the stage.
+      steps: the length of the training stage.
       key: the config's key, e.g. "config.stages.target", for errors.
+
+    Raises:
+      UserError: the strings name no optimizer or schedule, or weight decay is given twice.
     """
     rate = learning_rate(
         stage.learning_rate, stage.schedule, warmup=stage.warmup, steps=steps, key=key
     )
-    function, args, kwargs = plugins.resolve(stage.optimizer, "optax", key=f"{key}.optimizer")
-    if args:
+    plugin = plugins.resolve(stage.optimizer, "optax", key=f"{key}.optimizer")
+    text, kwargs = stage.optimizer, plugin.kwargs
+    if plugin.args:
         raise UserError(
-            f"{key}.optimizer: {stage.optimizer!r}: give its options by name; the rate is {key}.learning_rate"
+            f"{key}.optimizer: {text!r}: give its options by name; the rate is {key}.learning_rate"
         )
-    # A sweep traces the rate and the decay: of those that are no numbers yet, the decay is taken for positive.
+    # A sweep traces the rate and the decay; a traced decay counts as positive.
     decaying = not isinstance(stage.weight_decay, int | float) or stage.weight_decay > 0
     if decaying and "weight_decay" in kwargs:
         raise UserError(
-            f"{key}: weight decay is given twice, in optimizer {stage.optimizer!r} and as weight_decay"
+            f"{key}: weight decay is given twice, in optimizer {text!r} and as weight_decay"
         )
-    own_decay = {"weight_decay", "mask"} <= set(inspect.signature(function).parameters)
-    if own_decay:
+    decays_itself = {"weight_decay", "mask"} <= set(inspect.signature(plugin.function).parameters)
+    if decays_itself:
         kwargs = {"weight_decay": stage.weight_decay, "mask": decays, **kwargs}
     try:
-        made = function(rate, **kwargs)
+        made = plugin.function(rate, **kwargs)
         toy = {("x",): jnp.ones((2, 2))}
         made.update(toy, made.init(toy), toy)
     except Exception as error:
         raise UserError(
-            f"{key}.optimizer: {stage.optimizer!r} does not make an Optax optimizer: {error}"
+            f"{key}.optimizer: {text!r} does not make an Optax optimizer: {error}"
         ) from None
     chain = [optax.clip_by_global_norm(stage.clip_norm)] if stage.clip_norm > 0 else []
     chain.append(made)
-    if decaying and not own_decay:
-        chain.append(decoupled_weight_decay(rate, stage.weight_decay))
+    if decaying and not decays_itself:
+        factor = functools.partial(_decay_factor, rate, stage.weight_decay)
+        chain.append(optax.add_decayed_weights(factor, mask=decays))
     return optax.chain(*chain), rate
 
 
 def decays(params: Any) -> Any:
-    """True for parameters that weight decay shrinks: not norms and biases."""
+    """Return True for the parameters that weight decay shrinks: not norms and biases."""
     return jax.tree.map(lambda p: jnp.ndim(p) > 1, params)
 
 
-def decoupled_weight_decay(rate: Schedule, weight_decay: float) -> optax.GradientTransformation:
-    """Adds `-rate(step) * weight_decay * parameter` to an optimizer's updates (Loshchilov and Hutter 2019, algorithm 2)."""
-
-    def update(updates, state, params):
-        factor = rate(state.count) * weight_decay
-        decayed = jax.tree.map(
-            lambda u, p, d: u - factor * p if d else u, updates, params, decays(params)
-        )
-        return decayed, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
-
-    return optax.GradientTransformation(
-        lambda params: optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32)), update
-    )
+def _decay_factor(rate: Schedule, weight_decay: Any, step: Any) -> Any:
+    return -(rate(step) * weight_decay)

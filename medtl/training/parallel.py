@@ -1,8 +1,9 @@
-"""The only file that knows devices: the same pure step under pmap, under jit over a mesh, or on one device.
+"""Devices: the same pure step under pmap, under jit over a mesh, or on one device.
 
-Under pmap the global batch is cut into equal shards and the step sums over `axis_name` where the mathematics says "over the
-batch"; under jit over a mesh XLA puts in the same sums. State is replicated. A batch that the number of devices does not
-divide is padded with masked examples, which no sum counts.
+Under pmap the global batch is split into equal shards, and the step sums over `axis_name` where the
+mathematics says "over the batch"; under jit over a mesh XLA inserts the same sums. State is
+replicated. A batch that the number of devices does not divide is padded with masked examples, which
+no sum counts. No other file knows devices.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ MODES = ("pmap", "mesh", "none")
 
 @dataclasses.dataclass(frozen=True)
 class Parallel:
-    """How steps are spread over devices.
+    """The way steps are spread over devices.
 
     Attributes:
       mode: "pmap", "mesh", or "none": the first device alone.
@@ -39,7 +40,7 @@ class Parallel:
 
     @classmethod
     def create(cls, mode: str, devices: tuple[jax.Device, ...] | None = None) -> Parallel:
-        """All local devices, or those given."""
+        """Take all local devices, or those given."""
         if mode not in MODES:
             raise UserError(f"config.parallel is {mode!r}; it can be {', '.join(MODES)}")
         devices = tuple(jax.local_devices()) if devices is None else devices
@@ -47,39 +48,50 @@ class Parallel:
 
     @property
     def axis_name(self) -> str | None:
-        """What the step names in psum; None where the step sees the whole batch."""
+        """The axis of the step's psum; None where the step sees the whole batch."""
         return "batch" if self.mode == "pmap" else None
 
     @property
-    def _shardings(self) -> tuple[NamedSharding, NamedSharding]:
-        """Of what is whole on every device, and of what is cut along its first axis."""
-        mesh = jax.make_mesh(
+    def replicated(self) -> jax.sharding.Sharding:
+        """The sharding of arrays that every device holds in full."""
+        if self.mode == "none":
+            return jax.sharding.SingleDeviceSharding(self.devices[0])
+        return NamedSharding(self._mesh, PartitionSpec())
+
+    @property
+    def sharded(self) -> jax.sharding.Sharding:
+        """The sharding of arrays that are split along their first axis."""
+        if self.mode == "none":
+            return jax.sharding.SingleDeviceSharding(self.devices[0])
+        return NamedSharding(self._mesh, PartitionSpec("batch"))
+
+    @property
+    def _mesh(self) -> jax.sharding.Mesh:
+        return jax.make_mesh(
             (len(self.devices),), ("batch",), axis_types=(AxisType.Auto,), devices=self.devices
         )
-        return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("batch"))
 
     def train(self, step: Callable) -> Callable:
-        """`(state, batch) -> (state, metrics)`, compiled, the state donated."""
-        return self._donating(step, ("whole", "cut"))
+        """Compile `(state, batch) -> (state, metrics)`; the state is donated."""
+        return self._donating(step, ("replicated", "sharded"))
 
     def loop(self, loop: Callable) -> Callable:
-        """`(state, data, rows, n) -> (state, metrics)`, compiled, the state donated; `rows` as `stack` gives them."""
-        return self._donating(loop, ("whole", "whole", "stacked", "whole"))
+        """Compile `(state, data, rows, n) -> (state, metrics)`; `rows` are from `stack`."""
+        return self._donating(loop, ("replicated", "replicated", "stacked", "replicated"))
 
     def _donating(self, function: Callable, kinds: Sequence[str]) -> Callable:
-        """`function`, compiled: its first argument is donated, what it gives is whole on every device.
+        """Compile a function that donates its first argument and returns a replicated pair.
 
         Args:
-          function: gives a pair.
-          kinds: of each argument: "whole" on every device, "cut" for the devices, or "stacked", several of these.
+          function: returns a pair.
+          kinds: for each argument "replicated", "sharded", or "stacked": several sharded ones.
         """
         options = compiler_options()
         if self.mode == "pmap":
-            axes = tuple(None if kind == "whole" else 0 for kind in kinds)
             mapped = jax.pmap(
                 function,
                 self.axis_name,
-                in_axes=axes,
+                in_axes=tuple(None if kind == "replicated" else 0 for kind in kinds),
                 out_axes=(None, None),
                 donate_argnums=(0,),
                 devices=self.devices,
@@ -87,25 +99,24 @@ class Parallel:
             return _Mapped(mapped, options)
         placed: dict[str, Any] = {}
         if self.mode == "mesh":
-            whole, cut = self._shardings
-            of = {
-                "whole": whole,
-                "cut": cut,
-                "stacked": NamedSharding(cut.mesh, PartitionSpec(None, "batch")),
-            }
+            stacked = NamedSharding(self._mesh, PartitionSpec(None, "batch"))
+            by_kind = {"replicated": self.replicated, "sharded": self.sharded, "stacked": stacked}
             placed = {
-                "in_shardings": tuple(of[kind] for kind in kinds),
-                "out_shardings": (whole, whole),
+                "in_shardings": tuple(by_kind[kind] for kind in kinds),
+                "out_shardings": (self.replicated, self.replicated),
             }
         return jax.jit(function, donate_argnums=(0,), compiler_options=options, **placed)
 
     def stack(self, batches: Sequence[Any]) -> Any:
-        """Batches that `shard` cut, one for each step, as arrays with a further axis for the steps."""
+        """Stack batches from `shard`, one for each step, along a new axis for the steps."""
         axis = 1 if self.mode == "pmap" else 0
         return jax.tree.map(lambda *x: np.stack(x, axis=axis), *batches)
 
     def evaluate(self, step: Callable) -> Callable[[Any, Any], np.ndarray]:
-        """`(variables, batch) -> [B, ...]`, compiled; takes an unpadded host batch, returns a host array of its rows."""
+        """Compile `(variables, batch) -> [B, ...]`.
+
+        The result takes an unpadded host batch and returns a host array of its rows.
+        """
         if self.mode == "pmap":
             compiled = jax.pmap(
                 step, self.axis_name, in_axes=(None, 0), out_axes=0, devices=self.devices
@@ -113,10 +124,11 @@ class Parallel:
         elif self.mode == "none":
             compiled = jax.jit(step)
         else:
-            whole, sharded = self._shardings
-            compiled = jax.jit(step, in_shardings=(whole, sharded), out_shardings=sharded)
+            compiled = jax.jit(
+                step, in_shardings=(self.replicated, self.sharded), out_shardings=self.sharded
+            )
 
-        def run(variables, batch):
+        def run(variables: Any, batch: Any) -> np.ndarray:
             rows = len(next(iter(jax.tree.leaves(batch))))
             out = np.asarray(compiled(variables, self.shard(batch)))
             return out.reshape(-1, *out.shape[2:])[:rows] if self.mode == "pmap" else out[:rows]
@@ -124,25 +136,20 @@ class Parallel:
         return run
 
     def replicate(self, tree: Any) -> Any:
-        """A tree of arrays on every device, in buffers of its own, so that donating it leaves the argument alive."""
-        sharding = (
-            jax.sharding.SingleDeviceSharding(self.devices[0])
-            if self.mode == "none"
-            else self._shardings[0]
-        )
-        return jax.device_put(jax.tree.map(lambda x: np.array(x, copy=True), tree), sharding)
+        """Copy a tree of arrays to every device, so that donating it leaves the argument alive."""
+        return jax.device_put(jax.tree.map(lambda x: np.array(x, copy=True), tree), self.replicated)
 
     def put(self, batch: Any) -> Any:
-        """A batch that `shard` cut, on the devices; the copy runs while they work."""
-        sharding = (
-            jax.sharding.SingleDeviceSharding(self.devices[0])
-            if self.mode == "none"
-            else self._shardings[1]
-        )
-        return jax.device_put(batch, sharding)
+        """Copy a batch from `shard` to the devices; the copy runs while they work."""
+        return jax.device_put(batch, self.sharded)
 
     def shard(self, batch: Any, *, multiple: int = 1) -> Any:
-        """A host batch (nested dicts of [B, ...]), padded so that each device gets the same multiple, and cut for the devices."""
+        """Pad a host batch so that each device gets the same multiple of rows, and split it.
+
+        Args:
+          batch: nested dicts of arrays [B, ...].
+          multiple: of the rows on each device.
+        """
         batch = _pad(batch, len(self.devices) * multiple)
         if self.mode == "pmap":
             n = len(self.devices)
@@ -150,20 +157,21 @@ class Parallel:
         return batch
 
     def has_room(self, nbytes: int) -> bool:
-        """Whether so many bytes on each device leave most of its memory free; False where the device does not tell, as CPUs."""
+        """Return whether `nbytes` take at most a quarter of a device; False on CPUs."""
         stats = self.devices[0].memory_stats() or {}
         return nbytes <= stats.get("bytes_limit", 0) // 4
 
     def check_batch(self, size: int, key: str) -> None:
-        """Refuses a batch that would leave a device without an example."""
+        """Refuse a batch that would leave a device without an example."""
         if size < len(self.devices):
             raise UserError(
-                f"{key} is {size}, less than the {len(self.devices)} devices; use at least {len(self.devices)}"
+                f"{key} is {size}, less than the {len(self.devices)} devices; "
+                f"use at least {len(self.devices)}"
             )
 
 
 class _Mapped:
-    """What `jax.pmap` gives, compiled with options, which `jax.pmap` itself does not take."""
+    """A function from `jax.pmap`, compiled with options, which `jax.pmap` itself does not take."""
 
     def __init__(self, mapped: Any, options: dict[str, str] | None):
         self._mapped, self._options = mapped, options
@@ -180,9 +188,10 @@ class _Mapped:
 
 @functools.cache
 def compiler_options() -> dict[str, str] | None:
-    """What XLA is told beyond its defaults for a training step; None where it has nothing to be told.
+    """Return XLA's options for a training step; None for its defaults.
 
-    On CPUs convolutions go to Eigen instead of YNNPACK, which has slower code for their gradients (docs/performance.md).
+    On CPUs convolutions go to Eigen: YNNPACK has slower code for their gradients
+    (docs/performance.md).
     """
     options = {
         "xla_cpu_experimental_ynn_fusion_type": ",".join(
@@ -199,7 +208,7 @@ def compiler_options() -> dict[str, str] | None:
 
 
 def _pad(batch: Any, multiple: int) -> Any:
-    """Rows up to a multiple: the first row again, with mask 0, so that no loss sees an input that could not occur."""
+    """Repeat the first row with mask 0 up to a multiple; losses then see only real inputs."""
     padded = {}
     for name, value in batch.items():
         if isinstance(value, Mapping):
@@ -214,10 +223,10 @@ def _pad(batch: Any, multiple: int) -> Any:
 
 
 def keep_compiled(folder: Path) -> None:
-    """Keeps compiled programs in a folder, where the next run finds them; $JAX_COMPILATION_CACHE_DIR names another.
+    """Keep compiled programs in a folder for the next run; $JAX_COMPILATION_CACHE_DIR overrides it.
 
-    Each kind of CPU has a folder of its own, since a home directory may be shared by machines, and programs compiled for one
-    do not run on every other.
+    Each kind of CPU has a folder: machines may share a home directory, and a program compiled for
+    one CPU does not run on every other.
     """
     settings: Any = jax.config  # older releases declare fewer of its fields
     if settings.jax_compilation_cache_dir:
@@ -236,8 +245,8 @@ def keep_compiled(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder / kind):
             pass
     except OSError as error:
-        print(f"compiled programs are not kept: {folder} cannot be written ({error.strerror})")
+        print(f"Compiled programs are not kept: {folder} cannot be written ({error.strerror})")
         return
     jax.config.update("jax_compilation_cache_dir", str(folder / kind))
-    # The many small programs that draw a model's initial variables are what a start waits for.
+    # A start waits mostly for the many small programs that draw a model's initial variables.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -1,4 +1,4 @@
-"""What the user sees while a stage trains: one line that renews itself on a terminal, plain lines when piped."""
+"""Progress of training: one line that renews itself on a terminal, plain lines when piped."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from typing import TextIO
 
 
 class Progress:
-    """Shows step, loss parts, and of the time that training took images per second and the share without data; the time left.
+    """Show the step, loss parts, images per second, the share of time without data, the time left.
+
+    The rate counts the time of training alone, without evaluation and saving.
 
     Args:
-      label: names the stage, e.g. "seed 0 transfer source".
-      steps: the stage's last step.
-      start: the step at which it goes on.
+      label: the training stage, e.g. "seed 0 transfer source".
+      steps: the last step.
+      start: the step from which a run resumes.
       stream: where to write; a terminal gets one line that renews itself.
       every: seconds between plain lines.
-      brief: of the evaluations only the last one's line stays, and compiling is not announced.
-      unit: what is counted; where it is not steps, nothing is said of waiting.
+      brief: keep only the last evaluation's line, and do not announce compiling.
+      unit: what is counted; the share of waiting is shown for steps only.
     """
 
     def __init__(
@@ -54,25 +56,25 @@ class Progress:
             self._write(f"{self._head(start)}  compiling", keep=not self._live)
 
     def waited(self, seconds: float) -> None:
-        """Time in which the devices waited for data."""
+        """Add seconds in which the devices waited for data."""
         self._waited += seconds
 
     @contextlib.contextmanager
     def apart(self) -> Iterator[None]:
-        """What is done here, evaluation and saving, is no part of the rate of training, but of the time left."""
+        """Leave the time of evaluation and saving out of the rate, but not out of the time left."""
         began = time.monotonic()
         yield
         self._apart += time.monotonic() - began
 
     def count(self, step: int, images: int) -> None:
-        """Images of one step; the first, which compiles, is left out of the rate."""
+        """Count images; the first dispatch, which compiles, is left out of the rate."""
         if self._began is None:
             self._began, self._start, self._waited, self._apart = time.monotonic(), step, 0.0, 0.0
         else:
             self._images += images
 
     def show(self, step: int, values: Mapping[str, float]) -> None:
-        """The state of training, if it is time to show it."""
+        """Show the state of training, if it is time to."""
         now = time.monotonic()
         if now - self._shown >= self._every:
             self._shown = now
@@ -82,8 +84,8 @@ class Progress:
             )
 
     def line(self, step: int, values: Mapping[str, float]) -> None:
-        """A line that stays: what an evaluation found."""
-        found = "  ".join(
+        """Write a line that stays, with the metrics of an evaluation."""
+        shown = "  ".join(
             f"{name} {value:.4f}"
             for name, value in values.items()
             if name in ("loss", "accuracy", "auroc")
@@ -91,11 +93,11 @@ class Progress:
         keep = not self._brief or step == self._steps
         if keep or self._live:
             self._write(
-                f"{self._head(step)}{self._speed(step, time.monotonic())}  val: {found}", keep=keep
+                f"{self._head(step)}{self._speed(step, time.monotonic())}  val: {shown}", keep=keep
             )
 
     def end(self, text: str) -> None:
-        """A last line that stays."""
+        """Write a last line that stays."""
         self._write(text, keep=True)
 
     def _head(self, step: int) -> str:
@@ -117,7 +119,7 @@ class Progress:
             if self._unit == "step"
             else ""
         )
-        return f"  {self._images / training:.0f} images/s{waiting}  {_duration(left)} left"
+        return f"  {self._images / training:.0f} images/s{waiting}  {duration(left)} left"
 
     def _write(self, text: str, *, keep: bool) -> None:
         if self._live:
@@ -130,7 +132,12 @@ class Progress:
         self._stream.flush()
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a duration as text, such as "2m05s".
+
+    >>> duration(125), duration(7300)
+    ('2m05s', '2h01m')
+    """
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return (

@@ -1,8 +1,8 @@
-"""Other people's checkpoints -> our backbone's variables, with a report of what was loaded; and back.
+"""Loads other people's weight files into a backbone, with a report, and exports a backbone.
 
-Reads torchvision/timm names from .safetensors, .npz, .pth and .th, and Keras-applications .h5, from a local path or
-from hf://org/repo/file. Refuses a file that does not fit the backbone, that is not what its hash says, or whose input
-normalisation is neither stated nor known. Imports no JAX.
+Reads torchvision/timm names from .safetensors, .npz, .pth and .th, and Keras-applications .h5, from
+a local path or from hf://org/repo/file. A file that does not fit the backbone, has another hash, or
+has no known input normalisation is an error. Imports no JAX.
 """
 
 from medtl.weights.naming import torch_name

@@ -1,6 +1,7 @@
-"""Reads weight files as tensors with torchvision names; finds the truncated, the damaged and the mistaken ones.
+"""Reads weight files as tensors with torchvision names; truncated and damaged files are errors.
 
-A pickle never runs code: PyTorch files go through `torch.load(weights_only=True)`, NumPy ones are read without pickles.
+A pickle never runs code: PyTorch files go through `torch.load(weights_only=True)`, NumPy files are
+read without pickles.
 """
 
 from __future__ import annotations
@@ -8,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.util
-import json
 import pickle
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,20 +36,20 @@ class WeightFile:
 
     Attributes:
       tensors: torchvision name -> array in PyTorch's layout.
-      metadata: what the file says about itself; see `stated.read`.
-      assumed: the input normalisation that is usual in this format, "" where none is.
+      metadata: the file's own; see `metadata.read`.
+      usual_input: the usual input normalisation of this format, "" where there is none.
     """
 
     tensors: dict[str, np.ndarray]
     metadata: dict[str, str]
-    assumed: str
+    usual_input: str
 
 
 def check(path: str) -> None:
-    """Whether a local file can be a weight file, from its name, its first bytes and its size.
+    """Check the name, the first bytes and the size of a local weight file.
 
     Raises:
-      UserError: it cannot, or the library that reads it is missing.
+      UserError: it is no weight file, or the library that reads it is missing.
     """
     _check_exists(Path(path))
     with open(path, "rb") as file:
@@ -63,7 +64,8 @@ def check(path: str) -> None:
         )
     suffix = Path(path).suffix
     if suffix == ".safetensors":
-        _check_safetensors(path, head)
+        with _open_safetensors(path):
+            pass
     elif suffix == ".h5":
         keras_h5.check(path)
     elif head.startswith(_ZIP):
@@ -82,39 +84,41 @@ def check(path: str) -> None:
 
 
 def check_sha256(sha256: str) -> None:
-    """Raises UserError unless it is empty or 64 hexadecimal digits."""
+    """Raise UserError unless it is empty or 64 hexadecimal digits."""
     if not re.fullmatch(r"(?:[0-9a-fA-F]{64})?", sha256):
         raise UserError(f"config.weights.sha256: {sha256!r} is not 64 hexadecimal digits")
 
 
 def has_expected_digest(path: str, sha256: str) -> bool:
-    """Whether there is a sha256 to compare the file's with: the config's, or the first digits in a torch-hub name."""
+    """Return whether the config, or a torch-hub name with its first digits, gives a sha256."""
     return bool(sha256 or _HUB_HASH.search(Path(path).name))
 
 
 def digest(path: str, sha256: str = "") -> str:
-    """The file's sha256, after comparing it with the one that is wanted and with the one in a torch-hub name.
+    """Return the file's sha256, after comparing it with the expected one and a torch-hub name.
 
     Raises:
-      UserError: it is another one.
+      UserError: they differ.
     """
     with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if sha256 and found != sha256.lower():
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if sha256 and actual != sha256.lower():
         raise UserError(
-            f"config.weights.sha256: {path} has {found}, not {sha256}; it is damaged or another file"
+            f"config.weights.sha256: {path} has {actual}, not {sha256}; "
+            "it is damaged or another file"
         )
     named = _HUB_HASH.search(Path(path).name)
-    if named and not found.startswith(named[1]):
+    if named and not actual.startswith(named[1]):
         raise UserError(
-            f"config.weights.path: the sha256 of {path} begins with {found[:8]}, not as its name says; "
+            f"config.weights.path: the sha256 of {path} begins with {actual[:8]}, "
+            f"not with {named[1]} as in its name; "
             "it is truncated or another file (rename it if those digits are no hash)"
         )
-    return found
+    return actual
 
 
 def read(path: str) -> WeightFile:
-    """Reads a file that passed `check`.
+    """Read a file that passed `check`.
 
     Raises:
       UserError: it is damaged, or holds anything but named tensors.
@@ -152,39 +156,25 @@ def _check_exists(path: Path) -> None:
         raise UserError(f"config.weights.path: {path} cannot be read ({error.strerror})") from error
 
 
-def _check_safetensors(path: str, head: bytes) -> None:
-    """The format: the header's length in 8 bytes, the header in JSON, the tensors' bytes."""
-    size = Path(path).stat().st_size
-    length = int.from_bytes(head[:8], "little")
-    if head[8:9] != b"{":
-        raise UserError(f"config.weights.path: {path} is no safetensors file")
-    try:
-        with open(path, "rb") as file:
-            file.seek(8)
-            entries = json.loads(file.read(min(length, size)))
-        end = max(
-            (e["data_offsets"][1] for name, e in entries.items() if name != "__metadata__"),
-            default=0,
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"config.weights.path: the header of {path} is truncated or damaged"
-        ) from error
-    if size != 8 + length + end:
-        raise UserError(
-            f"config.weights.path: {path} is truncated or damaged: {size} bytes instead of {8 + length + end}"
-        )
-
-
-def _read_safetensors(path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    import ml_dtypes  # noqa: F401  registers bfloat16 with NumPy
+@contextmanager
+def _open_safetensors(path: str) -> Iterator[Any]:
+    """Open the file, which compares its size with its header."""
     import safetensors
 
     try:
         with safetensors.safe_open(path, "numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            yield file
     except (safetensors.SafetensorError, TypeError) as error:
-        raise UserError(f"config.weights.path: {path} is damaged ({error})") from error
+        raise UserError(
+            f"config.weights.path: {path} is truncated, damaged or no safetensors file ({error})"
+        ) from error
+
+
+def _read_safetensors(path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    import ml_dtypes  # noqa: F401  registers bfloat16 with NumPy
+
+    with _open_safetensors(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
 def _read_npz(path: str) -> dict[str, np.ndarray]:
@@ -204,12 +194,10 @@ def _read_torch(path: str) -> dict[str, np.ndarray]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"config.weights.path: {path} is damaged, or a pickle of more than tensors, which is never run; "
-            "save its state_dict"
+            f"config.weights.path: {path} is damaged, or a pickle of more than tensors, "
+            "which is never run; save its state_dict"
         ) from error
-    except (
-        Exception
-    ) as error:  # a damaged stream makes the unpickler raise anything, struct.error for one
+    except Exception as error:  # the unpickler raises anything for a damaged stream
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"config.weights.path: {path} is truncated or damaged ({reason})"
@@ -224,7 +212,7 @@ def _read_torch(path: str) -> dict[str, np.ndarray]:
 
 
 def _state_dict(content: Any) -> Mapping[str, Any] | None:
-    """The tensors by name, at the top or under the usual keys."""
+    """Return the tensors by name, at the top or under the usual keys."""
     import torch
 
     if not isinstance(content, Mapping):
@@ -237,7 +225,10 @@ def _state_dict(content: Any) -> Mapping[str, Any] | None:
 
 
 def _from_timm(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """timm's names are torchvision's but for the fully connected layers of a VGG, which it keeps as convolutions."""
+    """Return timm's tensors under torchvision's names.
+
+    They differ for the fully connected layers of a VGG alone, which timm keeps as convolutions.
+    """
     renamed = {
         "pre_logits.fc1.": "classifier.0.",
         "pre_logits.fc2.": "classifier.3.",

@@ -1,4 +1,4 @@
-"""hf://org/repo/file[@revision]: a file of the Hugging Face Hub, through its cache. Refuses other addresses."""
+"""Files of the Hugging Face Hub, hf://org/repo/file[@revision], through its cache."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _ADDRESS = re.compile(r"hf://(?P<repo>[^/@]+/[^/@]+)/(?P<file>[^@]+?)(?:@(?P<rev
 
 
 def is_address(path: str) -> bool:
-    """Whether `path` is not a local one."""
+    """Return whether `path` is not a local one."""
     return "://" in path
 
 
 def check(address: str) -> re.Match[str]:
-    """Checks the form of an address; asks no server.
+    """Check the form of an address, without a network.
 
     Raises:
       UserError: it is not hf://org/repo/file[@revision], or huggingface_hub is missing.
@@ -34,7 +34,7 @@ def check(address: str) -> re.Match[str]:
 
 
 def fetch(address: str) -> str:
-    """Downloads the file unless the cache has it, and returns its local path.
+    """Download the file unless the cache has it, and return its local path.
 
     Raises:
       UserError: there is no such file, or neither a network nor a copy in the cache.
@@ -54,17 +54,15 @@ def fetch(address: str) -> str:
         errors.RevisionNotFoundError,
         errors.EntryNotFoundError,
     ) as error:
-        what = {
+        kinds = {
             errors.RepositoryNotFoundError: "repository",
             errors.RevisionNotFoundError: "revision",
         }
-        kind = next((name for cls, name in what.items() if isinstance(error, cls)), "file")
+        kind = next((name for cls, name in kinds.items() if isinstance(error, cls)), "file")
         raise UserError(
-            f"config.weights.path: the Hub has no such {kind}, or not for you: {address}"
+            f"config.weights.path: the Hub has no such {kind}, or you have no access: {address}"
         ) from error
-    except (
-        Exception
-    ) as error:  # whichever HTTP client the library uses, it lets that client's own errors through
+    except Exception as error:  # the library lets the errors of its HTTP client through
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"config.weights.path: {address} cannot be downloaded ({reason})"

@@ -1,7 +1,7 @@
-"""Keras-applications .h5 files of ResNet50/101/152 and VGG16/19 as tensors with torchvision names, for RGB input.
+"""Keras-applications .h5 files of ResNet50/101/152 and VGG16/19 as torchvision tensors for RGB.
 
-Reads the layout of the published files (layer groups with `weight_names`) and that of Keras 3's `save_weights`
-(`.weights.h5`). Refuses any other model, ResNetV2 included.
+Reads the layout of the published files (layer groups with `weight_names`) and that of Keras 3's
+`save_weights` (`.weights.h5`). Any other model is an error, ResNetV2 included.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import numpy as np
 
 from medtl.errors import UserError
 from medtl.examples import NORMALIZATIONS
-from medtl.weights import naming, stated
+from medtl.models.architectures import vgg_convs
+from medtl.weights.metadata import normalization_text
 
 EPSILON = 1.001e-5
 _BLOCK = re.compile(r"conv(\d+)_block(\d+)_([0-3])_(conv|bn)")
@@ -27,7 +28,7 @@ Layers = dict[str, list[np.ndarray]]
 
 
 def check(path: str) -> None:
-    """Opens the file, which finds a truncated one.
+    """Open the file, which fails where it is truncated.
 
     Raises:
       UserError: it is truncated or no HDF5 file, or h5py is missing.
@@ -37,10 +38,10 @@ def check(path: str) -> None:
 
 
 def read(path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Reads a file of Keras-applications.
+    """Read a file of Keras-applications.
 
-    Keras trained these on BGR: the input channels of the first kernel are turned round. The biases of convolutions
-    before a BatchNorm go into its running mean: (conv + b) - mean = conv - (mean - b).
+    Keras trained these on BGR: the input channels of the first kernel are reversed. The biases of
+    convolutions before a BatchNorm go into its running mean: (conv + b) - mean = conv - (mean - b).
 
     Returns:
       torchvision name -> tensor (OIHW), and metadata as `export` writes it.
@@ -50,7 +51,7 @@ def read(path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """
     layers = _read_layers(path)
     metadata = {
-        "normalization": stated.to_metadata(NORMALIZATIONS["caffe"]),
+        "normalization": normalization_text(NORMALIZATIONS["caffe"]),
         "bn_eps": repr(EPSILON),
     }
     try:
@@ -62,9 +63,9 @@ def read(path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         raise UserError(
             f"config.weights.path: {path} is no Keras-applications ResNet or VGG: {error}"
         ) from error
-    found = ", ".join(list(layers)[:5]) or "no layer"
+    names = ", ".join(list(layers)[:5]) or "no layer"
     raise UserError(
-        f"config.weights.path: {path} holds neither conv1_conv nor block1_conv1 but {found}; "
+        f"config.weights.path: {path} holds neither conv1_conv nor block1_conv1 but {names}; "
         "the Keras models that can be read are ResNet50/101/152 and VGG16/19"
     )
 
@@ -83,7 +84,10 @@ def _open(path: str) -> Any:
 
 
 def _read_layers(path: str) -> Layers:
-    """Layer name -> its arrays in Keras's order: kernel, bias; or gamma, beta, moving mean, moving variance."""
+    """Return layer name -> its arrays in Keras's order.
+
+    It is kernel, bias; or gamma, beta, moving mean, moving variance.
+    """
     with _open(path) as file:
         try:
             group = file.get("model_weights", file)
@@ -103,7 +107,7 @@ def _read_layers(path: str) -> Layers:
 
 
 def _names(group: Any, attribute: str) -> list[str]:
-    """A list of names, which Keras cuts into numbered attributes where it exceeds HDF5's 64 KiB."""
+    """Return a list of names, which Keras cuts into numbered attributes beyond HDF5's 64 KiB."""
     keys = [attribute] if attribute in group.attrs else []
     while f"{attribute}{len(keys)}" in group.attrs:
         keys.append(f"{attribute}{len(keys)}")
@@ -115,7 +119,10 @@ def _names(group: Any, attribute: str) -> list[str]:
 
 
 def _keras_3_layers(group: Any) -> Layers:
-    """Keras 3 calls a group by class and count, and gives the layer's own name as an attribute of its variables."""
+    """Return the layers of a file of Keras 3.
+
+    It names a group by class and count; the layer's name is an attribute of its variables.
+    """
     layers = {}
     for entry in group.values():
         variables = entry.get("vars", {})
@@ -123,7 +130,8 @@ def _keras_3_layers(group: Any) -> Layers:
             name = variables.attrs.get("name")
             if name is None:
                 raise UserError(
-                    f"config.weights.path: {group.file.filename} lacks its layers' names; save it with a newer Keras 3"
+                    f"config.weights.path: {group.file.filename} lacks its layers' names; "
+                    "save it with a newer Keras 3"
                 )
             layers[str(name)] = [np.asarray(variables[key]) for key in sorted(variables, key=int)]
     return layers
@@ -155,17 +163,19 @@ def _resnet_name(layer: str) -> str:
         return _RESNET_LAYERS[layer]
     if not (match := _BLOCK.fullmatch(layer)):
         raise ValueError(f"it has a layer {layer!r}")
-    stage, block, position = int(match[1]) - 1, int(match[2]) - 1, int(match[3])
+    layer_number, block, position = int(match[1]) - 1, int(match[2]) - 1, int(match[3])
     if position == 0:
-        return f"layer{stage}.{block}.downsample.{0 if match[4] == 'conv' else 1}"
-    return f"layer{stage}.{block}.{match[4]}{position}"
+        return f"layer{layer_number}.{block}.downsample.{0 if match[4] == 'conv' else 1}"
+    return f"layer{layer_number}.{block}.{match[4]}{position}"
 
 
 def _vgg(layers: Layers) -> dict[str, np.ndarray]:
     convs = {(int(m[1]), int(m[2])): name for name in layers if (m := _VGG_CONV.fullmatch(name))}
-    depths = [sum(stage == s for s, _ in convs) for stage in range(1, 1 + max(s for s, _ in convs))]
+    blocks = [block for block, _ in convs]
+    depths = [blocks.count(block) for block in range(1, 1 + max(blocks))]
+    indices = [i for block in vgg_convs(depths, batch_norm=False) for i in block]
     tensors: dict[str, np.ndarray] = {}
-    for index, key in zip(naming.vgg_convs(depths, batch_norm=False), sorted(convs), strict=True):
+    for index, key in zip(indices, sorted(convs), strict=True):
         kernel, bias = layers[convs[key]]
         tensors |= {
             f"features.{index}.weight": _conv_kernel(convs[key], kernel),
@@ -195,11 +205,11 @@ def _dense(name: str, arrays: list[np.ndarray]) -> Mapping[str, np.ndarray]:
 
 
 def _channels_first(weight: np.ndarray, channels: int) -> np.ndarray:
-    """[out, H * W * C] -> [out, C * H * W], as PyTorch flattens; H = W."""
+    """Reorder [out, H * W * C] to [out, C * H * W], as PyTorch flattens; H = W."""
     side = round((weight.shape[1] / channels) ** 0.5)
     return weight.reshape(-1, side, side, channels).transpose(0, 3, 1, 2).reshape(weight.shape)
 
 
 def _to_rgb(kernel: np.ndarray) -> np.ndarray:
-    """OIHW with the input channels in the other order; a kernel of another number of channels was never BGR."""
+    """Reverse the input channels of an OIHW kernel; one of other than 3 channels was never BGR."""
     return kernel[:, ::-1] if kernel.shape[1] == 3 else kernel

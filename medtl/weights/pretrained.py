@@ -1,10 +1,9 @@
-"""Fits a weight file to a backbone. What does not fit is an error that names it, unless the config allows it."""
+"""Fits a weight file to a backbone. A misfit is an error, unless the config allows it."""
 
 from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,8 @@ import numpy as np
 
 from medtl.errors import UserError
 from medtl.examples import Normalization
-from medtl.weights import formats, hub, naming, stated
+from medtl.models.architectures import STEMS, Architecture
+from medtl.weights import formats, hub, metadata, naming
 from medtl.weights.report import LoadReport
 
 
@@ -21,12 +21,13 @@ class Pretrained:
     """A backbone's variables from a weight file.
 
     Attributes:
-      variables: nested dicts as given, of float32 NumPy arrays; without the leaves that were left random.
+      variables: nested dicts as given, of float32 NumPy arrays, without the leaves that the file
+        lacks.
       normalization: the input that the weights expect.
-      report: what was loaded and what was not.
+      report: the fate of each tensor and variable.
       sha256: of the file.
       path: as in the config.
-      epsilon: of the BatchNorm that the weights were trained with.
+      epsilon: of BatchNorm in the training of the weights.
     """
 
     variables: dict[str, Any]
@@ -38,11 +39,11 @@ class Pretrained:
 
 
 def check(path: str, *, sha256: str = "") -> None:
-    """Checks what can be checked without reading the tensors, without JAX and without a network.
+    """Check a weight file without reading its tensors, without JAX and without a network.
 
     Args:
       path: a local file, or hf://org/repo/file[@revision], of which only the form is checked.
-      sha256: the one it must have; empty: any.
+      sha256: the one that it must have; empty: any.
 
     Raises:
       UserError: the file is missing, unreadable, truncated, not a weight file, or has another hash.
@@ -59,28 +60,30 @@ def check(path: str, *, sha256: str = "") -> None:
 
 def load(
     path: str,
-    architecture: str,
+    architecture: Architecture | None,
     variables: Mapping[str, Any],
     *,
-    stages: int = 0,
-    stride_in: str = "3x3",
+    last_layer: str = "",
     sha256: str = "",
     normalization: str = "auto",
     allow: Sequence[str] = (),
 ) -> Pretrained:
-    """Reads a weight file into a backbone's variables.
+    """Read a weight file into a backbone's variables.
 
-    Where the input channels differ, the first kernel is adapted: summed over the file's channels for one; for others
-    repeated cyclically and scaled by (file's / backbone's channels), which keeps the size of its response.
+    Where the numbers of input channels differ, the first kernel is adapted: summed over the file's
+    channels for one; for others repeated cyclically and scaled by (file's / backbone's channels),
+    which keeps the size of its response.
 
     Args:
-      path: .safetensors, .npz, .pth, .th, Keras-applications .h5; local, or hf://org/repo/file[@revision].
-      architecture: the backbone's name, e.g. "resnet50".
-      variables: {"params": ..., "batch_stats": ...} of the backbone, nested dicts of anything with a shape.
-      stages: how many stages the backbone has; 0: all. The file's further stages stay unused.
-      stride_in: the backbone's; see `medtl.models.backbone`.
-      sha256: the one the file must have; empty: any.
-      normalization: "auto": what the file states or is usual in its format; or one of `NORMALIZATIONS`.
+      path: .safetensors, .npz, .pth, .th, Keras-applications .h5; local, or
+        hf://org/repo/file[@revision].
+      architecture: see `medtl.models.parse`; None for a user's own module, for which names and
+        shapes alone are compared.
+      variables: {"params": ..., "batch_stats": ...} of the backbone, nested dicts of anything with
+        a shape.
+      last_layer: the last layer of the backbone; "": all. The file's further layers stay unused.
+      sha256: the one that the file must have; empty: any.
+      normalization: "auto": the file's, or the usual one of its format; or one of `NORMALIZATIONS`.
       allow: patterns (fnmatch) of names that may be missing, unused or of another shape.
 
     Raises:
@@ -91,139 +94,159 @@ def load(
     formats.check(local)
     sha256 = formats.digest(local, sha256)
     file = formats.read(local)
-    says = stated.read(file.metadata, path)
+    stated = metadata.read(file.metadata, path)
 
-    wanted = naming.leaves(variables)
-    tensors, adapted = _adapt_stem(file.tensors, wanted)
-    report = _compare(tensors, wanted, notes=adapted)
-    likely = (
-        (says.architecture,)
-        if says.architecture
-        else naming.guess({n: t.shape for n, t in file.tensors.items()})
-    )
-    if architecture not in naming.KNOWN:
-        likely = ()
-    _refuse_surprises(report, wanted, path, architecture, likely, stages, allow)
-    stated.check_stride(says, architecture, stride_in, path)
-    chosen, note = stated.normalization(says, file.assumed, normalization, path)
+    leaves = naming.leaves(variables)
+    tensors, notes = _adapt_stem(file.tensors, leaves)
+    report = _compare(tensors, leaves, notes)
+    misfits = _misfits(report, architecture, last_layer, allow)
+    others = _other_architectures(file.tensors, stated, architecture)
+    # Another architecture's first layers can have the same shapes.
+    if misfits or (others and not allow):
+        name = architecture.name if architecture else "the backbone"
+        kept = f" with last_layer={last_layer!r}" if last_layer else ""
+        raise UserError(
+            f"config.weights.path: {path} does not fit {name}{kept}{_listed(misfits)}\n"
+            f"{_advice(report, architecture, others)}"
+        )
+    metadata.check_stride(stated, architecture, path)
+    chosen, note = metadata.choose_normalization(stated, file.usual_input, normalization, path)
     values = {
-        wanted[name].path: naming.from_torch(wanted[name].path, tensors[name])
+        leaves[name].path: naming.from_torch(leaves[name].path, tensors[name])
         for name, _ in report.loaded
     }
     _refuse_bad_numbers(values, path)
     report = dataclasses.replace(report, notes=(note, *report.notes))
-    return Pretrained(naming.nest(values, variables), chosen, report, sha256, path, says.epsilon)
+    return Pretrained(naming.nest(values, variables), chosen, report, sha256, path, stated.epsilon)
 
 
 def adapt_stem(kernel: np.ndarray, channels: int) -> np.ndarray:
-    """Kernel [O, C, h, w] -> [O, channels, h, w]: summed for one channel, else repeated and times C / channels."""
+    """Return a first kernel for another number of input channels.
+
+    One channel takes the sum over the kernel's C channels; several take its channels cyclically,
+    times C / channels.
+
+    Args:
+      kernel: [O, C, h, w].
+      channels: of the images.
+
+    Returns:
+      [O, channels, h, w].
+    """
     if channels == 1:
         return kernel.sum(axis=1, keepdims=True)
     return kernel[:, np.arange(channels) % kernel.shape[1]] * np.float32(kernel.shape[1] / channels)
 
 
 def _adapt_stem(
-    tensors: Mapping[str, np.ndarray], wanted: Mapping[str, naming.Leaf]
+    tensors: Mapping[str, np.ndarray], leaves: Mapping[str, naming.Leaf]
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    for name in naming.STEMS:
-        if name in tensors and name in wanted:
-            found, want = tensors[name].shape, wanted[name].torch_shape
-            if (
-                len(found) == 4
-                and found[1] != want[1]
-                and (found[0], *found[2:]) == (want[0], *want[2:])
-            ):
-                how = (
-                    "summed over"
-                    if want[1] == 1
-                    else f"repeated and scaled by {found[1]}/{want[1]} from"
-                )
-                note = f"{name} adapted to {want[1]} input channels: {how} the file's {found[1]}"
-                return {
-                    **tensors,
-                    name: adapt_stem(np.asarray(tensors[name], np.float32), want[1]),
-                }, (note,)
+    """Return the tensors with an adapted first kernel, and a note about it."""
+    for name in (f"{naming.torch_module(module)}.weight" for module in STEMS):
+        if name not in tensors or name not in leaves:
+            continue
+        old, new = tensors[name].shape, leaves[name].torch_shape
+        if len(old) == 4 and old[1] != new[1] and (old[0], *old[2:]) == (new[0], *new[2:]):
+            how = "summed over" if new[1] == 1 else f"repeated and scaled by {old[1]}/{new[1]} from"
+            note = f"{name} adapted to {new[1]} input channels: {how} the file's {old[1]}"
+            adapted = adapt_stem(np.asarray(tensors[name], np.float32), new[1])
+            return {**tensors, name: adapted}, (note,)
     return dict(tensors), ()
 
 
 def _compare(
-    tensors: Mapping[str, np.ndarray], wanted: Mapping[str, naming.Leaf], *, notes: tuple[str, ...]
+    tensors: Mapping[str, np.ndarray], leaves: Mapping[str, naming.Leaf], notes: tuple[str, ...]
 ) -> LoadReport:
     shared = [
-        (name, leaf.torch_shape, tensors[name].shape)
-        for name, leaf in wanted.items()
+        (name, tensors[name].shape, leaf.torch_shape)
+        for name, leaf in leaves.items()
         if name in tensors
     ]
     return LoadReport(
-        loaded=tuple((name, want) for name, want, found in shared if want == found),
+        loaded=tuple((name, ours) for name, theirs, ours in shared if ours == theirs),
         left_random=tuple(
-            (name, leaf.torch_shape) for name, leaf in wanted.items() if name not in tensors
+            (name, leaf.torch_shape) for name, leaf in leaves.items() if name not in tensors
         ),
         unused=tuple(
-            (name, tensor.shape) for name, tensor in tensors.items() if name not in wanted
+            (name, tensor.shape) for name, tensor in tensors.items() if name not in leaves
         ),
-        mismatched=tuple((name, found, want) for name, want, found in shared if want != found),
+        mismatched=tuple((name, theirs, ours) for name, theirs, ours in shared if ours != theirs),
         notes=notes,
     )
 
 
-def _refuse_surprises(
-    report: LoadReport,
-    wanted: Mapping[str, naming.Leaf],
-    path: str,
-    architecture: str,
-    likely: Sequence[str],
-    stages: int,
-    allow: Sequence[str],
-) -> None:
-    """Raises for what is neither planned nor allowed, and for another architecture whose first stages happen to fit.
-
-    `likely`: what the file says or looks like, where that is known.
-    """
-    surprises = {
-        name: f"{name} {list(found)} should be {list(want)}"
-        for name, found, want in report.mismatched
+def _misfits(
+    report: LoadReport, architecture: Architecture | None, last_layer: str, allow: Sequence[str]
+) -> list[str]:
+    """Return a text for each tensor that neither fits nor is planned or allowed to differ."""
+    texts = {
+        name: f"{name} {list(theirs)} should be {list(ours)}"
+        for name, theirs, ours in report.mismatched
     }
-    surprises |= {name: f"{name} {list(shape)} is missing" for name, shape in report.left_random}
-    surprises |= {
-        name: f"{name} {list(shape)} has no place"
+    texts |= {name: f"{name} {list(shape)} is missing" for name, shape in report.left_random}
+    texts |= {
+        name: f"{name} {list(shape)} is not in the backbone"
         for name, shape in report.unused
-        if not naming.is_planned(name, wanted, stages)
+        if not naming.is_planned(name, architecture, last_layer)
     }
-    texts = [
+    return [
         text
-        for name, text in surprises.items()
-        if not any(fnmatch.fnmatchcase(name, p) for p in allow)
+        for name, text in texts.items()
+        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in allow)
     ]
-    other = () if architecture in likely else tuple(likely)
-    if not texts and (allow or not other):
-        return
-    kept = f" with {stages} stages" if stages else ""
-    problem = f"config.weights.path: {path} does not fit {architecture}{kept}"
-    if texts:
-        problem += (
-            f", in {len(texts)} tensors: {'; '.join(texts[:5])}{'; ...' if len(texts) > 5 else ''}"
+
+
+def _listed(misfits: Sequence[str]) -> str:
+    more = "; ..." if len(misfits) > 5 else ""
+    return f", in {len(misfits)} tensors: {'; '.join(misfits[:5])}{more}" if misfits else ""
+
+
+def _other_architectures(
+    tensors: Mapping[str, np.ndarray],
+    stated: metadata.Metadata,
+    architecture: Architecture | None,
+) -> tuple[str, ...]:
+    """Return the architectures that the file states or looks like, unless ours is one of them."""
+    if architecture is None:
+        return ()
+    if stated.architecture:
+        likely: tuple[str, ...] = (stated.architecture,)
+    else:
+        likely = naming.guess({name: tensor.shape for name, tensor in tensors.items()})
+    return () if architecture.name in likely else likely
+
+
+def _advice(report: LoadReport, architecture: Architecture | None, others: Sequence[str]) -> str:
+    if others:
+        return (
+            f"It looks like {' or '.join(others)}: set config.model.name to that, "
+            "or config.weights.path to another file"
         )
-    raise UserError(f"{problem}\n{_advice(report, other)}")
-
-
-def _advice(report: LoadReport, other: Sequence[str]) -> str:
-    if other:
-        return f"It looks like {' or '.join(other)}: set config.model.name to that, or config.weights.path to another file"
-    held = len(naming.held_stages(name for name, *_ in report.loaded))
-    lacking = [re.match(r"layer(\d+)\.", name) for name, _ in report.left_random]
-    if held and lacking and all(match and int(match[1]) > held for match in lacking):
-        return f"It holds stages 1 to {held} only: set config.model.stages={held}"
+    if architecture and (last := _last_held_layer(report, architecture)):
+        return f"It ends with {last}: set config.model.last_layer={last!r}"
     return "Give the file of this architecture, or name what may differ in config.weights.allow"
 
 
+def _last_held_layer(report: LoadReport, architecture: Architecture) -> str:
+    """Return the file's last layer, if it lacks all later ones and nothing else."""
+    loaded = [name for name, _ in report.loaded]
+    lacking = [name for name, _ in report.left_random]
+    held = [
+        layer
+        for layer in architecture.layers
+        if any(naming.in_layer(name, architecture, layer) for name in loaded)
+    ]
+    later = architecture.layers[len(held) :]
+    is_cut = all(any(naming.in_layer(n, architecture, layer) for layer in later) for n in lacking)
+    return held[-1] if held and lacking and is_cut else ""
+
+
 def _refuse_bad_numbers(values: Mapping[tuple[str, ...], np.ndarray], path: str) -> None:
-    for at, value in values.items():
+    for variable, value in values.items():
+        name = naming.torch_name(variable)
         if not np.isfinite(value).all():
+            raise UserError(f"config.weights.path: {path} has NaN or Inf in {name}; it is damaged")
+        if variable[-1] == "var" and (value < 0).any():
             raise UserError(
-                f"config.weights.path: {path} has NaN or Inf in {naming.torch_name(at)}; it is damaged"
-            )
-        if at[-1] == "var" and (value < 0).any():
-            raise UserError(
-                f"config.weights.path: {path} has a negative variance in {naming.torch_name(at)}; it is damaged"
+                f"config.weights.path: {path} has a negative variance in {name}; it is damaged"
             )

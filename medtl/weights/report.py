@@ -1,9 +1,8 @@
-"""What became of every tensor of a weight file and of every variable of the backbone."""
+"""The fate of every tensor of a weight file and of every variable of the backbone."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from medtl.weights.naming import Shape
 
@@ -17,9 +16,9 @@ class LoadReport:
     Attributes:
       loaded: variables that took the file's values.
       left_random: variables of the backbone that the file lacks.
-      unused: tensors of the file that the backbone has no place for.
+      unused: tensors of the file without a variable in the backbone.
       mismatched: (name, shape in the file, shape in the backbone), not loaded.
-      notes: what was changed or assumed on the way.
+      notes: changes and assumptions.
     """
 
     loaded: tuple[Entry, ...]
@@ -29,7 +28,14 @@ class LoadReport:
     notes: tuple[str, ...] = ()
 
     def summary(self) -> str:
-        """One line for each kind, with the first three names, and one for each note."""
+        """Return one line for each kind, with the first three names, and one for each note.
+
+        >>> print(LoadReport((("conv1.weight", (64, 3, 7, 7)),), (), (), ()).summary())
+        loaded: 1 (conv1.weight [64, 3, 7, 7])
+        left random: 0
+        unused: 0
+        mismatched: 0
+        """
         lines = []
         for kind in ("loaded", "left_random", "unused", "mismatched"):
             entries = getattr(self, kind)
@@ -43,11 +49,3 @@ class LoadReport:
                 + (f" ({', '.join(names)}{more})" if names else "")
             )
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
-
-    def as_dict(self) -> dict[str, Any]:
-        """The same as lists, for JSON."""
-        kinds = ("loaded", "left_random", "unused", "mismatched")
-        entries = {
-            k: [[name, *map(list, shapes)] for name, *shapes in getattr(self, k)] for k in kinds
-        }
-        return {**entries, "notes": list(self.notes)}

@@ -38,7 +38,6 @@ def twelve():
     """The text of a manifest of the twelve images with splits, six of each class."""
     lines = ["image_path,diagnosis,split,patient_id"]
     for i in range(12):
-        lines.append(
-            f"{i:02d}.png,{'ill' if i % 2 else 'well'},{'train' if i < 6 else 'val' if i < 8 else 'test'},p{i}"
-        )
+        split = "train" if i < 6 else "val" if i < 8 else "test"
+        lines.append(f"{i:02d}.png,{'ill' if i % 2 else 'well'},{split},p{i}")
     return "\n".join(lines) + "\n"

@@ -178,7 +178,7 @@ def test_an_image_that_vanishes_in_the_run_is_named(write, twelve, folder):
 
 
 @pytest.mark.parametrize(
-    ("option", "said"),
+    ("option", "message"),
     [
         ({"resize": "squish"}, "config.data.resize is 'squish'; did you mean 'squash'?"),
         ({"cache": "dsk"}, "config.data.cache is 'dsk'; did you mean 'disk'?"),
@@ -186,7 +186,7 @@ def test_an_image_that_vanishes_in_the_run_is_named(write, twelve, folder):
         ({"image_size": 0}, "config.data.image_size is 0"),
     ],
 )
-def test_refuses_options_that_are_none(write, twelve, folder, option, said):
+def test_refuses_options_that_are_none(write, twelve, folder, option, message):
     with pytest.raises(UserError) as error:
         load(write(twelve), folder, **option)
-    assert said in str(error.value)
+    assert message in str(error.value)

@@ -1,5 +1,7 @@
 import dataclasses
 import itertools
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -33,8 +35,13 @@ def test_a_batch(examples):
     np.testing.assert_array_equal(batch["label"], examples.label[index])
     np.testing.assert_array_equal(batch["position"], np.arange(16))
     assert {k: v.dtype for k, v in batch.items()} == {
-        "image": np.uint8, "label": np.int32, "mask": np.float32, "weight": np.float32, "index": np.int32, "position": np.int32,
-    }  # fmt: skip
+        "image": np.uint8,
+        "label": np.int32,
+        "mask": np.float32,
+        "weight": np.float32,
+        "index": np.int32,
+        "position": np.int32,
+    }
     assert batch["mask"].tolist() == batch["weight"].tolist() == [1.0] * 16
 
 
@@ -61,9 +68,9 @@ def test_the_order_is_a_function_of_the_seed_and_the_epoch(examples):
 
 @pytest.mark.parametrize("start", [1, 3, 4, 1000])
 def test_a_resumed_run_sees_the_batches_of_one_that_was_not_stopped(examples, start):
-    whole = itertools.islice(loading.train_batches(examples, "train", 13, seed=0), start, start + 9)
+    full = itertools.islice(loading.train_batches(examples, "train", 13, seed=0), start, start + 9)
     resumed = loading.train_batches(examples, "train", 13, seed=0, start_step=start)
-    assert all(equal(a, b) for a, b in zip(whole, resumed, strict=False))
+    assert all(equal(a, b) for a, b in zip(full, resumed, strict=False))
 
 
 @pytest.mark.parametrize("n", [1, 15, 16, 17, 48])
@@ -77,22 +84,60 @@ def test_evaluation_takes_each_row_once_and_pads_the_last_batch(examples, n):
     np.testing.assert_array_equal(joined["image"][:n], examples.image[chosen])
     np.testing.assert_array_equal(joined["mask"], [1.0] * n + [0.0] * (len(batches) * 16 - n))
     assert (joined["index"][n:] == -1).all()
-    for key in ("image", "label", "weight"):
-        assert not joined[key][n:].any()
+    assert not joined["weight"][n:].any()
+    first = chosen[-1 - (n - 1) % 16]  # of the last batch, which padding repeats
+    assert (joined["image"][n:] == examples.image[first]).all()
+    assert (joined["label"][n:] == examples.label[first]).all()
 
 
 def test_no_row_gives_no_batch(examples):
     assert list(loading.eval_batches(examples, np.arange(0), 16)) == []
 
 
-def test_features_take_the_place_of_images(examples):
+def test_an_encoders_output_takes_the_place_of_its_input(examples):
     features = np.random.default_rng(0).normal(size=(100, 5)).astype(np.float32)
-    batch = next(loading.train_batches(examples, "train", 8, seed=0, features=features))
+    replaced = {"encoded_image": features}
+    batch = next(loading.train_batches(examples, "train", 8, seed=0, replaced=replaced))
     assert "image" not in batch
-    np.testing.assert_array_equal(batch["features"], features[batch["index"]])
-    *_, last = loading.eval_batches(examples, np.arange(10), 8, features=features)
-    assert last["features"].shape == (8, 5)
-    assert not last["features"][2:].any()
+    np.testing.assert_array_equal(batch["encoded_image"], features[batch["index"]])
+    *_, last = loading.eval_batches(examples, np.arange(10), 8, replaced=replaced)
+    np.testing.assert_array_equal(last["encoded_image"], features[[8, 9] + [8] * 6])
+    for wrong in ("features", "image", "encoded_table"):
+        with pytest.raises(ValueError, match="replaces none of the inputs"):
+            loading.columns(examples, {wrong: features})
+
+
+def test_a_batch_holds_every_input_an_array_or_a_source(examples):
+    class Notes:
+        """An input that is read on demand."""
+
+        def __len__(self):
+            return 100
+
+        def __getitem__(self, row):
+            return np.arange(row, row + 3)
+
+    table = np.arange(200, dtype=np.float64).reshape(100, 2)
+    both = dataclasses.replace(examples, inputs={"table": table, "notes": Notes()})
+    *_, last = loading.eval_batches(both, np.array([7, 3, 5, 1, 2]), 3)
+    assert set(last) == {"table", "notes", "label", "weight", "mask", "index", "position"}
+    assert last["table"].tolist() == [[2, 3], [4, 5], [2, 3]]
+    assert last["notes"].tolist() == [[1, 2, 3], [2, 3, 4], [1, 2, 3]]
+    alone = loading.batch_of(loading.columns(both), np.array([1, 2]), 3)
+    assert equal(last, alone)
+    for batch in itertools.islice(loading.train_batches(both, "train", 9, seed=0), 20):
+        np.testing.assert_array_equal(batch["table"][:, 0], 2 * batch["index"])
+        np.testing.assert_array_equal(batch["notes"][:, 0], batch["index"])
+
+
+def test_rows_gathered_on_the_device_are_the_batch_of_the_host(examples):
+    import jax
+
+    columns = loading.columns(examples)
+    made = loading.train_batches(examples, "train", 9, seed=2, start_step=3)
+    for rows in itertools.islice(loading.train_rows(examples, "train", 9, seed=2, start_step=3), 8):
+        gathered = jax.device_get(jax.jit(loading.gather)(columns, rows["index"]))
+        assert equal(gathered | rows, next(made))
 
 
 def test_an_empty_split_is_refused(examples):
@@ -147,19 +192,23 @@ def test_a_damaged_image_stops_the_stream(both, folder):
 
 
 def test_prefetch_gives_the_same_batches_ahead_and_in_order():
-    made = []
+    made, closed = [], []
 
     def source():
-        for i in range(20):
-            made.append(i)
-            yield {"i": np.array(i)}
+        try:
+            for i in range(20):
+                made.append(i)
+                yield {"i": np.array(i)}
+        finally:
+            closed.append(True)
 
-    assert [int(b["i"]) for b in loading.prefetch(source())] == list(range(20))
-    made.clear()
-    ahead = loading.prefetch(source(), size=2)
-    next(ahead)
-    ahead.close()
+    assert [int(b["i"]) for b in loading.Prefetch(source())] == list(range(20))
+    made.clear(), closed.clear()
+    with loading.Prefetch(source(), size=2) as ahead:
+        next(ahead)
     assert len(made) <= 5
+    assert closed == [True]
+    assert list(ahead) == []
     assert not [t for t in threading.enumerate() if t.name == "medtl-prefetch"]
 
 
@@ -168,7 +217,44 @@ def test_prefetch_passes_on_what_the_iterator_raises():
         yield {"i": np.array(0)}
         raise UserError("the disk is gone")
 
-    ahead = loading.prefetch(source())
+    ahead = loading.Prefetch(source())
     next(ahead)
     with pytest.raises(UserError, match="the disk is gone"):
         next(ahead)
+    assert list(ahead) == []
+
+
+def test_a_prefetch_that_nobody_closes_ends_with_its_last_reference():
+    ahead = loading.Prefetch(itertools.count())
+    next(ahead)
+    thread = ahead._thread
+    del ahead
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("rest", "code"),
+    [
+        ("with loading.Prefetch(itertools.count()) as ahead: next(ahead); 1 / 0", 1),
+        ("ahead = loading.Prefetch(itertools.count()); next(ahead); 1 / 0", 1),
+        ("ahead = loading.Prefetch(itertools.count()); next(ahead)", 0),
+        ("ahead = loading.Prefetch(endless()); next(ahead); 1 / 0", 1),
+    ],
+)
+def test_a_program_ends_whether_or_not_its_prefetch_is_closed(rest, code):
+    program = f"""
+import itertools, time
+from medtl.data import loading
+
+def endless():
+    yield 0
+    time.sleep(1000)
+
+{rest}
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=30
+    )
+    assert result.returncode == code, result.stderr
+    assert ("ZeroDivisionError" in result.stderr) == bool(code)

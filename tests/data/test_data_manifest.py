@@ -47,7 +47,8 @@ def test_reads_what_the_manifest_says(write, twelve, folder, pixels):
 
 
 def test_byte_order_mark_crlf_spaces_quotes_and_absolute_paths(write, folder):
-    text = f'\ufeff image_path , diagnosis,split \r\n{folder}/00.png, NA ,train\r\n\r\n"01.png","None, really",Validation\r\n'
+    text = f"\ufeff image_path , diagnosis,split \r\n{folder}/00.png, NA ,train\r\n"
+    text += '\r\n"01.png","None, really",Validation\r\n'
     text += '02.png,"None, really",train\r\n03.png,NA,valid\r\n'
     examples = load(write(text))
     assert examples.classes == ("NA", "None, really")
@@ -64,7 +65,8 @@ def test_classes_that_are_numbers_are_in_the_order_of_numbers(write):
 
 
 def test_several_diagnoses(write):
-    text = "image_path,findings,split\n00.png,a|b,train\n01.png,|,train\n02.png,b,val\n03.png,c | a,train\n"
+    text = "image_path,findings,split\n00.png,a|b,train\n01.png,|,train\n"
+    text += "02.png,b,val\n03.png,c | a,train\n"
     examples = load(write(text, label="findings", multi_label=True))
     assert examples.classes == ("a", "b", "c")
     assert examples.multi_label
@@ -129,7 +131,7 @@ HEAD = "image_path,diagnosis,split\n"
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         (b"", ["manifest.csv is empty", "image_path"]),
         ("\n\n", ["manifest.csv is empty"]),
@@ -225,9 +227,9 @@ HEAD = "image_path,diagnosis,split\n"
         ),
     ],
 )
-def test_refuses(write, text, said):
+def test_refuses(write, text, expected):
     message = refusal(write(text))
-    for words in said:
+    for words in expected:
         assert words in message, message
 
 
@@ -238,7 +240,8 @@ def test_refuses_a_weight_that_is_no_weight(write, weight):
 
 
 def test_refuses_weights_that_are_all_0(write):
-    text = "image_path,diagnosis,split,weight\n00.png,ill,train,0\n01.png,well,train,0\n02.png,ill,val,1\n03.png,well,val,1\n"
+    text = "image_path,diagnosis,split,weight\n00.png,ill,train,0\n01.png,well,train,0\n"
+    text += "02.png,ill,val,1\n03.png,well,val,1\n"
     assert "weights of train are all 0" in refusal(write(text))
 
 
@@ -277,7 +280,8 @@ def test_a_function_of_ones_own(folder):
     (folder / "mine.py").write_text(
         "from medtl.data import phantom\n"
         "def mine(spec, *, image_size, channels, resize, n=60):\n"
-        "    return phantom.examples(n, scanner='a', seed=0, image_size=image_size + (n == 61), channels=channels)\n"
+        "    size = image_size + (n == 61)\n"
+        "    return phantom.examples(n, scanner='a', seed=0, image_size=size, channels=channels)\n"
     )
     assert len(load(dataset(f"{folder}/mine.py:mine"))) == 60
     assert len(load(dataset(f"{folder}/mine.py:mine(n=90)"))) == 90
@@ -288,8 +292,8 @@ def test_a_function_of_ones_own(folder):
     (folder / "grouped.py").write_text(
         "import dataclasses\nfrom medtl.data import phantom\n"
         "def mine(spec, *, image_size, channels, resize, name='site', n=60):\n"
-        "    found = phantom.examples(60, scanner='a', seed=0, image_size=image_size, channels=channels)\n"
-        "    return dataclasses.replace(found, groups={name: found.split[:n]})\n"
+        "    e = phantom.examples(60, scanner='a', seed=0, image_size=image_size)\n"
+        "    return dataclasses.replace(e, groups={name: e.split[:n]})\n"
     )
     assert list(load(dataset(f"{folder}/grouped.py:mine")).groups) == ["site"]
     with pytest.raises(UserError, match="returned 60 ids but 59 of the group 'site'"):
@@ -299,6 +303,56 @@ def test_a_function_of_ones_own(folder):
     ):
         load(dataset(f"{folder}/grouped.py:mine(name='age')"))
     assert "did you mean 'mine'?" in refusal(dataset(f"{folder}/mine.py:min"))
+
+
+@pytest.fixture
+def tabular(folder):
+    """tabular(line): the spec of a function whose examples that line changes."""
+
+    def tabular(line):
+        (folder / "tabular.py").write_text(
+            "import dataclasses\nimport numpy as np\nfrom medtl.data import phantom\n"
+            "def load(spec, *, image_size, channels, resize):\n"
+            "    e = phantom.examples(60, scanner='a', seed=0, image_size=image_size)\n"
+            "    table = np.arange(120, dtype=np.float32).reshape(60, 2)\n"
+            f"    return dataclasses.replace(e, {line})\n"
+        )
+        return dataset(f"{folder}/tabular.py:load")
+
+    return tabular
+
+
+def test_a_function_of_ones_own_gives_any_inputs(tabular):
+    only = load(tabular("inputs={'table': table}"))
+    assert list(only.inputs) == ["table"]
+    assert only.inputs["table"].dtype == np.float32
+    both = load(tabular("inputs={'table': table, 'notes': table.astype(int), **e.inputs}"))
+    assert list(both.inputs) == ["table", "notes", "image"]
+    data.check_domains(both, only)  # which share no images that could be compared
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("inputs={'table': table[:59]}", "returned 60 ids but 59 of the input 'table'"),
+        (
+            "inputs={'table': table.astype(str)}",
+            "the input 'table' of <U32[2]; it must hold numbers",
+        ),
+        ("inputs={'image': table}", r"images of float32[2]; they must be uint8[8, 8, 1]"),
+        ("inputs={}", "returned no inputs"),
+        ("patient=e.patient[1:]", "returned 60 ids but 59 of `patient`"),
+        ("weight=e.weight[1:]", "returned 60 ids but 59 of `weight`"),
+        *(
+            (f"inputs={{{name!r}: table}}", f"returned an input {name!r}; a name is an identifier")
+            for name in ("label", "key", "position", "encoded_image", "two words", "1st", "")
+        ),
+    ],
+)
+def test_inputs_of_ones_own_that_are_refused(tabular, line, message):
+    with pytest.raises(UserError) as error:
+        load(tabular(line))
+    assert message in str(error.value)
 
 
 def test_leakage_between_the_domains(write, twelve):
@@ -324,11 +378,12 @@ def test_leakage_between_the_domains(write, twelve):
 def test_a_bad_manifest_is_refused_without_jax(write):
     spec = write("image_path,diagnose\n00.png,ill\n")
     program = (
-        "import sys\nfrom medtl import base, config, data\n"
-        f"try:\n    data.check(config.dataset('manifest', path={spec.path!r}), key='config.data.target')\n"
-        "except base.UserError:\n    pass\nelse:\n    sys.exit('it was not refused')\n"
-        "slow = {'jax', 'grain', 'tensorflow', 'tensorflow_datasets', 'sklearn', 'pandas'} & set(sys.modules)\n"
-        "sys.exit(str(slow) if slow else 0)\n"
+        "import sys\nfrom medtl import config, data, errors\n"
+        f"spec = config.dataset('manifest', path={spec.path!r})\n"
+        "try:\n    data.check(spec, key='config.data.target')\n"
+        "except errors.UserError:\n    pass\nelse:\n    sys.exit('it was not refused')\n"
+        "slow = {'jax', 'grain', 'tensorflow', 'tensorflow_datasets', 'sklearn', 'pandas'}\n"
+        "sys.exit(str(slow & set(sys.modules)) if slow & set(sys.modules) else 0)\n"
     )
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False

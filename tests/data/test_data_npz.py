@@ -27,9 +27,15 @@ def load(tmp_path):
         spec = dataset("npz", path=str(path), **fields)
         data.check(spec, key=KEY, require_label=require_label)
         return data.load(
-            spec, image_size=image_size, channels=channels, resize="squash", cache="auto", cache_dir="", key=KEY,
+            spec,
+            image_size=image_size,
+            channels=channels,
+            resize="squash",
+            cache="auto",
+            cache_dir="",
+            key=KEY,
             require_label=require_label,
-        )  # fmt: skip
+        )
 
     return load
 
@@ -101,7 +107,7 @@ def test_a_file_without_labels_can_be_scored(load):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (
             {"train_images": np.zeros((6, 8, 8), np.float32)},
@@ -120,8 +126,8 @@ def test_a_file_without_labels_can_be_scored(load):
         ({"val_images": np.zeros((4, 9, 9), np.uint8)}, "the splits differ in the shape"),
     ],
 )
-def test_refuses(load, change, said):
-    with pytest.raises(UserError, match=said):
+def test_refuses(load, change, message):
+    with pytest.raises(UserError, match=message):
         load(arrays() | change)
 
 

@@ -20,7 +20,7 @@ def test_a_function_of_the_seed_and_the_scanner():
 
 
 def test_labelled_as_what_it_is():
-    spec = dataset("phantom", size=90, scanner="b", split_seed=4)
+    spec = dataset("phantom(size=90, scanner='b', seed=4)", split=(0.7, 0.15, 0.15))
     working = {
         "image_size": 12,
         "channels": 3,
@@ -59,7 +59,7 @@ def test_the_same_kind_of_image_at_every_size(size):
 
 
 def test_lesions_are_bright_and_the_scanners_differ():
-    """In the mean over many bodies an ill lobe is brighter than a healthy one, by either scanner."""
+    """On average an ill lobe is brighter than a healthy one, with either scanner."""
     means = {}
     for scanner in "ab":
         table = phantom.draw(1500, scanner=scanner, seed=0, image_size=32)
@@ -77,16 +77,66 @@ def test_it_is_drawn_quickly():
     assert time.perf_counter() - start < 10
 
 
+def load(kind, **fields):
+    working = {"image_size": 4, "channels": 1, "resize": "squash", "cache": "auto", "cache_dir": ""}
+    return data.load(dataset(kind, **{"split": ()} | fields), key=KEY, **working)
+
+
+def test_its_options_split_it_and_the_spec_may_split_it_otherwise():
+    own = load("phantom(200, 'b', split=(0.1, 0.1, 0.8), seed=3)")
+    same = load("phantom(size=200, scanner='b', seed=3)", split=(0.1, 0.1, 0.8))
+    assert own.fingerprint == same.fingerprint
+    drawn = phantom.examples(200, scanner="b", seed=3, image_size=4, split=(0.1, 0.1, 0.8))
+    assert own.split_hash == drawn.split_hash
+    assert len(own.indices("test")) == pytest.approx(160, abs=4)
+    assert len(load("phantom(size=200)").indices("train")) == pytest.approx(160, abs=4)
+    other = load("phantom(200, 'b', split=(0.1, 0.1, 0.8), seed=3)", split_seed=1)
+    np.testing.assert_array_equal(other.image, own.image)
+    assert (other.split != own.split).any()
+
+
+def test_the_fractions_and_the_seed_of_a_split_are_known_without_the_data():
+    def split_of(kind, **fields):
+        spec = dataset(kind, **{"split": ()} | fields)
+        return data.fractions(spec), data.split_seed(spec)
+
+    assert split_of("manifest", split_seed=5) == ((0.7, 0.15, 0.15), 5)
+    assert split_of("manifest", split=(0.5, 0.25, 0.25)) == ((0.5, 0.25, 0.25), 0)
+    assert split_of("phantom") == ((0.8, 0.1, 0.1), 0)
+    assert split_of("phantom(split=(0.1, 0.1, 0.8), seed=1)") == ((0.1, 0.1, 0.8), 1)
+    with pytest.raises(UserError, match="did you mean 'phantom'"):
+        split_of("fantom")
+
+
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("kind", "message"),
     [
-        ({"size": 0}, "config.data.source.size is 0"),
-        ({"size": -5}, "config.data.source.size is -5; it must be 0 or more"),
-        ({"size": 9, "scanner": "c"}, "config.data.source.scanner is 'c'; it can be a, b"),
-        ({"size": 9, "split_seed": -1}, "config.data.source.split_seed is -1"),
+        ("phantom(size=0)", "size is 0; it must be a whole number, 1 or more"),
+        ("phantom(size='9')", "size is '9'; it must be a whole number"),
+        ("phantom(scanner='c')", "scanner is 'c'; it can be a, b"),
+        ("phantom(seed=-1)", "seed is -1; it must be a whole number, 0 or more"),
+        ("phantom(siz=9)", "phantom has no option 'siz'; did you mean 'size'?"),
+        ("phantom(9, 'a', (1, 0, 0), 0, 0)", "takes from 0 to 4 positional arguments"),
+        ("fantom(size=9)", "did you mean 'phantom'?"),
+        ("manifest(size=9)", "manifest has no option 'size'"),
     ],
 )
-def test_refuses(fields, said):
+def test_refuses_a_kind_that_cannot_be(kind, message):
     with pytest.raises(UserError) as error:
-        data.check(dataset("phantom", **fields), key=KEY)
-    assert said in str(error.value)
+        data.check(dataset(kind), key=KEY)
+    assert str(error.value).startswith("config.data.source.kind")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"split_seed": -1}, "config.data.source.split_seed is -1; it must be 0 or more"),
+        ({"train_size": -1}, "config.data.source.train_size is -1"),
+        ({"split": (0.5, 0.1)}, "config.data.source.split is (0.5, 0.1)"),
+    ],
+)
+def test_refuses_fields_that_cannot_be(fields, message):
+    with pytest.raises(UserError) as error:
+        data.check(dataset("phantom(size=9)", **fields), key=KEY)
+    assert message in str(error.value)

@@ -5,6 +5,7 @@ import pytest
 
 from medtl import data
 from medtl.config import dataset
+from medtl.errors import UserError
 
 WORKING = {
     "channels": 1,
@@ -54,7 +55,7 @@ def test_breastmnist(shared):
 
 @pytest.mark.parametrize("name", ["cleveland", "hungarian"])
 def test_a_table_without_images_is_refused(shared, name):
-    with pytest.raises(data.base.UserError, match="has no column 'image_path'"):
+    with pytest.raises(UserError, match="has no column 'image_path'"):
         data.check(
             dataset("manifest", path=str(shared / f"data/uci_heart/{name}.csv")),
             key="config.data.target",

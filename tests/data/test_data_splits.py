@@ -67,13 +67,13 @@ def test_train_size_takes_from_train_only_and_nests():
             300, scanner="a", seed=0, image_size=4, split=(0.6, 0.2, 0.2), train_size=size
         )
 
-    whole, fifty, twenty_five = draw(0), draw(50), draw(25)
+    full, fifty, twenty_five = draw(0), draw(50), draw(25)
     ids = lambda e, s: set(e.id[e.indices(s)])  # noqa: E731
     assert len(ids(fifty, "train")) == 50
-    assert ids(twenty_five, "train") < ids(fifty, "train") < ids(whole, "train")
-    assert ids(twenty_five, "val") == ids(whole, "val")
-    assert ids(twenty_five, "test") == ids(whole, "test")
-    assert len({whole.split_hash, fifty.split_hash, twenty_five.split_hash}) == 3
+    assert ids(twenty_five, "train") < ids(fifty, "train") < ids(full, "train")
+    assert ids(twenty_five, "val") == ids(full, "val")
+    assert ids(twenty_five, "test") == ids(full, "test")
+    assert len({full.split_hash, fifty.split_hash, twenty_five.split_hash}) == 3
     with pytest.raises(UserError, match=r"phantom.train_size is 999; train has 1\d\d examples"):
         draw(999)
 

@@ -33,7 +33,7 @@ def png(array):
 
 
 def prepare(folder, *, counts=COUNTS, patients=True):
-    """Writes a TFDS data set `tiny` of 8x8 PNGs with ArrayRecord's own writer, and returns its pixels by split."""
+    """Write a TFDS data set `tiny` of 8x8 PNGs with ArrayRecord; return its pixels by split."""
     from array_record.python import array_record_module
     from tensorflow_datasets.core import example_serializer
 
@@ -85,12 +85,10 @@ def test_by_folder_and_by_name(tmp_path, monkeypatch):
     by_name = dataset("tfds", path=str(tmp_path), name="tiny:1.0.0")
     newest = dataset("tfds", path=str(tmp_path), name="tiny")
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    found = [
-        data.load(spec, **WORKING)
-        for spec in (by_folder, by_name, newest, dataset("tfds", name="tiny"))
-    ]
-    assert len({e.fingerprint for e in found}) == 1
-    examples = found[0]
+    specs = (by_folder, by_name, newest, dataset("tfds", name="tiny"))
+    loaded = [data.load(spec, **WORKING) for spec in specs]
+    assert len({e.fingerprint for e in loaded}) == 1
+    examples = loaded[0]
     assert examples.classes == ("well", "ill")
     assert examples.label.tolist() == [0, 1] * 6
     assert examples.split.tolist() == ["train"] * 6 + ["val"] * 4 + ["test"] * 2
@@ -143,7 +141,8 @@ def test_tensorflow_is_never_imported(tmp_path):
     program = (
         "import importlib.machinery, sys\n"
         "find = importlib.machinery.PathFinder.find_spec\n"
-        "hidden = lambda name, *a, **k: None if name.split('.')[0] == 'tensorflow' else find(name, *a, **k)\n"
+        "def hidden(name, *a, **k):\n"
+        "    return None if name.split('.')[0] == 'tensorflow' else find(name, *a, **k)\n"
         "importlib.machinery.PathFinder.find_spec = hidden\n"
         "from medtl import config, data\n"
         f"spec = config.dataset('tfds', path={str(tmp_path / '1.0.0')!r})\n"
@@ -169,20 +168,20 @@ def test_a_missing_shard_is_an_error_of_one_line(tmp_path):
 
 
 def test_refuses_what_is_not_prepared(tmp_path):
-    def said(**fields):
+    def message_of(**fields):
         with pytest.raises(UserError) as error:
             data.check(dataset("tfds", **fields), key=KEY)
         return str(error.value)
 
-    assert "needs name" in said()
+    assert "needs name" in message_of()
     how = "prepare it with `tfds build breast_mnist --file_format=array_record`"
-    message = said(path=str(tmp_path), name="breast_mnist:1.0.0")
+    message = message_of(path=str(tmp_path), name="breast_mnist:1.0.0")
     assert "'breast_mnist:1.0.0' is not prepared in" in message
     assert how in message
-    assert "has no readable dataset_info.json" in said(path=str(tmp_path))
+    assert "has no readable dataset_info.json" in message_of(path=str(tmp_path))
     prepare(tmp_path / "tiny" / "1.0.0")
     info = tmp_path / "tiny" / "1.0.0" / "dataset_info.json"
     info.write_text(json.dumps(json.loads(info.read_text()) | {"fileFormat": "tfrecord"}))
-    assert "is in the format tfrecord, which is not read; prepare it with" in said(
+    assert "is in the format tfrecord, which is not read; prepare it with" in message_of(
         path=str(info.parent)
     )

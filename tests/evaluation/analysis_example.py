@@ -1,6 +1,6 @@
-"""Analyses and run records in the form that `analysis.analyse` makes them, of made-up predictions, for tests of the report.
+"""Analyses and run records as `analysis.analyse` makes them, for tests of the report.
 
-The figures are of the size that real ones have, and hang together only loosely: intervals come from a rule of thumb.
+The numbers are made up: of a realistic size, with intervals from a rule of thumb.
 """
 
 import base64
@@ -10,12 +10,13 @@ import math
 import numpy as np
 from PIL import Image
 
-from medtl.evaluation import scores
+from medtl.evaluation import metrics
+from medtl.evaluation.arm_results import CALIBRATED
 
 ARMS = ("transfer", "pooled", "target_only", "scratch")
 SHIFT = {"transfer": 1.9, "pooled": 1.35, "target_only": 1.6, "scratch": 0.7}
 METRICS = [
-    name for name in scores.NAMES if name != "kappa_quadratic"
+    name for name in metrics.ALL_NAMES if name != "kappa_quadratic"
 ]  # of classes that are no grades
 NAN = float("nan")
 
@@ -59,19 +60,26 @@ def two_class():
             "folds": 5,
             "repeats": 3,
             "seeds": [0],
-            "cells": 15,
+            "models": 15,
             "resamples": 2000,
             "level": 0.95,
             "unit": "patients",
-            "words": "5-fold cross-validation grouped by patient and stratified by class, repeated 3 times; one seed.",
+            "words": (
+                "5-fold cross-validation grouped by patient and stratified by class, "
+                "repeated 3 times; one seed."
+            ),
         },
         "settings": {"metric": "auroc", "sensitivity": 0.9, "specificity": 0.9, "prevalence": 0.1},
         "metric": "auroc",
         "verdict": {
             "kind": "helps",
-            "headline": f"Transfer helps: AUROC rises from {area['target_only']:.3f} to {area['transfer']:.3f} on the target.",
+            "headline": (
+                f"Transfer helps: AUROC rises from {area['target_only']:.3f} to "
+                f"{area['transfer']:.3f} on the target."
+            ),
             "sentences": [
-                f"Pooling with the source hurts: AUROC falls to {area['pooled']:.3f} (negative transfer)."
+                f"Pooling with the source hurts: AUROC falls to {area['pooled']:.3f} "
+                f"(negative transfer)."
             ],
         },
         "arms": arms,
@@ -106,7 +114,7 @@ def multi_class(classes=("no", "mild", "moderate", "severe", "proliferative")):
         "kind": "split",
         "folds": 1,
         "repeats": 1,
-        "cells": 1,
+        "models": 1,
         "words": "One test split, one seed.",
     }
     analysis["arms"] = {arm: analysis["arms"][arm] for arm in ("transfer", "target_only")}
@@ -157,7 +165,7 @@ def minimal():
         "design": {
             "kind": "split",
             "seeds": [0],
-            "cells": 1,
+            "models": 1,
             "resamples": 2000,
             "level": 0.95,
             "unit": "examples",
@@ -175,68 +183,6 @@ def minimal():
         "learning_curve": None,
         "errors": [],
         "notes": [],
-    }
-
-
-def record():
-    """What a run knows of itself."""
-    rng = np.random.default_rng(2)
-    training = []
-    for arm in ARMS:
-        for stage in ("source", "target") if arm == "transfer" else ("target",):
-            steps = list(range(10, 2010, 10))
-            parts = {f"{stage}/main": _falling(rng, 0.7, 0.25)}
-            if arm == "pooled":
-                parts |= {"source/main": _falling(rng, 0.7, 0.1), "lambda": [1.0] * 200}
-            val = {
-                "steps": steps[19::20],
-                "auroc": (0.5 + 0.2 * SHIFT[arm] * (1 - np.exp(-np.arange(1, 11) / 3))).tolist(),
-            }
-            training.append(
-                {"arm": arm, "seed": 0, "stage": stage, "steps": steps, "parts": parts, "val": val}
-            )
-    counts = {
-        "train": {"other": 120, "covid": 110},
-        "val": {"other": 40, "covid": 35},
-        "test": {"other": 289, "covid": 254},
-    }
-    card = {
-        "classes": ["other", "covid"],
-        "patients": 216,
-        "fingerprint": "9f2c" * 16,
-        "splits": counts,
-    }
-    return {
-        "name": "covid_ct",
-        "command": "medtl --config=configs/covid_ct.py --config.evaluation.folds=5 --config.evaluation.repeats=3 --workdir=runs/covid_ct",
-        "config": {
-            "name": "covid_ct",
-            "seeds": [0],
-            "evaluation": {"folds": 5, "repeats": 3},
-            "weights": {"path": "resnet50.pth"},
-        },
-        "versions": {
-            "python": "3.13.1",
-            "jax": "0.12.0",
-            "device": "2 x cpu (cpu)",
-            "machine": "x86_64, 2 cores",
-        },
-        "weights": {
-            "path": "weights/resnet50.pth",
-            "sha256": "11ad3fa6" * 8,
-            "summary": "161 of 161 arrays loaded",
-        },
-        "seconds": 421.7,
-        "data": {
-            "source": {"name": "sao_paulo", "synthetic": False, "allowed": [], **card},
-            "target": {
-                "name": "covid_ct",
-                "synthetic": False,
-                "allowed": ["weights: head/*"],
-                **card,
-            },
-        },
-        "training": training,
     }
 
 
@@ -262,10 +208,7 @@ def _arm(rng, label, score, classes, i):
         "loss": 0.38 + 0.05 * i,
         "ece": 0.03 + 0.01 * i,
     }
-    before = {
-        name: values[name]
-        for name in ("loss", "brier", "ece", "calibration_slope", "calibration_intercept")
-    }
+    before = {name: values[name] for name in CALIBRATED}
     better = before | {"ece": 0.02, "calibration_slope": 1.01, "calibration_intercept": 0.004}
     coverage = {"coverage": 0.905, "low": 0.872, "high": 0.931, "n": 543, "size": 1.21 + 0.1 * i}
     by_class = {
@@ -278,7 +221,7 @@ def _arm(rng, label, score, classes, i):
     groups["Lyon"]["small"] = "Lyon has 52 examples of 9 patients: too few to tell"
     return {
         "metrics": {
-            name: estimate(v, 0.02 if name in scores.LOWER_IS_BETTER else 0.03, std=spread)
+            name: estimate(v, 0.02 if name in metrics.LOWER_IS_BETTER else 0.03, std=spread)
             for name, v in values.items()
         },
         "threshold": {
@@ -292,7 +235,7 @@ def _arm(rng, label, score, classes, i):
         "calibration": {
             "before": before,
             "temperature": better | {"parameters": {"temperature": 1.43}},
-            "vector": {"undefined": "in 2 of 15 cells val has fewer than 20 examples"},
+            "vector": {"undefined": "in 2 of 15 splits val has fewer than 20 examples"},
             "isotonic": better | {"loss": NAN, "undefined": "fold 2: an example has probability 0"},
         },
         "conformal": {
@@ -378,7 +321,7 @@ def _comparison(arms, arm, half, p, p_holm, verdict, needed):
     words = {
         "helps": "is better than",
         "hurts": "is worse than",
-        "cannot_tell": "cannot be told from",
+        "cannot_tell": "cannot be distinguished from",
     }[verdict]
     return {
         "arm": arm,
@@ -456,8 +399,3 @@ def png(pixels):
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="png")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def _falling(rng, start, end):
-    x = np.linspace(0, 5, 200)
-    return (end + (start - end) * np.exp(-x) + rng.normal(size=200) * 0.02).tolist()

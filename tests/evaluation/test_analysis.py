@@ -1,4 +1,5 @@
-"""From predictions to the analysis: which val chooses for which test, who is compared with whom, and that the order of rows says nothing."""
+"""From predictions to the analysis: which val chooses for which test, who is compared with whom,
+and that the order of rows says nothing."""
 
 import dataclasses
 import math
@@ -9,7 +10,7 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from medtl.errors import UserError
-from medtl.evaluation import analysis, details, scores, to_json
+from medtl.evaluation import analysis, arm_results, metrics, mistakes, to_json
 from medtl.evaluation.predictions import Predictions
 
 CLASSES = ("ill", "well")
@@ -122,7 +123,7 @@ def test_the_threshold_is_chosen_on_the_val_of_the_same_model_and_fixed():
     val, test = (
         next(p for p in frames if (p.arm, p.split) == ("good", s)) for s in ("val", "test")
     )
-    threshold = scores.operating_threshold(val.label == 0, val.probability[:, 0], rule="youden")
+    threshold = metrics.operating_threshold(val.label == 0, val.probability[:, 0], rule="youden")
     found = analysis.analyse(frames, CLASSES, SETTINGS)["arms"]["good"]
     assert found["threshold"]["value"] == threshold and found["threshold"]["chosen_on"] == "val"
     called = test.probability[:, 0] >= threshold
@@ -159,13 +160,13 @@ def test_over_folds_the_verdict_follows_nadeau_and_bengio():
     found = analysis.analyse(crossed(), CLASSES, SETTINGS, sources=["good"])
     (comparison,) = found["comparisons"]
     assert comparison["method"] == "corrected resampled t"
-    by_cell = {}
+    by_split = {}
     for p in crossed():
         if p.split == "test":
-            by_cell.setdefault((p.repeat, p.fold), {})[p.arm] = roc_auc_score(
+            by_split.setdefault((p.repeat, p.fold), {})[p.arm] = roc_auc_score(
                 p.label == 0, p.probability[:, 0]
             )
-    d = np.array([cell["good"] - cell["target_only"] for cell in by_cell.values()])
+    d = np.array([cell["good"] - cell["target_only"] for cell in by_split.values()])
     se = math.sqrt((1 / len(d) + 30 / 45) * d.var(ddof=1))
     half = stats.t.ppf(0.975, len(d) - 1) * se
     assert comparison["difference"]["value"] == pytest.approx(d.mean(), abs=1e-12)
@@ -200,11 +201,11 @@ def test_the_largest_size_is_the_whole_and_the_others_are_points_of_the_curve():
         for split in ("val", "test")
     ]
     found = analysis.analyse(frames, CLASSES, SETTINGS)
-    assert found["design"]["cells"] == 1
+    assert found["design"]["models"] == 1
     curve = found["learning_curve"]
     assert curve["sizes"] == [10, 100]
     assert curve["arms"]["good"][-1]["value"] == found["arms"]["good"]["metrics"]["auroc"]["value"]
-    assert [p.size for p in details.whole(frames)] == [100] * 4
+    assert [p.size for p in arm_results.of_all_labels(frames)] == [100] * 4
 
 
 def test_every_group_and_every_mistake_is_counted_once_whatever_the_number_of_repeats():
@@ -219,7 +220,7 @@ def test_mistakes_are_ranked_by_their_confidence_and_unknown_labels_are_none():
     p = said("good", "test", skill=0.0, rng=np.random.default_rng(4))
     label = p.label.copy()
     label[::4] = -1
-    found = details.confident_mistakes(dataclasses.replace(p, label=label), CLASSES, most=7)
+    found = mistakes.confident(dataclasses.replace(p, label=label), CLASSES, most=7)
     wrong = [
         (max(row), name, CLASSES[own], CLASSES[1 - own], patient)
         for row, name, own, patient in zip(

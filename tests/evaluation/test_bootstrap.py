@@ -1,4 +1,5 @@
-"""What a bootstrap must do: resample patients, keep arms paired, hold the truth as often as it says, and say when it cannot."""
+"""What a bootstrap must do: resample patients, keep arms paired, hold the truth as often as it
+says, and say when it cannot."""
 
 import dataclasses
 import math
@@ -12,14 +13,16 @@ from scipy.special import expit
 
 from medtl.errors import UserError
 from medtl.evaluation import bootstrap
-from medtl.evaluation.bootstrap import Cell, Options, Resampled, interval, resample
-from medtl.evaluation.scores import Scorer
+from medtl.evaluation.bootstrap import Resampled, resample
+from medtl.evaluation.intervals import interval
+from medtl.evaluation.metrics import ALL_NAMES, EvaluationSet, Options, Scorer
 
 CLASSES = ("no", "yes")
 
 
 def sample(rng, patients, per=1, *, shared=0.0, distance=1.5):
-    """Cells of two models on one data set, whose scores share half their noise, and `shared` of it with the patient's others."""
+    """Cells of two models on one data set, whose scores share half their noise, and `shared` of it
+    with the patient's others."""
     label = np.repeat((rng.random(patients) < 0.4).astype(np.int64), per)
 
     def noise():
@@ -33,7 +36,7 @@ def sample(rng, patients, per=1, *, shared=0.0, distance=1.5):
     )
     patient = np.repeat(np.arange(patients), per)
     return {
-        name: [Cell(label, np.stack([1 - p, p], axis=1), patient)]
+        name: [EvaluationSet(label, np.stack([1 - p, p], axis=1), patient)]
         for name, p in zip("ab", scores, strict=True)
     }
 
@@ -58,14 +61,15 @@ def test_draws_are_the_metrics_of_the_patients_drawn():
     for r in range(20):
         drawn = np.random.default_rng([5, r]).integers(0, 40, 40)
         rows = np.concatenate([np.flatnonzero(cell.patient == p) for p in drawn])
-        again = Cell(cell.label[rows], cell.probability[rows], np.arange(len(rows)))
+        again = EvaluationSet(cell.label[rows], cell.probability[rows], np.arange(len(rows)))
         values = Scorer(again, classes=CLASSES, options=Options())(np.ones((1, len(rows))))[0]
         same = [i for i, name in enumerate(found.names) if name != "ece"]
         np.testing.assert_allclose(found.draws["a"][r, same], values[same], rtol=1e-9)
 
 
 def test_the_bootstrap_of_a_mean_has_its_known_spread():
-    # Exactly: the variance of a bootstrapped share is p (1 - p) / n, and of the Brier score that of its terms, over n.
+    # Exactly: the variance of a bootstrapped share is p (1 - p) / n, and of the Brier score that of
+    # its terms, over n.
     rng = np.random.default_rng(1)
     arms = sample(rng, 300)
     found = made(arms, resamples=4000)
@@ -78,7 +82,7 @@ def test_the_bootstrap_of_a_mean_has_its_known_spread():
     )
 
 
-def test_cells_are_averaged_not_pooled():
+def test_splits_are_averaged_not_pooled():
     rng = np.random.default_rng(2)
     one, other = sample(rng, 60)["a"][0], sample(rng, 60)["a"][0]
     # The second fold's model gives all scores lower: within each fold the AUROC is as good.
@@ -87,10 +91,10 @@ def test_cells_are_averaged_not_pooled():
         probability=np.stack([1 - other.probability[:, 1] / 9, other.probability[:, 1] / 9], 1),
     )
     lower = dataclasses.replace(lower, patient=lower.patient + 60)
-    found, m = made({"a": [one, lower]}), bootstrap.NAMES.index("auroc")
+    found, m = made({"a": [one, lower]}), ALL_NAMES.index("auroc")
     alone = [made({"a": [cell]}).value["a"][m] for cell in (one, lower)]
     assert found.value["a"][m] == pytest.approx(np.mean(alone), abs=1e-12)
-    assert found.by_cell["a"][:, m] == pytest.approx(alone, abs=1e-12)
+    assert found.by_split["a"][:, m] == pytest.approx(alone, abs=1e-12)
     assert found.patients == 120 and found.draws["a"].shape == (400, len(found.names))
 
 
@@ -151,16 +155,18 @@ def test_memory_does_not_grow_with_the_resamples():
 import resource, sys
 import numpy as np
 import scipy.sparse, scipy.stats, scipy.special
-from medtl.evaluation.bootstrap import Cell, Options, resample
+from medtl.evaluation.bootstrap import resample
+from medtl.evaluation.metrics import EvaluationSet, Options
 rng = np.random.default_rng(0)
 label = rng.integers(0, 2, 200_000)
 p = 1 / (1 + np.exp(-rng.normal(size=200_000) - label))
-cell = Cell(label, np.stack([1 - p, p], 1), np.arange(200_000))
+cell = EvaluationSet(label, np.stack([1 - p, p], 1), np.arange(200_000))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 found = resample({"a": [cell]}, classes=("no", "yes"), options=Options(resamples=12))
 low, high = found.interval("a")
 assert np.all(low < found.value["a"]) and np.all(found.value["a"] < high)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / (1 if sys.platform == "darwin" else 1024))
+grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(grown / (1 if sys.platform == "darwin" else 1024))
 """
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
@@ -168,10 +174,10 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / (1 if sys.
     assert float(done.stdout) < 250  # MiB
 
 
-def test_undefined_cells_and_draws_are_said():
+def test_undefined_splits_and_draws_are_reported():
     label, score = np.array([0] * 38 + [1, 1]), np.linspace(0.1, 0.9, 40)
     p = np.stack([1 - score, score], axis=1)
-    found = made({"a": [Cell(label, p, np.arange(40))]})
+    found = made({"a": [EvaluationSet(label, p, np.arange(40))]})
     m = found.names.index("auroc")
     low, high = found.interval("a")
     share = np.mean(np.isnan(found.draws["a"][:, m]))
@@ -180,10 +186,13 @@ def test_undefined_cells_and_draws_are_said():
     assert "no interval" in found.notes["a"]["auroc"] and "auroc" not in found.undefined["a"]
     assert np.isfinite(low[0]) and "accuracy" not in found.notes["a"]
 
-    half = [Cell(label[:20], p[:20], np.arange(20)), Cell(label[20:], p[20:], np.arange(20, 40))]
+    half = [
+        EvaluationSet(label[:20], p[:20], np.arange(20)),
+        EvaluationSet(label[20:], p[20:], np.arange(20, 40)),
+    ]
     found = made({"a": half})
-    assert found.value["a"][m] == found.by_cell["a"][1, m] == 1 and math.isnan(
-        found.by_cell["a"][0, m]
+    assert found.value["a"][m] == found.by_split["a"][1, m] == 1 and math.isnan(
+        found.by_split["a"][0, m]
     )
     assert "1 of 2 evaluation sets: no example has the label 'yes'" in found.notes["a"]["auroc"]
 
@@ -199,7 +208,10 @@ def test_always_right_is_not_certain():
     label = np.repeat([0, 1], [30, 10])
     right = np.stack([1 - label, label], axis=1) * 0.8 + 0.1
     found = made(
-        {"a": [Cell(label, right, np.arange(40))], "b": [Cell(label, right, np.arange(40))]}
+        {
+            "a": [EvaluationSet(label, right, np.arange(40))],
+            "b": [EvaluationSet(label, right, np.arange(40))],
+        }
     )
     low, high = (dict(zip(found.names, side, strict=True)) for side in found.interval("a"))
     for name, n in (("accuracy", 40), ("sensitivity", 10), ("specificity", 30), ("auroc", 10)):
@@ -222,7 +234,8 @@ def test_a_share_has_wilsons_interval():
     label = np.repeat([0, 1], [700, 300])
     score = np.where(np.random.default_rng(0).random(1000) < 0.93, label, 1 - label) * 0.8 + 0.1
     found = made(
-        {"a": [Cell(label, np.stack([1 - score, score], axis=1), np.arange(1000))]}, resamples=4000
+        {"a": [EvaluationSet(label, np.stack([1 - score, score], axis=1), np.arange(1000))]},
+        resamples=4000,
     )
     low, high = (side[0] for side in found.interval("a"))
     wanted = proportion_confint(round(found.value["a"][0] * 1000), 1000, method="wilson")
@@ -252,9 +265,9 @@ def test_intervals_of_any_shape_and_level():
 
 
 @pytest.mark.parametrize("arms", [{}, {"a": []}, {"a": ["cell"], "b": []}])
-def test_arms_without_their_cells_are_refused(arms):
+def test_arms_without_their_sets_are_refused(arms):
     cell = sample(np.random.default_rng(0), 10)["a"][0]
-    with pytest.raises(UserError, match="same number of cells"):
+    with pytest.raises(UserError, match="same number of evaluation sets"):
         made({arm: [cell] * len(cells) for arm, cells in arms.items()})
 
 
@@ -262,7 +275,8 @@ CHECKED = ("accuracy", "auroc", "f1_macro", "brier", "loss", "sensitivity")
 
 
 def coverage(patients, per, *, replicates, shared=0.0, rows=False, seed=1):
-    """name -> share of intervals that hold the value in 400,000 examples; also of "difference", the paired one in AUROC."""
+    """name -> share of intervals that hold the value in 400,000 examples; also of "difference", the
+    paired one in AUROC."""
 
     def wanted(name: str) -> np.ndarray:
         cell = many[name][0]
@@ -289,7 +303,8 @@ def coverage(patients, per, *, replicates, shared=0.0, rows=False, seed=1):
 
 
 def far_below(replicates: int) -> float:
-    """Three standard errors under 95 %; benchmarks/interval_coverage.py has more data sets, and says how far from it they are."""
+    """Three standard errors under 95 %; benchmarks/interval_coverage.py has more data sets, and
+    says how far from it they are."""
     return 0.95 - 3 * math.sqrt(0.95 * 0.05 / replicates)
 
 

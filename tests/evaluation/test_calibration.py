@@ -1,4 +1,5 @@
-"""Calibration maps against statsmodels, scikit-learn and scipy, the truth of simulated data, and what they must not change."""
+"""Calibration maps against statsmodels, scikit-learn and scipy, the truth of simulated data, and
+what they must not change."""
 
 import json
 
@@ -22,7 +23,8 @@ def softmax(z):
 
 
 def simulated(n, k, *, weight=1.0, bias=0.0, seed=0):
-    """A model's probabilities, and labels drawn from softmax(weight * z + bias) of its centred logits z."""
+    """A model's probabilities, and labels drawn from softmax(weight * z + bias) of its centred
+    logits z."""
     rng = np.random.default_rng(seed)
     z = rng.normal(0, 2, (n, k))
     z -= z.mean(axis=1, keepdims=True)
@@ -151,7 +153,8 @@ def test_isotonic_agrees_with_scikit_learn_between_the_bounds():
     zeros, ones = np.sum(label == 0), np.sum(label == 1)
     inside = (q[:, 1] > 1 / (zeros + 2) + 1e-9) & (q[:, 1] < (ones + 1) / (ones + 2) - 1e-9)
     assert inside.sum() > 100
-    # a block that touches the bound only at one corner differs along the line from there: compare at the examples
+    # a block that touches the bound only at one corner differs along the line from there: compare
+    # at the examples
     at = fit("isotonic", label, p)(p)[:, 1]
     expected = np.clip(
         IsotonicRegression().fit_transform(p[:, 1], label), 1 / (zeros + 2), (ones + 1) / (ones + 2)

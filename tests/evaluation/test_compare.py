@@ -1,4 +1,5 @@
-"""Tests between arms against textbook implementations, published numbers and simulation; the verdicts against their rule."""
+"""Tests between arms against textbook implementations, published numbers and simulation; the
+verdicts against their rule."""
 
 import itertools
 import math
@@ -10,18 +11,23 @@ from sklearn.datasets import make_moons
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import RepeatedStratifiedKFold, cross_val_score
 from sklearn.svm import SVC
-from statsmodels.stats import contingency_tables, multitest, power
+from statsmodels.stats import contingency_tables, multitest
 
 from medtl.errors import UserError
 from medtl.evaluation import compare
 
-# Ovarian cancer, DeLong, DeLong & Clarke-Pearson (1988): albumin, total protein, K-G score, whether surgery helped; as printed
-# with its analysis in the SAS/STAT User's Guide, PROC LOGISTIC, "Comparing Receiver Operating Characteristic Curves".
-OVARIAN = """3.0 5.8 10 0 3.2 6.3 5 1 3.9 6.8 3 1 2.8 4.8 6 0 3.2 5.8 3 1 0.9 4.0 5 0 2.5 5.7 8 0 1.6 5.6 5 1 3.8 5.7 5 1
-3.7 6.7 6 1 3.2 5.4 4 1 3.8 6.6 6 1 4.1 6.6 5 1 3.6 5.7 5 1 4.3 7.0 4 1 3.6 6.7 4 0 2.3 4.4 6 1 4.2 7.6 4 0 4.0 6.6 6 0
-3.5 5.8 6 1 3.8 6.8 7 1 3.0 4.7 8 0 4.5 7.4 5 1 3.7 7.4 5 1 3.1 6.6 6 1 4.1 8.2 6 1 4.3 7.0 5 1 4.3 6.5 4 1 3.2 5.1 5 1
-2.6 4.7 6 1 3.3 6.8 6 0 1.7 4.0 7 0 3.7 6.1 5 1 3.3 6.3 7 1 4.2 7.7 6 1 3.5 6.2 5 1 2.9 5.7 9 0 2.1 4.8 7 1 2.8 6.2 8 0
-4.0 7.0 7 1 3.3 5.7 6 1 3.7 6.9 5 1 3.6 6.6 5 1"""
+# Ovarian cancer, DeLong, DeLong & Clarke-Pearson (1988): albumin, total protein, K-G score, whether
+# surgery helped; as printed
+# with its analysis in the SAS/STAT User's Guide, PROC LOGISTIC, "Comparing Receiver Operating
+# Characteristic Curves".
+OVARIAN = """
+3.0 5.8 10 0 3.2 6.3 5 1 3.9 6.8 3 1 2.8 4.8 6 0 3.2 5.8 3 1 0.9 4.0 5 0 2.5 5.7 8 0 1.6 5.6 5 1
+3.8 5.7 5 1 3.7 6.7 6 1 3.2 5.4 4 1 3.8 6.6 6 1 4.1 6.6 5 1 3.6 5.7 5 1 4.3 7.0 4 1 3.6 6.7 4 0
+2.3 4.4 6 1 4.2 7.6 4 0 4.0 6.6 6 0 3.5 5.8 6 1 3.8 6.8 7 1 3.0 4.7 8 0 4.5 7.4 5 1 3.7 7.4 5 1
+3.1 6.6 6 1 4.1 8.2 6 1 4.3 7.0 5 1 4.3 6.5 4 1 3.2 5.1 5 1 2.6 4.7 6 1 3.3 6.8 6 0 1.7 4.0 7 0
+3.7 6.1 5 1 3.3 6.3 7 1 4.2 7.7 6 1 3.5 6.2 5 1 2.9 5.7 9 0 2.1 4.8 7 1 2.8 6.2 8 0 4.0 7.0 7 1
+3.3 5.7 6 1 3.7 6.9 5 1 3.6 6.6 5 1
+"""
 
 
 def ovarian():
@@ -30,7 +36,8 @@ def ovarian():
 
 
 def clustered_case(seed, n=60, patients=17, decimals=1):
-    """Labels and two correlated, tied scores; patients of several images, most with positives and negatives."""
+    """Labels and two correlated, tied scores; patients of several images, most with positives and
+    negatives."""
     rng = np.random.default_rng(seed)
     patient, label = rng.integers(0, patients, n), rng.random(n) < 0.4
     effect = rng.standard_normal(patients)[patient]
@@ -38,7 +45,8 @@ def clustered_case(seed, n=60, patients=17, decimals=1):
 
 
 def textbook(label, scores, patient):
-    """Obuchowski's (1997) covariance by its sums over pairs of examples and over patients, without any rank."""
+    """Obuchowski's (1997) covariance by its sums over pairs of examples and over patients, without
+    any rank."""
     m, n, ids = label.sum(), (~label).sum(), sorted(set(patient.tolist()))
     kernels = [
         np.array([[(x > y) + 0.5 * (x == y) for y in s[~label]] for x in s[label]]) for s in scores
@@ -246,7 +254,8 @@ def test_mcnemar_agrees_with_statsmodels():
 
 
 def test_mcnemar_agrees_with_the_published_example():
-    # Fagerland, Lydersen & Laake (2013), table 1 (airway hyper-responsiveness in 21 children): p = 0.070, mid-p = 0.039.
+    # Fagerland, Lydersen & Laake (2013), table 1 (airway hyper-responsiveness in 21 children): p =
+    # 0.070, mid-p = 0.039.
     before = np.repeat([1, 1, 0, 0], [1, 1, 7, 12])
     after = np.repeat([1, 0, 1, 0], [1, 1, 7, 12])
     found = compare.mcnemar(before, after)
@@ -301,7 +310,8 @@ def test_clustered_mcnemar_keeps_its_level_where_the_plain_one_does_not():
 
 
 def test_the_corrected_t_agrees_with_scikit_learns_example():
-    # Statistical comparison of models using grid search: t 0.750, one-sided p 0.227; uncorrected 2.611 and 0.005.
+    # Statistical comparison of models using grid search: t 0.750, one-sided p 0.227; uncorrected
+    # 2.611 and 0.005.
     x, y = make_moons(noise=0.352, random_state=1, n_samples=100)
     folds = RepeatedStratifiedKFold(n_splits=10, n_repeats=10, random_state=0)
     rbf, linear = (
@@ -348,7 +358,8 @@ def test_the_corrected_t_without_variance():
 
 
 def test_the_corrected_t_keeps_its_level_where_the_naive_one_does_not():
-    # Two learners that predict means of two like samples: no difference in truth; 5 folds, 6 repeats, one sample of data.
+    # Two learners that predict means of two like samples: no difference in truth; 5 folds, 6
+    # repeats, one sample of data.
     rng, n, simulations, rejected = np.random.default_rng(1), 60, 600, np.zeros(2)
     for _ in range(simulations):
         x, difference = rng.standard_normal((n, 2)), []
@@ -395,106 +406,6 @@ def test_holm_agrees_with_statsmodels_and_does_not_count_what_is_undefined():
     assert len(compare.holm([])) == 0
     with pytest.raises(UserError, match="from 0 to 1"):
         compare.holm([0.1, 1.2])
-
-
-def test_needed_is_the_sample_size_of_the_normal_test():
-    for difference, se, n in ((0.01, 0.02, 118), (-0.03, 0.011, 400)):
-        wanted = power.normal_sample_size_one_tail(abs(difference), 0.8, 0.025, se * math.sqrt(n))
-        assert compare.needed(difference, se, n) == pytest.approx(wanted, rel=1e-9)
-    assert compare.needed(0.0, 0.1, 10) == math.inf
-    assert math.isnan(compare.needed(math.nan, 0.1, 10)) and math.isnan(
-        compare.needed(0.1, math.nan, 10)
-    )
-    assert compare.needed(0.1, 0.05, 100, power=0.9) > compare.needed(0.1, 0.05, 100)
-
-
-def judged(difference=0.0516, low=0.012, high=0.0911, p=0.0098, **options):
-    options = {"metric": "auroc", "arm": "transfer", "reference": "target_only", "n": 118} | options
-    return compare.judge(difference=difference, low=low, high=high, p=p, **options)
-
-
-def test_a_verdict_says_its_numbers():
-    found = judged(standard_error=0.02)
-    assert found.verdict == "helps" and found.needed is None and found.headline == "transfer helps."
-    wanted = "transfer helps: AUROC +0.052 (95 % interval +0.012 to +0.091, p = 0.010) against target_only."
-    assert found.sentence == wanted
-    harm = judged(-0.04, -0.07, -0.01, 0.0004, arm="pooled", negative_transfer=True)
-    wanted = "pooled hurts (negative transfer): AUROC −0.040 (95 % interval −0.070 to −0.010, p < 0.001) against target_only."
-    assert harm.verdict == "hurts" and harm.sentence == wanted
-    assert "negative transfer" not in judged(-0.04, -0.07, -0.01, 0.0004).sentence
-
-
-def test_what_cannot_be_told_says_how_many_would_tell():
-    found = judged(0.01, -0.03, 0.05, 0.62, standard_error=0.0143)
-    assert found.verdict == "cannot_tell" and found.needed == pytest.approx(1894, abs=1)
-    assert found.sentence == (
-        "Whether transfer helps cannot be told with 118 patients: AUROC +0.010 (95 % interval −0.030 to +0.050, p = 0.620) "
-        "against target_only; a difference of this size would need about 1,900."
-    )
-    assert judged(0.01, -0.03, 0.05, 0.62).needed is None
-    same = judged(0.0, 0.0, 0.0, 1.0, standard_error=0.0, unit="examples", n=1200)
-    wanted = "with 1,200 examples: AUROC 0 (95 % interval 0 to 0, p > 0.999) against target_only."
-    assert same.sentence.endswith(wanted) and same.needed is None
-
-
-def test_a_verdict_takes_both_the_interval_and_the_corrected_p():
-    assert judged(p=0.01, p_holm=0.03).verdict == "helps"
-    corrected = judged(p=0.03, p_holm=0.06)
-    assert (
-        corrected.verdict == "cannot_tell"
-        and "p = 0.030, 0.060 after Holm's correction" in corrected.sentence
-    )
-    # By itself it would be told with fewer patients than there are, so their number is no advice.
-    many = judged(0.05, 0.02, 0.08, 0.001, p_holm=0.06, standard_error=0.015)
-    assert (
-        many.verdict == "cannot_tell" and many.needed is None and "would need" not in many.sentence
-    )
-    assert judged(0.05, -0.001, 0.1, 0.04).verdict == "cannot_tell"
-    assert judged(p=0.05).verdict == "cannot_tell" and judged(p=math.nan).verdict == "cannot_tell"
-    assert judged(p=0.03, level=0.99).verdict == "cannot_tell"
-
-
-def test_less_loss_helps():
-    found = judged(-0.05, -0.09, -0.01, 0.01, metric="brier", lower_is_better=True)
-    wanted = "transfer helps: Brier score −0.050 (lower is better, 95 % interval −0.090 to −0.010, p = 0.010) against target_only."
-    assert found.verdict == "helps" and found.sentence == wanted
-    assert judged(0.05, 0.01, 0.09, 0.01, metric="loss", lower_is_better=True).verdict == "hurts"
-    with pytest.raises(UserError, match="calibration_slope"):
-        judged(metric="calibration_slope")
-
-
-def test_an_interval_that_leaves_out_0_never_reads_as_0():
-    assert (
-        "+0.0013 (95 % interval +0.0002 to +0.0024" in judged(0.0013, 0.0002, 0.0024, 0.02).sentence
-    )
-
-
-def test_an_undefined_difference_says_why():
-    found = judged(
-        math.nan, math.nan, math.nan, math.nan, undefined="no example has the label 'covid'"
-    )
-    assert found.verdict == "cannot_tell" and found.needed is None
-    assert found.sentence == (
-        "Whether transfer helps cannot be told: the difference in AUROC against target_only has no interval: "
-        "no example has the label 'covid'."
-    )
-
-
-def test_the_headline_is_the_main_arms_and_names_the_others_that_differ():
-    helps, unknown = judged(), judged(0.01, -0.03, 0.05, 0.62, arm="scratch")
-    hurts = judged(-0.04, -0.07, -0.01, 0.001, arm="pooled", negative_transfer=True)
-    found = compare.headline([helps, unknown, hurts])
-    assert (
-        found["kind"] == "helps"
-        and found["headline"] == f"{helps.sentence} pooled hurts (negative transfer)."
-    )
-    assert found["sentences"] == [helps.sentence, unknown.sentence, hurts.sentence]
-    alone = compare.headline([unknown])
-    assert (
-        alone["kind"] == "cannot_tell"
-        and alone["headline"] == "Whether scratch helps cannot be told with 118 patients."
-    )
-    assert compare.headline([])["kind"] == "no_comparison"
 
 
 def test_arrays_that_do_not_fit_are_refused():

@@ -1,4 +1,5 @@
-"""Conformal sets: the exact law of their coverage, classes under imbalance, patients, and intervals that cover."""
+"""Conformal sets: the exact law of their coverage, classes under imbalance, patients, and intervals
+that cover."""
 
 import math
 
@@ -44,7 +45,8 @@ def test_too_few_examples_put_every_class_into_every_set_and_say_so(n, level):
 
 
 def test_coverage_follows_its_exact_law():
-    # Vovk (2012): given val, the coverage of continuous scores is Beta(r, n + 1 - r), r = ceil((n + 1) level).
+    # Vovk (2012): given val, the coverage of continuous scores is Beta(r, n + 1 - r), r = ceil((n +
+    # 1) level).
     n, level, rng = 58, 0.9, np.random.default_rng(0)
     scores = rng.uniform(size=(4000, n))
     ones = np.ones(n, int)
@@ -120,7 +122,8 @@ def test_patients_of_one_image_change_nothing_and_the_order_of_rows_neither():
 
 
 def patients(rng, groups):
-    """Scores of patients with 1 to 20 images, those of many images being the easy ones; nearly equal within a patient."""
+    """Scores of patients with 1 to 20 images, those of many images being the easy ones; nearly
+    equal within a patient."""
     count = rng.choice([1, 20], size=groups)
     centre = np.where(count == 20, 0.3, 0.7) + rng.uniform(-0.2, 0.2, groups)
     patient = np.repeat(np.arange(groups), count)
@@ -241,10 +244,10 @@ def test_several_labels_an_example_have_a_reason():
     [
         ({"level": 1.0}, "between 0 and 1"),
         ({"label": np.array([0, 2])}, "0..1"),
-        ({"label": np.array([0])}, "1 labels and 2 rows"),
-        ({"probability": np.full((2, 3), 0.3)}, "[N, 2]"),
+        ({"label": np.array([0])}, "1 labels and 2 classes"),
+        ({"probability": np.full((2, 3), 0.3)}, "want [2, 2]"),
         ({"probability": np.array([[0.5, 0.5], [np.nan, 1]])}, "probability[1]"),
-        ({"patient": np.array([1, 2, 3])}, "patient is [3]"),
+        ({"patient": np.array([1, 2, 3])}, "patient has the shape [3]; 2 examples"),
     ],
 )
 def test_mistakes_are_named(change, words):

@@ -1,4 +1,5 @@
-"""Curves against scikit-learn, statsmodels, published numbers and the bootstrap they stand for; sentences word by word."""
+"""Curves against scikit-learn, statsmodels, published numbers and the bootstrap they stand for;
+sentences word by word."""
 
 import math
 
@@ -51,7 +52,8 @@ def test_a_thinned_curve_keeps_its_ends_and_stays_near(draw):
 
 
 def test_the_area_of_the_mean_roc_is_the_mean_auroc():
-    # 100 negatives in each cell and no ties: the curves are stairs whose steps are at the grid's places.
+    # 100 negatives in each cell and no ties: the curves are stairs whose steps are at the grid's
+    # places.
     rng, cells = np.random.default_rng(0), []
     for positives in (37, 50, 80):
         label = np.r_[np.zeros(100, bool), np.ones(positives, bool)]
@@ -76,7 +78,8 @@ def test_a_tied_score_is_a_straight_line():
 
 
 def test_precision_is_interpolated_as_davis_and_goadrich_print_it():
-    # 20 positives, 2000 negatives, from TP 5, FP 5 to TP 10, FP 30: precision .5 .375 .318 .286 .265 .250 (their table 1).
+    # 20 positives, 2000 negatives, from TP 5, FP 5 to TP 10, FP 30: precision .5 .375 .318 .286
+    # .265 .250 (their table 1).
     score = np.r_[
         np.full(5, 3),
         np.full(5, 2),
@@ -119,10 +122,10 @@ def test_curves_that_do_not_exist_say_why():
         )
     for mean in (curves.mean_roc, curves.mean_precision_recall):
         assert (
-            "in 1 of 2 cells every example is negative"
+            "in 1 of 2 splits every example is negative"
             in mean([([0, 1], [1, 2]), (none, np.ones(3))]).undefined
         )
-        assert "no cell" in mean([]).undefined
+        assert "no split" in mean([]).undefined
 
 
 def test_net_benefit_is_its_definition():
@@ -144,7 +147,8 @@ def test_net_benefit_is_its_definition():
 
 
 def clustered_cells(rng, patients=60, repeats=3):
-    """Cells as of repeated 2-fold cross-validation: each patient's images in one fold of each repeat."""
+    """Cells as of repeated 2-fold cross-validation: each patient's images in one fold of each
+    repeat."""
     size = rng.integers(1, 6, patients)
     patient = np.repeat(np.arange(patients), size)
     label = (rng.random(patients) < 0.4)[patient]
@@ -290,15 +294,18 @@ HELPS, HURTS, UNKNOWN = (0.05, 0.01, 0.09), (-0.05, -0.09, -0.01), (0.01, -0.03,
         ),
         (
             [HELPS, HELPS, HURTS],
-            "transfer pays up to 50 labels (+0.050 with 25) and hurts with 1,000 labels (−0.050 with 1,000), {by}.",
+            "transfer pays up to 50 labels (+0.050 with 25) and hurts with 1,000 labels "
+            "(−0.050 with 1,000), {by}.",
         ),
         (
             [UNKNOWN] * 3,
-            "Whether transfer pays cannot be told at any size from 25 to 1,000 labels, {by}.",
+            "Inconclusive: no difference of transfer is shown at any size from 25 to "
+            "1,000 labels, {by}.",
         ),
         (
             [(math.nan,) * 3] * 3,
-            "Whether transfer pays cannot be told at any size from 25 to 1,000 labels, {by}.",
+            "Inconclusive: no difference of transfer is shown at any size from 25 to "
+            "1,000 labels, {by}.",
         ),
     ],
 )
@@ -307,7 +314,7 @@ def test_a_learning_curve_says_where_the_arm_pays(differences, words):
         "transfer", "target_only", "auroc", sizes=[25, 50, 1000], differences=differences
     )
     by = "in AUROC against target_only, by the 95 % interval at each size"
-    assert found == words.format(by=by, rest="at the other sizes it cannot be told")
+    assert found == words.format(by=by, rest="inconclusive at the other sizes")
 
 
 def test_a_learning_curve_of_a_loss_or_of_one_size():
@@ -319,6 +326,8 @@ def test_a_learning_curve_of_a_loss_or_of_one_size():
         "transfer pays with 40 labels (−0.050 with 40), in log loss against scratch"
     )
     unknown = curves.learning_curve_sentence(**options, differences=[UNKNOWN])
-    assert unknown.startswith("Whether transfer pays cannot be told with 40 labels, in log loss")
+    assert unknown.startswith(
+        "Inconclusive: no difference of transfer is shown with 40 labels, in log loss"
+    )
     with pytest.raises(UserError, match="1 sizes"):
         curves.learning_curve_sentence(**options, differences=[])

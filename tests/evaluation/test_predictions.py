@@ -1,42 +1,19 @@
-"""predictions.csv: what is written is read back, by us and by pandas, whatever the names and the bits; what is wrong is named."""
+"""predictions.csv: what is written is read back, by us and by pandas, whatever the names and the
+bits; what is wrong is named."""
 
-import dataclasses
 import re
-import time
 
 import numpy as np
 import pandas as pd
 import pytest
+from prediction_rows import CLASSES, frame
 
 from medtl.errors import UserError
 from medtl.evaluation import predictions
-from medtl.evaluation.predictions import Predictions
-
-IDS = ("wxyz", "stuv")
-CLASSES = ('covid, "mild"', "non_covid", "naïve\nline 漢字")
-
-
-def frame(
-    arm="transfer", split="val", seed=None, n=6, ids=None, label=None, dtype=np.float64, **more
-):
-    """Rows of probabilities that sum to 1, of every magnitude down to the subnormal."""
-    rng = np.random.default_rng(n)
-    ids = np.array([f"image{i}.png" for i in range(n)] if ids is None else ids)
-    label = rng.integers(-1, 3, n).astype(np.int32) if label is None else label
-    small = 10.0 ** rng.uniform(-45, -0.5, (len(ids), 2))
-    probability = np.concatenate([small, 1 - small.sum(axis=1, keepdims=True)], axis=1).astype(
-        dtype
-    )
-    return Predictions(arm, split, ids, label, probability, seed, **more)
-
-
-def four(arm="a", split="test", ids="wxyz", **more):
-    """Rows of four examples of two classes."""
-    return frame(arm, split, n=4, ids=list(ids), label=np.array([0, 1, 0, 1]), **more)
 
 
 def assert_same(one, other):
-    assert (one.arm, one.split, one.cell) == (other.arm, other.split, other.cell)
+    assert (one.arm, one.split, one.model) == (other.arm, other.split, other.model)
     np.testing.assert_array_equal(one.id, other.id)
     np.testing.assert_array_equal(one.label, other.label)
     assert one.label.dtype == other.label.dtype and other.probability.dtype == np.float64
@@ -176,7 +153,8 @@ def test_models_patients_and_groups_are_read_back(tmp_path):
 
 
 def test_a_group_is_kept_where_no_example_has_a_value(tmp_path):
-    """One fold's file may lack the values that another's has: were the column lost, so were the whole run's subgroups."""
+    """One fold's file may lack the values that another's has: were the column lost, so were the
+    whole run's subgroups."""
     empty = np.full(6, "")
     path = tmp_path / "predictions.csv"
     written = frame(patient=empty, groups={"site": empty})
@@ -281,7 +259,8 @@ GOOD = "x,1,ill,0.75,0.25\n"
     [
         (
             "",
-            "line 1: the file is empty; the first line names the columns: arm, id, label, prob_<class>",
+            "line 1: the file is empty; the first line names the columns: arm, id, "
+            "label, prob_<class>",
         ),
         (HEAD, "has a header and no rows"),
         (
@@ -435,7 +414,7 @@ def test_a_split_of_another_name_is_refused(tmp_path, split):
 
 
 def test_a_file_that_is_not_there_and_arms_that_were_not_asked_for(tmp_path):
-    with pytest.raises(UserError, match=r"cannot read .*none.csv"):
+    with pytest.raises(UserError, match=r"there is no file .*none.csv"):
         predictions.read(tmp_path / "none.csv")
     path = tmp_path / "p.csv"
     path.write_text(HEAD + GOOD + GOOD.replace("x", "scratch"))
@@ -447,218 +426,3 @@ def test_a_file_that_is_not_there_and_arms_that_were_not_asked_for(tmp_path):
         predictions.read(path, arms=["x"])
     with pytest.raises(UserError, match="there is no arm 'scratsh'; did you mean 'scratch'?"):
         predictions.read(path, arms=["x", "scratch", "scratsh"])
-
-
-def test_the_line_is_exact_far_down_the_file(tmp_path):
-    path = tmp_path / "p.csv"
-    rows = [
-        f'x,"{i}\n",ill,0.5,0.5\n' for i in range(70_000)
-    ]  # each takes two lines, and more than a chunk holds them
-    path.write_text(HEAD + "".join(rows) + "x,last,ill,0.5,0.6\n")
-    with pytest.raises(
-        UserError, match="line 140002, columns prob_ill, prob_well: the probabilities sum to 1.1"
-    ):
-        predictions.read(path)
-
-
-def test_one_class_splits_are_told_and_not_refused():
-    ill, both = np.zeros(4, np.int32), np.array([0, 1, 0, -1])
-    frames = [
-        frame(arm, "test", n=4, label=label, seed=k)
-        for arm in "ab"
-        for k, label in enumerate((both, ill))
-    ]
-    frames += [
-        frame("a", "val", n=4, ids=list("wxyz"), label=np.full(4, -1), seed=k) for k in (0, 1)
-    ]
-    assert predictions.check(frames, ("ill", "well", "worse")) == [
-        "test, seed 1: all of 4 labelled examples are 'ill' (arms: a, b); what needs two classes is undefined",
-        "val, seed 0: none of 4 examples has a label (arms: a); what needs two classes is undefined",
-        "val, seed 1: none of 4 examples has a label (arms: a); what needs two classes is undefined",
-        "there is val of some arms only (with: a; without: b); thresholds and calibration are fitted on it where it is, so what "
-        "rests on them is not compared alike",
-    ]
-    many = [frame("a", "test", n=4, label=ill, seed=k) for k in range(9)]
-    notes = predictions.check(many, ("ill", "well", "worse"))
-    assert len(notes) == 6 and notes[-1] == "and 4 more such"
-    nothing = np.full((4, 3), np.nan)
-    assert (
-        "none of 4 examples has a label"
-        in predictions.check([frame("a", "test", n=4, label=nothing)], CLASSES)[0]
-    )
-
-
-def test_arms_must_predict_the_same_examples():
-    def one(arm, ids, **cell):
-        return four(arm, ids=ids, **cell)
-
-    assert (
-        predictions.check([one("a", "wxyz"), one("b", "zyxw")], CLASSES) == []
-    )  # the order does not matter
-    with pytest.raises(
-        UserError,
-        match=r"f.csv: test: 1 of the 4 examples of arm 'a' .* 4 of arm 'b', the first is 'w'",
-    ):
-        predictions.check([one("a", "wxyz"), one("b", "xyzu")], CLASSES, name="f.csv")
-    subset = Predictions("b", "test", np.array(["x"]), np.array([0]), np.ones((1, 3)) / 3)
-    with pytest.raises(UserError, match="3 of the 4 examples of arm 'a'"):
-        predictions.check([subset, one("a", "wxyz")], CLASSES)
-    with pytest.raises(
-        UserError, match="arm 'b' has predictions of test, seed 1, fold 0, and arm 'a' has none"
-    ):
-        predictions.check(
-            [one("a", "wxyz", seed=0, fold=0), one("b", "wxyz", seed=1, fold=0)][::-1], CLASSES
-        )
-    with pytest.raises(
-        UserError, match=r"^f.csv: arm 'b' has predictions of test, seed 1, and arm 'a' has none"
-    ):
-        predictions.check(
-            [one("b", "wxyz", seed=1), one("a", "wxyz", seed=0)], CLASSES, name="f.csv"
-        )
-    with pytest.raises(
-        UserError, match=r"predictions.csv has no split 'tset'; did you mean 'test'?"
-    ):
-        predictions.check([one("a", "wxyz")], CLASSES, split="tset")
-    with pytest.raises(
-        UserError, match=r"^f.csv: arm 'transfer' has no predictions of split 'test'"
-    ):
-        predictions.check([one("a", "wxyz"), frame()], CLASSES, name="f.csv")
-
-
-@pytest.mark.parametrize("others", [(50,), (25,), (None,), (25, 50, 75)])
-def test_an_arm_of_other_sizes_is_refused_and_does_not_vanish(others):
-    sizes = {"a": (25, 50), "b": others}
-    frames = [four(arm, size=size) for arm in "ab" for size in sizes[arm]]
-    with pytest.raises(
-        UserError,
-        match=r"^f.csv: arm '[ab]' has predictions of test.*, and arm '[ab]' has none; .* sizes",
-    ):
-        predictions.check(frames, CLASSES, name="f.csv")
-
-
-def test_every_row_has_its_size_outside_of_cross_validation():
-    def sizes(*found, **cell):
-        return [four(size=size, **cell) for size in found]
-
-    with pytest.raises(
-        UserError,
-        match="f.csv: arm 'a' has predictions of test, size 25, .* give every row its size",
-    ):
-        predictions.check(sizes(25, None), CLASSES, name="f.csv")
-    with pytest.raises(UserError, match="give every row its size"):
-        predictions.check([*sizes(25), four(split="val", ids="stuv")], CLASSES)
-    assert (
-        predictions.check(sizes(25, 50), CLASSES)
-        == predictions.check(sizes(25, None, fold=0), CLASSES)
-        == []
-    )
-
-
-def test_val_is_of_the_models_that_are_evaluated():
-    def rows(split, arm="a", **cell):
-        return four(arm, split, "wxyz" if split == "test" else "stuv", **cell)
-
-    test = [rows("test", seed=k) for k in (0, 1)]
-    with pytest.raises(
-        UserError,
-        match=r"^f.csv: arm 'a' has predictions of val, but of test none .* such as test, seed 0",
-    ):
-        predictions.check([*test, rows("val")], CLASSES, name="f.csv")
-    with pytest.raises(
-        UserError,
-        match=r"^f.csv: arm 'a' .* val, seed 0, but none of val for test, seed 1 \(1 of 2 ",
-    ):
-        predictions.check([*test, rows("val", seed=0)], CLASSES, name="f.csv")
-    both = [*test, rows("val", seed=0), rows("val", seed=1)]
-    assert predictions.check(both, CLASSES) == []
-    assert (
-        predictions.check([*test, rows("val")], CLASSES, split="val") == []
-    )  # then val is what is evaluated
-    # An arm without val is told and not refused.
-    notes = predictions.check([*both, *(rows("test", "b", seed=k) for k in (0, 1))], CLASSES)
-    assert len(notes) == 1 and notes[0].startswith(
-        "there is val of some arms only (with: a; without: b)"
-    )
-
-
-def test_an_example_is_tested_on_in_one_fold():
-    for twice in ({"fold": 1}, {}):
-        with pytest.raises(
-            UserError, match=r"^f.csv: arm 'a': 'z' is in test, seed 2, fold 0 and in test, seed 2"
-        ):
-            predictions.check(
-                [four(seed=2, fold=0), four(ids="zuvs", seed=2, **twice)], CLASSES, name="f.csv"
-            )
-    # Other seeds, repeats and sizes test on the same examples again, and so do other folds' val.
-    again = [
-        {"seed": s, "repeat": r, "size": size}
-        for s in (0, 1)
-        for r in (0, 1)
-        for size in (25, None)
-    ]
-    frames = [
-        four(arm, ids=ids, fold=k, **cell)
-        for arm in "ab"
-        for cell in again
-        for k, ids in enumerate(IDS)
-    ]
-    frames += [dataclasses.replace(p, split="val", id=np.array(list("klmn"))) for p in frames]
-    assert predictions.check(frames, CLASSES) == []
-
-
-def test_folds_that_share_patients_are_told():
-    patients = [["p", "p", "q", "r"], ["r", "q", "q", "s"], ["t", "u", "s", "s"]]
-    frames = [
-        four(arm, ids=[f"{k}{i}" for i in range(4)], patient=np.array(who), fold=k, **cell)
-        for arm in "ab"
-        for cell in ({"repeat": 0, "seed": 0}, {"repeat": 0, "seed": 1}, {"repeat": 1, "seed": 0})
-        for k, who in enumerate(
-            patients if cell["repeat"] == 0 else (["p"] * 4, ["q"] * 4, ["r"] * 4)
-        )
-    ]
-    said = "the folds are not grouped by patient, so scores flatter"
-    assert predictions.check(frames, CLASSES) == [
-        f"test, repeat 0: fold 0 and 1 share 2 patients, the first is 'q': {said}",
-        f"test, repeat 0: fold 1 and 2 share 1 patients, the first is 's': {said}",
-    ]
-
-
-def test_patients_of_test_that_are_also_in_val_are_told():
-    patients = {"test": np.array(["p", "p", "q", "r"]), "val": np.array(["q", "s", "r", "r"])}
-    frames = [
-        four(split=split, ids=[f"{split}{i}" for i in range(4)], patient=patient)
-        for split, patient in patients.items()
-    ]
-    assert predictions.check(frames, CLASSES) == [
-        "test: 2 patients are also in val, the first is 'q' (arms: a); what is chosen on val has seen them"
-    ]
-    # What another fold's model was tuned on is no concern of this one's.
-    folds = [four(ids=ids, fold=k) for k, ids in enumerate(IDS)]
-    folds += [dataclasses.replace(p, split="val", fold=1 - p.fold) for p in folds]
-    assert predictions.check(folds, CLASSES) == []
-
-
-@pytest.mark.slow
-def test_a_million_rows(tmp_path):
-    """In 15 s each way; memory is measured apart, since tracing it makes the reading slow."""
-    n, rng = 250_000, np.random.default_rng(0)
-    ids = np.char.add("images/ct/patient_", np.arange(n).astype(str))
-    label, site = rng.integers(0, 3, n), rng.choice(["north", "south"], n)
-    frames = []
-    for arm in "abcd":
-        probability = predictions.probabilities(
-            rng.standard_normal((n, 3), np.float32), multi_label=False
-        )
-        frames.append(
-            Predictions(arm, "test", ids, label, probability, patient=ids, groups={"site": site})
-        )
-    path = tmp_path / "p.csv"
-    start = time.perf_counter()
-    predictions.write(path, frames, ("u", "v", "w"))
-    middle = time.perf_counter()
-    back, _ = predictions.read(path)
-    end = time.perf_counter()
-    for one, other in zip(frames, back, strict=True):
-        np.testing.assert_array_equal(one.probability, other.probability)
-        np.testing.assert_array_equal(one.id, other.id)
-    assert max(middle - start, end - middle) < 60  # seconds, on a busy machine

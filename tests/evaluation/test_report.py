@@ -1,4 +1,5 @@
-"""The report shows what the analysis holds, says why what is missing is missing, and cannot be broken by a name."""
+"""The report shows what the analysis holds, says why what is missing is missing, and cannot be
+broken by a name."""
 
 import contextlib
 import copy
@@ -14,12 +15,13 @@ from pathlib import Path
 
 import html5lib
 import matplotlib
-import numpy as np
 import pytest
-from analysis_example import minimal, multi_class, multi_label, record, renamed, two_class
+from analysis_example import minimal, multi_class, multi_label, renamed, two_class
+from record_example import record
 
 from medtl.evaluation import to_json, wording
-from medtl.evaluation.report import html, plots
+from medtl.evaluation.metrics import LOWER_IS_BETTER
+from medtl.evaluation.report import html
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = {
@@ -172,7 +174,7 @@ def test_every_metric_of_every_arm_is_in_the_tables(trees):
     shown = cells(tree, "All metrics, with 95 % intervals")
     for arm, result in analysis["arms"].items():
         for name, e in result["metrics"].items():
-            head = wording.metric(name) + (" ↓" if name in wording.LOWER_IS_BETTER else "")
+            head = wording.metric(name) + (" ↓" if name in LOWER_IS_BETTER else "")
             cell = shown[head][arm]
             if math.isnan(e["value"]):
                 assert cell == ("undefineda",)
@@ -186,7 +188,7 @@ def test_every_metric_of_every_arm_is_in_the_tables(trees):
     comparison = analysis["comparisons"][1]
     row = cells(tree, "Differences in AUROC")["pooled − target_only"]
     assert row["AUROC"][0] == f"−{-comparison['difference']['value']:.3f}"
-    assert (row["p"][0], row["p, Holm"][0], row["The first arm"][0]) == ("0.004", "0.008", "Hurts")
+    assert (row["p"][0], row["p, Holm"][0], row["First arm"][0]) == ("0.004", "0.008", "Hurts")
 
 
 def test_what_is_undefined_says_why(trees):
@@ -195,7 +197,7 @@ def test_what_is_undefined_says_why(trees):
         "repeat 2, fold 3: the probabilities separate the labels",
         "val has 3 examples of covid; temperature scaling wants 5",
         "fold 2: an example has probability 0",
-        "in 2 of 15 cells val has fewer than 20 examples",
+        "in 2 of 15 splits val has fewer than 20 examples",
         "Lyon has 52 examples of 9 patients: too few to tell",
     ):
         assert reason in body
@@ -217,7 +219,7 @@ def test_sections_are_there_only_with_their_data(trees):
     assert headings["two_class"] == [
         "The arms",
         "Differences",
-        "How many target labels it takes",
+        "Learning curve: number of target labels",
         "Discrimination",
         "Calibration",
         "Net benefit",
@@ -268,7 +270,7 @@ def test_the_same_input_gives_the_same_bytes_whatever_matplotlib_is_set_to(pages
         assert dict(matplotlib.rcParams) == before
     program = (
         "import sys; sys.path[:0] = sys.argv[1:]\n"
-        "from analysis_example import multi_label; from medtl.evaluation import report\n"
+        "from analysis_example import multi_label; from medtl.evaluation.report import html\n"
         "sys.stdout.buffer.write(html.html(multi_label(), None).encode())"
     )
     done = subprocess.run(
@@ -345,115 +347,6 @@ def test_markdown_begins_with_the_verdict_and_ends_with_the_command():
     assert "````sh\n" in html.markdown(*hostile())
 
 
-@pytest.mark.parametrize(
-    "got, expected",
-    [
-        (wording.number(-0.0311), "−0.031"),
-        (wording.number(-0.0001), "0.000"),
-        (wording.number(None), "undefined"),
-        (wording.number(float("-inf")), "−∞"),
-        (wording.signed(0.05), "+0.050"),
-        (wording.signed(0.0001), "0.000"),
-        (wording.signed(-0.05), "−0.050"),
-        (wording.interval(-0.1, 0.2, sign=True), "−0.100 to +0.200"),
-        (wording.interval(0.1, None), ""),
-        (wording.p_value(0.0), "<0.001"),
-        (wording.p_value(0.0499), "0.050"),
-        (wording.p_value(1.0), ">0.999"),
-        (wording.p_value(float("nan")), "–"),
-        (wording.count(1204.0), "1,204"),
-        (wording.count(12.5), "12.5"),
-        (wording.percent(0.95), "95 %"),
-        (wording.percent(0.999), "99.9 %"),
-        (wording.percent(0.9995), "99.95 %"),
-        (wording.signed_alike([0.0013, 0.00004, 0.0]), ["+0.00130", "+0.00004", "0"]),
-        (wording.p_relation(0.0004), "< 0.001"),
-        (wording.p_relation(0.0499), "= 0.050"),
-        (wording.metric("f1_macro"), "F1, macro"),
-        (wording.metric_in_a_sentence("f1_macro"), "macro F1"),
-        (wording.about(1894), "1,900"),
-        (wording.duration(59.6), "1 min 00 s"),
-        (wording.duration(7500), "2 h 05 min"),
-        (wording.listed(["a", "b", "c"]), "a, b and c"),
-    ],
-)
-def test_numbers_in_words(got, expected):
-    assert got == expected
-
-
-def paths(svg):
-    """The points of every unfilled line in a colour of its own."""
-    found = re.findall(r'<path d="([^"]*)"[^>]*style="fill: none;[^"]*stroke: var\(--c1', svg)
-    return [np.array(re.findall(r"-?[\d.]+", d), dtype=float).reshape(-1, 2) for d in found]
-
-
-def test_a_line_is_drawn_where_its_points_are():
-    x, y = [0.0, 0.25, 1.0], [0.0, 0.8, 1.0]
-    unit = plots.Axis("x", (0.0, 1.0))
-    (drawn,) = paths(plots.lines([plots.Series(x, y, 0)], x=unit, y=unit, alt="a", prefix="p"))
-    np.testing.assert_allclose(
-        drawn, np.column_stack([52 + 296 * np.array(x), 250 - 240 * np.array(y)]), atol=0.01
-    )
-
-
-def test_a_forest_plot_keeps_proportions():
-    row = plots.Row("a − b", "", [(0.03, 0.01, 0.06, 0)])
-    (drawn,) = paths(
-        plots.intervals([row], axis=plots.Axis("d", (-0.1, 0.1)), center=0.0, alt="a", prefix="p")
-    )
-    np.testing.assert_allclose(
-        drawn[:, 0], 14 + 332 * (np.array([0.01, 0.06]) + 0.1) / 0.2, atol=0.01
-    )
-
-
-def test_a_thinned_curve_lies_on_the_whole_one():
-    x = np.linspace(0, 1, 20_000)
-    y = np.floor(40 * np.sqrt(x)) / 40  # steps, as a ROC curve has them
-    keep = plots.thin(x, y)
-    assert len(keep) <= plots.POINTS and keep[0] == 0 and keep[-1] == len(x) - 1
-    assert np.all(np.diff(keep) > 0)
-    assert np.max(np.abs(np.interp(x, x[keep], y[keep]) - y)) < 1 / 40 + 1e-9
-    assert (
-        np.mean(np.abs(np.interp(x, x[keep], y[keep]) - y)) < 1 / plots.POINTS
-    )  # corners are cut by half the spacing at most
-    assert list(plots.thin(np.array([1.0, np.nan]), np.array([0.0, 1.0]))) == [0, 1]
-
-
-def test_colours_can_be_told_from_the_ground_in_both_themes():
-    style = (ROOT / "medtl/evaluation/templates/report.css").read_text(encoding="utf-8")
-    themes = [
-        dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", block))
-        for block in re.findall(r":root \{(.*?)\}", style, re.S)
-    ]
-    assert len(themes) == 2
-    wanted = {
-        "text": 7.0,
-        "quiet": 4.5,
-        "good": 4.5,
-        "bad": 4.5,
-        "open": 4.5,
-        **{f"c{i}": 3.0 for i in range(1, 7)},
-    }
-    for theme in themes:
-        for name, least in wanted.items():
-            for ground in ("ground", "raised"):
-                assert contrast(theme[name], theme[ground]) >= least, (name, ground)
-
-
-def contrast(a, b):
-    """WCAG 2.1, contrast ratio of two colours."""
-
-    def luminance(colour):
-        c = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
-        return float(
-            np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
-            @ [0.2126, 0.7152, 0.0722]
-        )
-
-    low, high = sorted((luminance(a), luminance(b)))
-    return (high + 0.05) / (low + 0.05)
-
-
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
@@ -474,8 +367,10 @@ LOOK = """
 return {
   wide: [document.documentElement.scrollWidth, document.documentElement.clientWidth],
   silent: [...document.images].filter(i => !i.alt || !i.naturalWidth).length
-    + [...document.querySelectorAll('svg:not([aria-hidden])')].filter(s => !s.getAttribute('aria-label')).length,
-  empty: [...document.querySelectorAll('svg')].filter(s => s.checkVisibility() && s.getBoundingClientRect().height < 5).length,
+    + [...document.querySelectorAll('svg:not([aria-hidden])')]
+      .filter(s => !s.getAttribute('aria-label')).length,
+  empty: [...document.querySelectorAll('svg')]
+    .filter(s => s.checkVisibility() && s.getBoundingClientRect().height < 5).length,
   drawn: document.querySelectorAll('svg.plot').length,
 }"""
 
@@ -503,7 +398,8 @@ def browser(tmp_path_factory):
         try:
             started = (re.search(r"successfully on port (\d+)", line) for line in driver.stdout)
             address = f"http://127.0.0.1:{next(filter(None, started))[1]}/session"
-            session = f"{address}/{ask('POST', address, capabilities={'alwaysMatch': wanted})['sessionId']}"
+            opened = ask("POST", address, capabilities={"alwaysMatch": wanted})
+            session = f"{address}/{opened['sessionId']}"
             yield session
             with contextlib.suppress(OSError):
                 ask("DELETE", session)

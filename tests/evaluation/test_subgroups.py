@@ -1,4 +1,5 @@
-"""Subgroups against scikit-learn on their rows, the bootstrap of each alone, and a gap that is known."""
+"""Subgroups against scikit-learn on their rows, the bootstrap of each alone, and a gap that is
+known."""
 
 import dataclasses
 
@@ -8,7 +9,7 @@ from sklearn import metrics as sk
 
 from medtl.errors import UserError
 from medtl.evaluation import bootstrap
-from medtl.evaluation.bootstrap import Cell, Options
+from medtl.evaluation.metrics import ALL_NAMES, EvaluationSet, Options
 from medtl.evaluation.subgroups import subgroups
 
 CLASSES = ("well", "ill")
@@ -16,13 +17,14 @@ FEW = Options(resamples=300)
 
 
 def drawn(n, *, seed=0, shift=1.5, rows=1):
-    """A cell of n patients of `rows` examples each; `shift` is how far the ill are from the well."""
+    """A cell of n patients of `rows` examples each; `shift` is how far the ill are from the
+    well."""
     rng = np.random.default_rng(seed)
     patient = np.repeat(np.arange(n), rows)
     label = (rng.uniform(size=n) < 0.5).astype(int)[patient]
     logit = shift * (label - 0.5) + rng.normal(0, 1, n)[patient] + rng.normal(0, 0.5, n * rows)
     p = 1 / (1 + np.exp(-logit))
-    return Cell(label, np.stack([1 - p, p], axis=1), patient)
+    return EvaluationSet(label, np.stack([1 - p, p], axis=1), patient)
 
 
 def of(found, group, metric="auroc"):
@@ -46,7 +48,7 @@ def test_each_group_agrees_with_scikit_learn_on_its_rows():
         assert of(found, name, "loss")["value"] == pytest.approx(loss, abs=1e-9)
         entry = found["arm"]["groups"][name]
         assert entry["n"] == entry["patients"] == np.sum(site == name) and "small" not in entry
-        assert set(entry["metrics"]) == set(bootstrap.NAMES) - {"kappa_quadratic"}
+        assert set(entry["metrics"]) == set(ALL_NAMES) - {"kappa_quadratic"}
     value = {name: of(found, name)["value"] for name in "abc"}
     worst, best = min(value, key=value.get), max(value, key=value.get)
     assert found["arm"]["worst"] == {"group": worst, "value": value[worst]}
@@ -63,12 +65,13 @@ def test_intervals_are_about_those_of_the_group_resampled_alone():
     found = run([cell], [site], options=options)
     for name in "ab":
         rows = site == name
-        own = Cell(cell.label[rows], cell.probability[rows], cell.patient[rows])
+        own = EvaluationSet(cell.label[rows], cell.probability[rows], cell.patient[rows])
         alone = bootstrap.resample({"arm": [own]}, classes=CLASSES, options=options)
         low, high = alone.interval("arm")
         for metric in ("accuracy", "auroc", "brier", "loss", "mcc", "sensitivity"):
             m, entry = alone.names.index(metric), of(found, name, metric)
-            # the number of patients of the group varies here and not there: of little weight, as is the noise of the draws
+            # the number of patients of the group varies here and not there: of little weight, as is
+            # the noise of the draws
             assert (entry["low"], entry["high"]) == pytest.approx(
                 (low[m], high[m]), abs=0.15 * (high[m] - low[m])
             )
@@ -87,11 +90,13 @@ def test_of_a_loss_the_highest_is_the_worst():
 
 def test_patients_in_both_groups_are_resampled_in_both():
     one = drawn(100)
-    cell = Cell(np.tile(one.label, 2), np.tile(one.probability, (2, 1)), np.tile(one.patient, 2))
+    cell = EvaluationSet(
+        np.tile(one.label, 2), np.tile(one.probability, (2, 1)), np.tile(one.patient, 2)
+    )
     found = run([cell], [np.repeat(["left", "right"], 100)])
     gap = found["arm"]["gap"]
     assert gap["value"] == gap["low"] == gap["high"] == 0.0
-    apart = Cell(cell.label, cell.probability, np.arange(200))
+    apart = EvaluationSet(cell.label, cell.probability, np.arange(200))
     gap = run([apart], [np.repeat(["left", "right"], 100)])["arm"]["gap"]
     assert gap["value"] == 0.0 and gap["low"] < -0.05 and gap["high"] > 0.05
 
@@ -105,7 +110,7 @@ def test_the_gaps_interval_covers_the_gap_of_two_groups_that_differ():
         right = rng.uniform(size=160) < np.where(site == "a", 0.9, 0.6)
         label = rng.integers(0, 2, 160)
         p = np.where(right == (label == 1), 0.8, 0.2)
-        cell = Cell(label, np.stack([1 - p, p], axis=1), np.arange(160))
+        cell = EvaluationSet(label, np.stack([1 - p, p], axis=1), np.arange(160))
         gap = run(
             [cell], [site], metric="accuracy", options=Options(resamples=200, seed=replicate)
         )["arm"]["gap"]
@@ -159,8 +164,8 @@ def test_more_than_twelve_values_are_joined():
     assert len(groups) == 12 and list(groups)[-2:] == ["other", "unknown"]
     assert groups["other"]["n"] == 20 + 21 + 22 + 23 and groups["unknown"]["n"] == 5
     assert (
-        found["note"]
-        == "15 values; the 4 with fewest examples are joined into 'other': 's00', 's01', 's02', 's03'"
+        found["note"] == "15 values; the 4 with fewest examples are joined into 'other': "
+        "'s00', 's01', 's02', 's03'"
     )
 
 
@@ -169,7 +174,7 @@ def test_folds_and_repeats_are_counted_once_and_a_fold_without_the_group_is_left
     halves = [np.flatnonzero(whole.patient % 2 == part) for part in range(2)]
     halves[0] = halves[0][site[halves[0]] == "a"]  # group b is in the second fold alone
     halves[1] = np.setdiff1d(np.arange(240), halves[0])
-    cells = [Cell(whole.label[h], whole.probability[h], whole.patient[h]) for h in halves]
+    cells = [EvaluationSet(whole.label[h], whole.probability[h], whole.patient[h]) for h in halves]
     again = [dataclasses.replace(c, probability=c.probability[:, ::-1]) for c in cells]
     found = run(cells + again, [site[h] for h in halves] * 2, once=[0, 1])
     groups = found["arm"]["groups"]
@@ -203,7 +208,7 @@ def test_several_labels_an_example_and_unknown_patients():
     label = rng.integers(0, 2, (200, 3)).astype(float)
     label[rng.uniform(size=label.shape) < 0.1] = np.nan
     p, site = rng.uniform(0.01, 0.99, (200, 3)), rng.choice(["a", "b"], 200)
-    cell = Cell(label, p, np.arange(200))
+    cell = EvaluationSet(label, p, np.arange(200))
     found = run([cell], [site], classes=("x", "y", "z"), unit="examples")
     own, known = site == "a", ~np.isnan(label)
     each = [

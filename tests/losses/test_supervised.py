@@ -18,7 +18,7 @@ class Outputs:
 
 
 def value_and_gradient(loss, logits, label, **options):
-    """f32[B], and the gradient of its sum with respect to the logits, which holds each example's own."""
+    """f32[B], and the gradient of its sum by the logits, which holds that of each example."""
     values = loss(Outputs(logits), {"label": label}, **options)
     gradient = jax.grad(lambda x: loss(Outputs(x), {"label": label}, **options).sum())(logits)
     return np.asarray(values), np.asarray(gradient)
@@ -105,7 +105,7 @@ def test_sigmoid_binary_cross_entropy_takes_integers_as_one_hot(logits, label):
     )
 
 
-EVERY = [
+LOSSES = [
     (losses.cross_entropy, {}),
     (losses.cross_entropy, {"label_smoothing": 0.1}),
     (losses.mean_squared_error, {}),
@@ -114,14 +114,14 @@ EVERY = [
 ]
 
 
-@pytest.mark.parametrize("loss, options", EVERY)
+@pytest.mark.parametrize("loss, options", LOSSES)
 def test_extreme_logits_have_finite_values_and_gradients(loss, options):
     logits = jnp.array([[1e4, -1e4, 0.0], [-1e4, 1e4, 1e4], [88.0, -104.0, 1e-30]])
     values, gradient = value_and_gradient(loss, logits, jnp.array([1, 0, 2]), **options)
     assert np.all(np.isfinite(values)) and np.all(np.isfinite(gradient))
 
 
-@pytest.mark.parametrize("loss, options", EVERY)
+@pytest.mark.parametrize("loss, options", LOSSES)
 def test_bfloat16_logits_are_worked_on_in_float32(loss, options, logits, label):
     low = logits.astype(jnp.bfloat16)
     values = loss(Outputs(low), {"label": label}, **options)
@@ -131,7 +131,7 @@ def test_bfloat16_logits_are_worked_on_in_float32(loss, options, logits, label):
     )
 
 
-@pytest.mark.parametrize("loss, options", EVERY)
+@pytest.mark.parametrize("loss, options", LOSSES)
 def test_an_example_does_not_depend_on_the_others(loss, options, logits, label):
     values = loss(Outputs(logits), {"label": label}, **options)
     order = jnp.array([3, 1, 6])

@@ -1,8 +1,9 @@
-"""Random variables for equivalence tests, and the mechanical rule between their names and PyTorch's.
+"""Random variables for equivalence tests, and the rule between their names and PyTorch's.
 
-Deep nets with careless random weights blow up, and then amplify rounding until no comparison means anything. Here kernels are
-He-scaled, scales are near 1 but near 0.2 at the end of a residual branch, running means near 0 and running variances near 1: the
-activations keep their size through 152 layers, and float32 stays within 1e-6 of float64 in eval mode and 1e-5 in train mode.
+Deep nets with careless random weights blow up, and then amplify rounding until no comparison means
+anything. Here kernels are He-scaled, scales are near 1 but near 0.2 at the end of a residual
+branch, running means near 0 and running variances near 1: the activations keep their size through
+152 layers, and float32 is within 1e-6 of float64 in eval mode and 1e-5 in train mode.
 """
 
 from __future__ import annotations
@@ -20,11 +21,9 @@ LAST_NORMS = ("bn2", "bn3")  # bn2 of a bottleneck is not its last; a small scal
 
 
 def random_variables(module: Any, image_shape: tuple[int, ...], seed: int = 0) -> dict[str, Any]:
-    """`params` and `batch_stats` of `module` as float32 NumPy arrays, drawn from `seed`."""
+    """`params` and `batch_stats` of `module` as float32 arrays, drawn from `seed`."""
     image = jnp.zeros((1, *image_shape), jnp.float32)
-    shapes = jax.eval_shape(
-        lambda key: module.init(key, image, use_batch_stats=False), jax.random.key(0)
-    )
+    shapes = jax.eval_shape(lambda key: module.init(key, image, False), jax.random.key(0))
     rng = np.random.default_rng(seed)
 
     def draw(path: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
@@ -45,7 +44,8 @@ def random_variables(module: Any, image_shape: tuple[int, ...], seed: int = 0) -
         return (0.1 * rng.standard_normal(shape)).astype(np.float32)
 
     flat = {
-        path: draw(path, leaf.shape) for path, leaf in traverse_util.flatten_dict(shapes).items()
+        path: jnp.asarray(draw(path, leaf.shape))
+        for path, leaf in traverse_util.flatten_dict(shapes).items()
     }
     return traverse_util.unflatten_dict(flat)
 
@@ -63,15 +63,15 @@ def torch_name(path: tuple[str, ...]) -> str:
 
 
 def to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Our variables as a PyTorch state_dict of NumPy arrays: HWIO to OIHW, [in, out] to [out, in]."""
+    """Our variables as a PyTorch state_dict of NumPy arrays: OIHW, [out, in]."""
     return {
-        torch_name(path): _transpose(np.asarray(x), -1)
+        torch_name(path): _transpose(np.array(x), -1)
         for path, x in traverse_util.flatten_dict(variables).items()
     }
 
 
 def from_torch(like: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The inverse of `to_torch`, for variables of the structure of `like`; ignores names that those do not have."""
+    """The inverse of `to_torch`, for the variables that are in `like`."""
     flat = traverse_util.flatten_dict(like)
     return traverse_util.unflatten_dict(
         {path: _transpose(state[torch_name(path)], 1) for path in flat}

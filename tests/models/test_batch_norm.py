@@ -24,13 +24,13 @@ def norm_variables(channels, seed=0):
 
 
 def images(batch, px=5, channels=3, seed=0):
-    return (
-        np.random.default_rng(seed).normal(1.0, 2.0, (batch, px, px, channels)).astype(np.float32)
-    )
+    draw = np.random.default_rng(seed).normal(1.0, 2.0, (batch, px, px, channels))
+    return draw.astype(np.float32)
 
 
 def train(module, variables, x, mask=None):
-    return module.apply(variables, x, use_batch_stats=True, mask=mask, mutable=["batch_stats"])
+    mask = mask if mask is None else jnp.asarray(mask)
+    return module.apply(variables, jnp.asarray(x), True, mask=mask, mutable=["batch_stats"])
 
 
 def assert_close(found, expected, rtol=1e-5):
@@ -54,14 +54,14 @@ def test_a_large_mean_cancels_nothing():
     """With E[x^2] - E[x]^2 in float32 the variance here would be off by more than its own size."""
     x = images(8).astype(np.float64) + 1e4
     x = x.astype(np.float32)
-    y, _ = train(NORM, NORM.init(jax.random.key(0), x, use_batch_stats=False), x)
+    y, _ = train(NORM, NORM.init(jax.random.key(0), jnp.asarray(x), use_batch_stats=False), x)
     wide = x.astype(np.float64)
     # float32 holds x to 5e-4 and its mean no better, beside a deviation of 2.
     np.testing.assert_allclose(y, (wide - wide.mean((0, 1, 2))) / wide.std((0, 1, 2)), atol=1e-3)
 
 
 def test_initialisation_and_evaluation_leave_the_running_statistics():
-    x = images(4)
+    x = jnp.asarray(images(4))
     variables = NORM.init(jax.random.key(0), x, use_batch_stats=True)
     np.testing.assert_array_equal(variables["batch_stats"]["mean"], 0)
     np.testing.assert_array_equal(variables["batch_stats"]["var"], 1)
@@ -82,7 +82,7 @@ def test_padding_does_not_count(garbage):
 
 
 def test_padding_does_not_count_in_a_whole_backbone():
-    module = models.backbone("cifar_resnet20", stages=2)
+    module = models.backbone("cifar_resnet20", last_layer="layer2")()
     variables = random_variables(module, (12, 12, 3))
     x = images(6, px=12)
     mask = np.array([1, 1, 0, 1, 0, 1], np.float32)
@@ -137,12 +137,12 @@ def test_first_and_second_derivatives():
     reason="needs 8 devices (XLA_FLAGS=--xla_force_host_platform_device_count=8)",
 )
 def test_eight_devices_equal_one():
-    """13 examples on 8 devices, two each: the last device has padding only, the one before has one example."""
+    """13 examples on 8 devices, two each: the last has padding only, the one before one example."""
     x = images(16, px=12)
     mask = (np.arange(16) < 13).astype(np.float32)
     weights = np.random.default_rng(1).standard_normal((16, 6, 6, 32)).astype(np.float32)
-    single = models.backbone("cifar_resnet20", stages=2)
-    several = models.backbone("cifar_resnet20", stages=2, axis_name="devices")
+    single = models.backbone("cifar_resnet20", last_layer="layer2")()
+    several = models.backbone("cifar_resnet20", last_layer="layer2", axis_name="devices")()
     variables = random_variables(single, (12, 12, 3))
 
     def step(module, variables, x, mask, weights):

@@ -66,7 +66,7 @@ POOLS = [(3, 2, 1), (2, 2, 0), (3, 1, 1), (3, 3, 0), (2, 3, 0), (3, 2, 0), (5, 2
 @pytest.mark.parametrize(("size", "stride", "padding"), POOLS)
 @pytest.mark.parametrize("px", [8, 9, 11])
 def test_max_pool(size, stride, padding, px):
-    """Half of the values are zero, as after a ReLU: of equal values in a window the first takes the gradient."""
+    """Half of the values are zero, as after a ReLU: the first of equals takes the gradient."""
     x = jax.nn.relu(draw(2, px, px + 2, 3))
     pool = lambda f: lambda x: layers.max_pool(x, size=size, stride=stride, padding=padding, form=f)  # noqa: E731
     assert_equal_forms([values_and_gradients(pool(f), (x,)) for f in FORMS])
@@ -84,8 +84,8 @@ def test_max_pool_passes_nan_on():
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "vgg11_bn"])
 def test_backbone(name, monkeypatch):
-    """Stem, pooling and first stage, with a padded row."""
-    module = models.backbone(name, stages=1)
+    """Stem, pooling and first layer, with a padded row."""
+    module = models.backbone(name, last_layer=models.parse(name).layers[0])()
     variables = random_variables(module, (33, 33, 3))
     images, mask = draw(4, 33, 33, 3), jnp.array([1.0, 1.0, 0.0, 1.0])
     results = []
@@ -97,18 +97,14 @@ def test_backbone(name, monkeypatch):
             def loss(params, images):
                 changed_variables = variables | {"params": params}
                 y, changed = module.apply(
-                    changed_variables,
-                    images,
-                    use_batch_stats=True,
-                    mask=mask,
-                    mutable=["batch_stats"],
+                    changed_variables, images, True, mask=mask, mutable=["batch_stats"]
                 )
                 return jnp.sum(jnp.sin(y) * mask[:, None, None, None]), (y, changed)
 
             return jax.grad(loss, argnums=(0, 1), has_aux=True)(params, images)
 
         (by_params, by_images), (y, changed) = run(variables["params"], images)
-        y_eval = module.apply(variables, images, use_batch_stats=False)
+        y_eval = module.apply(variables, images, False)
         # The gradient of a bias before a BatchNorm is zero but for rounding: no relative error.
         by_params = {k: v for k, v in by_params.items() if "bias" not in v or "scale" in v}
         results.append(jax.tree.leaves((by_params, by_images, y[mask > 0], changed, y_eval)))
@@ -117,12 +113,13 @@ def test_backbone(name, monkeypatch):
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "cifar_resnet20", "vgg11_bn", "vgg11"])
 def test_rematerialisation_changes_memory_and_not_numbers(name):
-    """The names, the values, the gradients and the running statistics are those without it; less is kept."""
+    """Names, values, gradients and running statistics are those without it; less is kept."""
     x, mask = draw(4, 32, 32, 3), jnp.array([1.0, 1.0, 0.0, 1.0])
-    variables = random_variables(models.backbone(name, stages=2), x.shape[1:])
+    last = models.parse(name).layers[1]
+    variables = random_variables(models.backbone(name, last_layer=last)(), x.shape[1:])
     results, kept = [], []
     for remat in (False, True):
-        module = models.backbone(name, stages=2, remat=remat)
+        module = models.backbone(name, last_layer=last, remat=remat)()
         assert jax.tree.structure(random_variables(module, x.shape[1:])) == jax.tree.structure(
             variables
         )
@@ -131,7 +128,7 @@ def test_rematerialisation_changes_memory_and_not_numbers(name):
             y, changed = module.apply(
                 variables | {"params": params},
                 x,
-                use_batch_stats=True,
+                True,
                 mask=mask,
                 mutable=["batch_stats"],
             )

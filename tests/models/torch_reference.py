@@ -1,4 +1,4 @@
-"""The backbones once more, in plain PyTorch and straight from the papers' tables, with torchvision's parameter names.
+"""The backbones in plain PyTorch from the papers' tables, with torchvision's parameter names.
 
 Independent of `medtl.models`: shares no table of depths, widths or numbering with it.
 """

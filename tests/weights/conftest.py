@@ -12,10 +12,10 @@ from medtl import models, weights
 
 @functools.cache
 def _shapes(name, channels, options):
-    module = models.backbone(name, **dict(options))
-    size = 224 if dict(options).get("classifier") else 64
+    module = models.backbone(name, **dict(options))()
+    size = 224 if "classifier" in name else 64
     image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
-    return jax.eval_shape(lambda x: module.init(jax.random.key(0), x, use_batch_stats=False), image)
+    return jax.eval_shape(lambda x: module.init(jax.random.key(0), x, False), image)
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +52,7 @@ def variables(shapes, randomize):
 
 @pytest.fixture
 def state_dict(variables):
-    """`variables` under torchvision's names, in PyTorch's layout, written out here a second time."""
+    """`variables` under torchvision's names, in PyTorch's layout, by a second implementation."""
     tensors = {}
     leaves = {
         "kernel": "weight",
@@ -72,15 +72,13 @@ def state_dict(variables):
 
 @pytest.fixture
 def load_npz(tmp_path, shapes):
-    """Writes tensors as .npz and loads them into cifar_resnet20, unless told otherwise."""
+    """Writes tensors as .npz and loads them into cifar_resnet20 or another architecture."""
 
     def load(tensors, architecture="cifar_resnet20", channels=3, **options):
         path = tmp_path / "weights.npz"
         np.savez(path, **tensors)
-        built = {key: options[key] for key in ("stages", "stride_in") if key in options}
-        wanted = shapes(architecture, channels, **built)
-        return weights.load(
-            str(path), architecture, wanted, **{"normalization": "torchvision", **options}
-        )
+        variables = shapes(architecture, channels, last_layer=options.get("last_layer", ""))
+        options = {"normalization": "torchvision", **options}
+        return weights.load(str(path), models.parse(architecture), variables, **options)
 
     return load

@@ -18,11 +18,14 @@ CAFFE = NORMALIZATIONS["caffe"]
 
 @pytest.mark.parametrize("name", ["cifar_resnet20", "resnet18", "vgg11_bn"])
 def test_round_trip_is_exact(name, tmp_path, shapes, randomize):
-    variables = randomize(shapes(name, stages=2))
+    last = models.parse(name).layers[1]
+    variables = randomize(shapes(name, last_layer=last))
     odd = Normalization("mine", (0.1, 1 / 3, 2.0), (1e-7, 3.3, 255.0))
     path = tmp_path / "out.safetensors"
-    weights.export(path, name, variables, normalization=odd, stages=2, epsilon=1.001e-5)
-    loaded = weights.load(str(path), name, shapes(name, stages=2), stages=2)
+    weights.export(path, name, variables, normalization=odd, last_layer=last, epsilon=1.001e-5)
+    loaded = weights.load(
+        str(path), models.parse(name), shapes(name, last_layer=last), last_layer=last
+    )
     jax.tree.map(np.testing.assert_array_equal, loaded.variables, variables)
     assert (loaded.normalization, loaded.epsilon) == (odd, 1.001e-5)
     assert {n.rpartition(".")[2] for n, _ in loaded.report.unused} == {"num_batches_tracked"}
@@ -43,8 +46,7 @@ def test_file_says_what_it_is_and_the_bytes_repeat(tmp_path, variables):
     assert json.loads(metadata["normalization"])["mean"] == list(CAFFE.mean)
     keys = {
         "architecture": "cifar_resnet20",
-        "stages": "0",
-        "stride_in": "3x3",
+        "last_layer": "",
         "bn_eps": "1e-05",
         "arm": "transfer",
     }
@@ -114,9 +116,9 @@ def test_pytorch_loads_it_strictly_and_computes_the_same(tmp_path, shapes, rando
             x = torch.nn.functional.max_pool2d(torch.relu(self.bn1(self.conv1(x))), 3, 2, 1)
             return self.layer2(self.layer1(x))
 
-    variables = randomize(shapes("resnet18", stages=2))
+    variables = randomize(shapes("resnet18", last_layer="layer2"))
     path = tmp_path / "out.safetensors"
-    weights.export(path, "resnet18", variables, normalization=CAFFE, stages=2)
+    weights.export(path, "resnet18", variables, normalization=CAFFE, last_layer="layer2")
     trunk = Trunk().eval()
     tensors = safetensors.numpy.load_file(path)
     trunk.load_state_dict(
@@ -125,7 +127,6 @@ def test_pytorch_loads_it_strictly_and_computes_the_same(tmp_path, shapes, rando
     x = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
     with torch.no_grad():
         want = trunk(torch.from_numpy(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
-    found = models.backbone("resnet18", stages=2).apply(
-        variables, jnp.asarray(x), use_batch_stats=False
-    )
+    module = models.backbone("resnet18", last_layer="layer2")()
+    found = module.apply(variables, jnp.asarray(x), False)
     assert np.linalg.norm(found - want) < 1e-5 * np.linalg.norm(want)

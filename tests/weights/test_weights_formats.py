@@ -1,4 +1,4 @@
-"""Files that are not what they should be get one clear error, before JAX starts; a pickle never runs."""
+"""Wrong and damaged files get one clear error, before JAX starts; a pickle never runs."""
 
 import hashlib
 import os
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from medtl import weights
+from medtl import models, weights
 from medtl.errors import UserError
 from medtl.examples import NORMALIZATIONS
 
@@ -26,7 +26,7 @@ def small():
 def _fails(path, text, **options):
     for read in (
         weights.check,
-        lambda p, **o: weights.load(p, "cifar_resnet20", {"params": {}}, **o),
+        lambda p, **o: weights.load(p, models.parse("cifar_resnet20"), {"params": {}}, **o),
     ):
         with pytest.raises(UserError, match=text) as error:
             read(str(path), **options)
@@ -71,6 +71,14 @@ def test_truncated(tmp_path, small, suffix, share):
     _fails(path, "truncated|damaged|no safetensors file")
 
 
+@pytest.mark.parametrize("change", [lambda b: b + b"more", lambda b: bytes(8) + b, lambda b: b[9:]])
+def test_safetensors_with_bytes_too_many_or_too_few(tmp_path, small, change):
+    path = tmp_path / "weights.safetensors"
+    safetensors.numpy.save_file(small, path)
+    path.write_bytes(change(path.read_bytes()))
+    _fails(path, "truncated, damaged or no safetensors file")
+
+
 def test_damage_inside_an_npz(tmp_path, small):
     path = tmp_path / "weights.npz"
     np.savez(path, **small)
@@ -78,14 +86,14 @@ def test_damage_inside_an_npz(tmp_path, small):
     content[300:340] = bytes(40)
     path.write_bytes(content)
     with pytest.raises(UserError, match="is damaged"):
-        weights.load(str(path), "cifar_resnet20", {"params": {}})
+        weights.load(str(path), models.parse("cifar_resnet20"), {"params": {}})
 
 
 def test_pickles_in_an_npz_do_not_run(tmp_path):
     path = tmp_path / "weights.npz"
     np.savez(path, conv1=np.array([_Touch(tmp_path / "ran")], dtype=object))
     with pytest.raises(UserError, match="more than arrays"):
-        weights.load(str(path), "cifar_resnet20", {"params": {}})
+        weights.load(str(path), models.parse("cifar_resnet20"), {"params": {}})
     assert not (tmp_path / "ran").exists()
 
 
@@ -94,7 +102,7 @@ def test_an_empty_zip_is_no_npz(tmp_path):
     with zipfile.ZipFile(path, "w"):
         pass
     with pytest.raises(UserError, match="no NumPy file"):
-        weights.load(str(path), "cifar_resnet20", {"params": {}})
+        weights.load(str(path), models.parse("cifar_resnet20"), {"params": {}})
 
 
 def test_missing_file_offers_the_nearest(tmp_path, small):
@@ -108,7 +116,7 @@ def test_sha256_is_compared_and_recorded(tmp_path, small):
     np.savez(path, **small)
     right = hashlib.sha256(path.read_bytes()).hexdigest()
     weights.check(str(path), sha256=right.upper())
-    assert weights.load(str(path), "mine", {}, allow=("*",), normalization="caffe").sha256 == right
+    assert weights.load(str(path), None, {}, allow=("*",), normalization="caffe").sha256 == right
     _fails(path, f"config.weights.sha256: .* has {right}, not {'0' * 64}", sha256="0" * 64)
     with pytest.raises(UserError, match="config.weights.sha256: 'abc' is not 64 hex"):
         weights.check(str(path), sha256="abc")
@@ -123,7 +131,7 @@ def test_hub_names_carry_the_hash(tmp_path):
     weights.check(str(good))
     bad = tmp_path / "resnet-0123abcd.pth"
     bad.write_bytes(content)
-    _fails(bad, "not as its name says")
+    _fails(bad, "not with 0123abcd as in its name")
 
 
 class _Touch:
@@ -140,7 +148,7 @@ def test_pickles_in_a_torch_file_do_not_run(tmp_path):
     torch = pytest.importorskip("torch")
     torch.save({"state_dict": {"conv1.weight": _Touch(tmp_path / "ran")}}, tmp_path / "w.pth")
     with pytest.raises(UserError, match="never run"):
-        weights.load(str(tmp_path / "w.pth"), "cifar_resnet20", {"params": {}})
+        weights.load(str(tmp_path / "w.pth"), models.parse("cifar_resnet20"), {"params": {}})
     assert not (tmp_path / "ran").exists()
 
 
@@ -155,7 +163,7 @@ def test_truncated_torch_file(tmp_path, small, zipped, share):
     with pytest.raises(
         UserError, match="truncated or damaged|truncated: its zip|is damaged, or a pickle"
     ):
-        weights.load(str(path), "cifar_resnet20", {"params": {}})
+        weights.load(str(path), models.parse("cifar_resnet20"), {"params": {}})
 
 
 @pytest.mark.parametrize(
@@ -168,7 +176,7 @@ def test_torch_wrappings(tmp_path, variables, state_dict, shapes, wrap, prefix):
     torch.save(
         wrap({prefix + name: torch.from_numpy(value) for name, value in state_dict.items()}), path
     )
-    loaded = weights.load(str(path), "cifar_resnet20", shapes("cifar_resnet20"))
+    loaded = weights.load(str(path), models.parse("cifar_resnet20"), shapes("cifar_resnet20"))
     want = variables["params"]["layer3_2"]["conv2"]["kernel"]
     np.testing.assert_array_equal(loaded.variables["params"]["layer3_2"]["conv2"]["kernel"], want)
     assert loaded.normalization == NORMALIZATIONS["torchvision"]
@@ -178,7 +186,7 @@ def test_a_torch_file_of_something_else(tmp_path):
     torch = pytest.importorskip("torch")
     torch.save([torch.ones(3)], tmp_path / "w.pth")
     with pytest.raises(UserError, match="no state_dict"):
-        weights.load(str(tmp_path / "w.pth"), "cifar_resnet20", {"params": {}})
+        weights.load(str(tmp_path / "w.pth"), models.parse("cifar_resnet20"), {"params": {}})
 
 
 def test_without_torch_the_extra_is_named(tmp_path, monkeypatch):

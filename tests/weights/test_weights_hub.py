@@ -1,4 +1,7 @@
-"""hf:// against a server on the loopback that answers as the Hub does; each case in a process with its own cache."""
+"""hf:// against a local server that answers as the Hub does.
+
+Each case runs in a process with its own cache.
+"""
 
 import hashlib
 import http.server
@@ -9,7 +12,7 @@ import threading
 
 import pytest
 
-from medtl import weights
+from medtl import models, weights
 from medtl.errors import UserError
 from medtl.examples import NORMALIZATIONS
 from medtl.weights import hub
@@ -61,11 +64,12 @@ def endpoint():
 
 
 def _fetch(address, endpoint, home, **environment):
-    """(local path or error) of `hub.fetch`; the library reads its environment when it is imported."""
+    """The local path or error of `hub.fetch`; the library reads its environment at import."""
     code = (
-        "import sys, time\nfrom medtl import base\nfrom medtl.weights import hub\n"
+        "import sys, time\nfrom medtl.errors import UserError\nfrom medtl.weights import hub\n"
         "time.sleep = lambda seconds: None\n"  # between the library's attempts to reach a server
-        "try:\n    print('PATH', hub.fetch(sys.argv[1]))\nexcept UserError as error:\n    print('ERROR', error)"
+        "try:\n    print('PATH', hub.fetch(sys.argv[1]))\n"
+        "except UserError as error:\n    print('ERROR', error)"
     )
     own = {
         "HF_ENDPOINT": endpoint,
@@ -135,9 +139,11 @@ def test_address_is_recorded_and_the_hash_is_checked(tmp_path, monkeypatch, vari
     weights.export(local, "cifar_resnet20", variables, normalization=NORMALIZATIONS["caffe"])
     monkeypatch.setattr(hub, "fetch", lambda address: str(local))
     address = "hf://lab/model/w.safetensors"
-    loaded = weights.load(address, "cifar_resnet20", shapes("cifar_resnet20"))
+    loaded = weights.load(address, models.parse("cifar_resnet20"), shapes("cifar_resnet20"))
     assert (loaded.path, loaded.sha256) == (address, hashlib.sha256(local.read_bytes()).hexdigest())
     with pytest.raises(UserError, match="config.weights.sha256"):
-        weights.load(address, "cifar_resnet20", shapes("cifar_resnet20"), sha256="0" * 64)
+        weights.load(
+            address, models.parse("cifar_resnet20"), shapes("cifar_resnet20"), sha256="0" * 64
+        )
     with pytest.raises(UserError, match="64 hexadecimal"):
         weights.check(address, sha256="1")

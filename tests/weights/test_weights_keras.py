@@ -20,7 +20,7 @@ SIZE = 64
 
 
 def _hoist(whole, path):
-    """A whole model as Keras 2 saved it -> the layout of the published files: what is in `model_weights` lies at the root."""
+    """A model as Keras 2 saved it -> the published layout: `model_weights` moves to the root."""
     with h5py.File(whole) as source, h5py.File(path, "w") as target:
         for name, group in source["model_weights"].items():
             source.copy(group, target, name)
@@ -29,7 +29,7 @@ def _hoist(whole, path):
 
 
 def _randomize(model, seed):
-    """Random biases and statistics too, and small scales at the end of a block, so that depth does not amplify rounding."""
+    """Random biases and statistics too; small last scales, so that depth amplifies no rounding."""
     rng = np.random.default_rng(seed)
     for layer in model.layers:
         for weight in layer.weights:
@@ -81,17 +81,21 @@ def trained(request, tmp_path_factory):
     )
 
 
+def _text(name):
+    return f"{name}(stride_in='1x1')" if name.startswith("resnet") else name
+
+
 def test_features_equal_keras(trained, shapes):
     name, folder, images, want = trained
-    options = {"stride_in": "1x1"} if name.startswith("resnet") else {}
+    text = _text(name)
     weights.check(str(folder / "legacy.h5"))
-    loaded = weights.load(str(folder / "legacy.h5"), name, shapes(name, **options), **options)
+    loaded = weights.load(str(folder / "legacy.h5"), models.parse(text), shapes(text))
     assert loaded.normalization == NORMALIZATIONS["caffe"]
     assert loaded.epsilon == 1.001e-5
     assert loaded.report.left_random == loaded.report.unused == ()
     x = (images - np.array(loaded.normalization.mean)) / np.array(loaded.normalization.std)
-    module = models.backbone(name, epsilon=loaded.epsilon, **options)
-    apply = jax.jit(lambda v, x: module.apply(v, x, use_batch_stats=False))
+    module = models.backbone(text, epsilon=loaded.epsilon)()
+    apply = jax.jit(lambda v, x: module.apply(v, x, False))
     found = apply(loaded.variables, jnp.asarray(x, jnp.float32))
     error = np.linalg.norm(found - want) / np.linalg.norm(want)
     print(f"{name}: {error:.1e}")
@@ -113,18 +117,19 @@ def test_config_that_contradicts_keras_is_refused(trained, shapes):
     path = str(folder / "legacy.h5")
     if name.startswith("resnet"):
         with pytest.raises(
-            UserError, match="stride in the 1x1 convolution.*set config.model.stride_in='1x1'"
+            UserError,
+            match=r"stride in the 1x1 convolution.*set config.model.name=.resnet\d+\(stri",
         ):
-            weights.load(path, name, shapes(name))
-    options = {"stride_in": "1x1"} if name.startswith("resnet") else {}
+            weights.load(path, models.parse(name), shapes(name))
+    text = _text(name)
     with pytest.raises(UserError, match="states its input as Normalization.name='caffe'"):
-        weights.load(path, name, shapes(name, **options), normalization="torchvision", **options)
+        weights.load(path, models.parse(text), shapes(text), normalization="torchvision")
     with pytest.raises(UserError, match=f"It looks like {name}"):
-        weights.load(path, "cifar_resnet20", shapes("cifar_resnet20"))
+        weights.load(path, models.parse("cifar_resnet20"), shapes("cifar_resnet20"))
 
 
 def test_dense_layers_of_a_vgg_flatten_channels_first(tmp_path):
-    """A feature map through Keras's fc1 (channels last) equals the same map, channels first, through the loaded kernel."""
+    """Keras's fc1 on a map, channels last, equals the loaded kernel on it, channels first."""
     rng = np.random.default_rng(0)
     kernels = {
         "block1_conv1": rng.normal(size=(3, 3, 3, 5)),
@@ -158,4 +163,4 @@ def test_other_models_are_refused(tmp_path, layers):
     with pytest.raises(
         UserError, match="Keras-applications ResNet or VGG|holds neither conv1_conv nor"
     ):
-        weights.load(str(path), "resnet50", {"params": {}}, stride_in="1x1")
+        weights.load(str(path), models.parse("resnet50"), {"params": {}})

@@ -1,14 +1,12 @@
 """Fitting tensors to a backbone: values, report, surprises, stem, normalisation."""
 
-import json
-
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from medtl import weights
+from medtl import models, weights
 from medtl.errors import UserError
 from medtl.examples import NORMALIZATIONS, Normalization
 from medtl.weights import pretrained
@@ -41,11 +39,10 @@ def test_classifier_and_step_counters_are_reported_as_unused(state_dict, load_np
         ("bn1.num_batches_tracked", ()),
     )
     assert "unused: 3 (linear.weight [10, 64]" in report.summary()
-    assert json.loads(json.dumps(report.as_dict()))["unused"][0] == ["linear.weight", [10, 64]]
 
 
-def test_stages_that_are_cut_off_stay_unused(variables, state_dict, load_npz):
-    loaded = load_npz(state_dict, stages=1)
+def test_layers_that_are_cut_off_stay_unused(variables, state_dict, load_npz):
+    loaded = load_npz(state_dict, last_layer="layer1")
     assert set(loaded.variables["params"]) == {"conv1", "bn1", "layer1_0", "layer1_1", "layer1_2"}
     assert {name.split(".")[0] for name, _ in loaded.report.unused} == {"layer2", "layer3"}
 
@@ -59,7 +56,7 @@ def test_missing_unused_and_mismatched_are_named(state_dict, load_npz):
     message = str(error.value)
     assert "in 3 tensors" in message
     assert "layer1.0.bn1.bias [16] is missing" in message
-    assert "layer1.0.conv9.weight [2, 2, 1, 1] has no place" in message
+    assert "layer1.0.conv9.weight [2, 2, 1, 1] is not in the backbone" in message
     assert "layer3.2.conv2.weight [64, 64, 5, 5] should be [64, 64, 3, 3]" in message
 
 
@@ -83,18 +80,31 @@ def test_another_architecture_is_named_with_the_first_five_tensors(
     assert len(str(error.value).splitlines()) == 2
 
 
-def test_another_architecture_whose_first_stage_fits_is_refused(tmp_path, shapes, randomize):
-    deep = randomize(shapes("vgg13", stages=2))
+def test_another_architecture_whose_first_layers_fit_is_refused(tmp_path, shapes, randomize):
+    deep = randomize(shapes("vgg13", last_layer="block2"))
     path = tmp_path / "vgg13.safetensors"
     normalization = NORMALIZATIONS["torchvision"]
-    weights.export(path, "vgg13", deep, normalization=normalization, stages=2)
-    assert weights.load(str(path), "vgg13", shapes("vgg13", stages=1), stages=1).report.unused
-    with pytest.raises(UserError, match="does not fit vgg11 with 1 stages\nIt looks like vgg13"):
-        weights.load(str(path), "vgg11", shapes("vgg11", stages=1), stages=1)
+    weights.export(path, "vgg13", deep, normalization=normalization, last_layer="block2")
+
+    def load(name):
+        variables = shapes(name, last_layer="block1")
+        return weights.load(str(path), models.parse(name), variables, last_layer="block1")
+
+    assert {name for name, _ in load("vgg13").report.unused} == {
+        f"features.{i}.{leaf}" for i in (5, 7) for leaf in ("weight", "bias")
+    }
+    with pytest.raises(UserError, match="fit vgg16 with last_layer='block1'\nIt looks like vgg13"):
+        load("vgg16")
+    with pytest.raises(
+        UserError, match=r"features.2.weight .* is not in the backbone.*\nIt looks like vgg13"
+    ):
+        load("vgg11")
 
 
-def test_a_file_of_fewer_stages_says_how_many(state_dict, load_npz):
-    with pytest.raises(UserError, match="stages 1 to 2 only: set config.model.stages=2"):
+def test_a_file_of_fewer_layers_names_its_last(state_dict, load_npz):
+    with pytest.raises(
+        UserError, match="It ends with layer2: set config.model.last_layer='layer2'"
+    ):
         load_npz(
             {name: tensor for name, tensor in state_dict.items() if not name.startswith("layer3")}
         )
@@ -104,14 +114,16 @@ def test_half_precision_becomes_float32(tmp_path, shapes, state_dict):
     for dtype in (np.float16, ml_dtypes.bfloat16):
         halves = {name: tensor.astype(dtype) for name, tensor in state_dict.items()}
         path = _write(tmp_path / "half.safetensors", halves)
-        loaded = weights.load(path, "cifar_resnet20", shapes("cifar_resnet20")).variables
+        loaded = weights.load(
+            path, models.parse("cifar_resnet20"), shapes("cifar_resnet20")
+        ).variables
         want = halves["layer2.0.conv1.weight"].astype(np.float32).transpose(2, 3, 1, 0)
         np.testing.assert_array_equal(loaded["params"]["layer2_0"]["conv1"]["kernel"], want)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 6])
 def test_stem_responds_to_a_grey_image_as_before(channels, state_dict, load_npz):
-    """A grey image has equal channels, so a kernel acts through its sum over them, whenever C divides by 3 or is 1."""
+    """A grey image has equal channels: a kernel acts through its sum over them, for C = 1 or 3n."""
     loaded = load_npz(state_dict, channels=channels)
     kernel = loaded.variables["params"]["conv1"]["kernel"]
     rgb = state_dict["conv1.weight"].transpose(2, 3, 1, 0)
@@ -173,24 +185,29 @@ def test_npz_states_no_normalization(state_dict, load_npz):
 )
 def test_input_in_prose_is_understood(text, want, tmp_path, shapes, state_dict):
     path = _write(tmp_path / "w.safetensors", state_dict, input=text)
-    assert weights.load(path, "cifar_resnet20", shapes("cifar_resnet20")).normalization == want
+    assert (
+        weights.load(path, models.parse("cifar_resnet20"), shapes("cifar_resnet20")).normalization
+        == want
+    )
     with pytest.raises(UserError, match="states its input as"):
-        weights.load(path, "cifar_resnet20", shapes("cifar_resnet20"), normalization="centered")
+        weights.load(
+            path, models.parse("cifar_resnet20"), shapes("cifar_resnet20"), normalization="centered"
+        )
 
 
 def test_input_that_is_not_understood_must_be_configured(tmp_path, shapes, state_dict):
     path = _write(tmp_path / "w.safetensors", state_dict, input="BGR, somehow")
     with pytest.raises(UserError, match="BGR, somehow.*set config.weights.normalization"):
-        weights.load(path, "cifar_resnet20", shapes("cifar_resnet20"))
+        weights.load(path, models.parse("cifar_resnet20"), shapes("cifar_resnet20"))
     loaded = weights.load(
-        path, "cifar_resnet20", shapes("cifar_resnet20"), normalization="centered"
+        path, models.parse("cifar_resnet20"), shapes("cifar_resnet20"), normalization="centered"
     )
     assert loaded.normalization == NORMALIZATIONS["centered"]
 
 
 def test_plain_safetensors_are_taken_for_torchvision_and_said_so(tmp_path, shapes, state_dict):
     path = _write(tmp_path / "w.safetensors", state_dict, format="pt")
-    loaded = weights.load(path, "cifar_resnet20", shapes("cifar_resnet20"))
+    loaded = weights.load(path, models.parse("cifar_resnet20"), shapes("cifar_resnet20"))
     assert loaded.normalization == NORMALIZATIONS["torchvision"]
     assert any("usual for this format" in note for note in loaded.report.notes)
 
@@ -198,32 +215,33 @@ def test_plain_safetensors_are_taken_for_torchvision_and_said_so(tmp_path, shape
 def test_broken_metadata_is_refused(tmp_path, shapes, state_dict):
     path = _write(tmp_path / "w.safetensors", state_dict, normalization='{"mean": 3}')
     with pytest.raises(UserError, match="metadata of .* cannot be understood"):
-        weights.load(path, "cifar_resnet20", shapes("cifar_resnet20"))
+        weights.load(path, models.parse("cifar_resnet20"), shapes("cifar_resnet20"))
 
 
 def test_stride_must_be_where_the_weights_had_it(tmp_path, shapes, randomize):
     path = tmp_path / "v1.safetensors"
-    cut = randomize(shapes("resnet50", stages=1))
+    v1 = "resnet50(stride_in='1x1')"
+    cut = randomize(shapes(v1, last_layer="layer1"))
     normalization = NORMALIZATIONS["caffe"]
     weights.export(
         path,
-        "resnet50",
+        v1,
         cut,
         normalization=normalization,
-        stages=1,
-        stride_in="1x1",
+        last_layer="layer1",
         epsilon=1.001e-5,
     )
-    loaded = weights.load(str(path), "resnet50", cut, stages=1, stride_in="1x1")
+    loaded = weights.load(str(path), models.parse(v1), cut, last_layer="layer1")
     assert (loaded.epsilon, loaded.normalization) == (1.001e-5, normalization)
     with pytest.raises(
-        UserError, match="stride in the 1x1 convolution.*set config.model.stride_in='1x1'"
+        UserError,
+        match=r"stride in the 1x1 convolution.*set config.model.name=.resnet50\(stride_in='1x1'\)",
     ):
-        weights.load(str(path), "resnet50", cut, stages=1)
+        weights.load(str(path), models.parse("resnet50"), cut, last_layer="layer1")
 
 
 def test_timm_keeps_the_dense_layers_of_a_vgg_as_convolutions(tmp_path):
-    """timm's pre_logits.fc1 is a 7x7 convolution of the same numbers as torchvision's classifier.0."""
+    """timm's pre_logits.fc1 is a 7x7 convolution of the numbers of torchvision's classifier.0."""
     rng = np.random.default_rng(0)
     dense = rng.normal(size=(8, 7 * 7 * 4)).astype(np.float32)
     tensors = {
@@ -232,6 +250,18 @@ def test_timm_keeps_the_dense_layers_of_a_vgg_as_convolutions(tmp_path):
         "head.fc.weight": np.zeros((5, 8), np.float32),
     }
     wanted = {"params": {"classifier_0": {"kernel": np.zeros((196, 8)), "bias": np.zeros(8)}}}
-    loaded = weights.load(_write(tmp_path / "w.safetensors", tensors), "mine", wanted)
+    loaded = weights.load(_write(tmp_path / "w.safetensors", tensors), None, wanted)
     np.testing.assert_array_equal(loaded.variables["params"]["classifier_0"]["kernel"], dense.T)
     assert loaded.report.unused == (("classifier.6.weight", (5, 8)),)
+
+
+def test_a_users_own_module_takes_weights_by_name_alone(tmp_path, state_dict, variables):
+    """No other architecture is guessed: the module is not in the table."""
+    path = _write(tmp_path / "w.safetensors", state_dict)
+    part = {"params": {"conv1": variables["params"]["conv1"]}}
+    with pytest.raises(UserError, match="does not fit the backbone, in .* is not in the backbone"):
+        weights.load(path, None, part)
+    loaded = weights.load(path, None, part, allow=("bn1.*", "layer*"))
+    np.testing.assert_array_equal(
+        loaded.variables["params"]["conv1"]["kernel"], part["params"]["conv1"]["kernel"]
+    )

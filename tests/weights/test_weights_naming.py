@@ -5,7 +5,6 @@ import pytest
 
 from medtl import models
 from medtl.errors import UserError
-from medtl.models import architectures
 from medtl.weights import naming
 
 
@@ -33,14 +32,6 @@ def test_a_variable_without_counterpart_is_refused():
         naming.torch_name(("params", "attention", "query"))
 
 
-def test_tables_agree_with_the_backbones_that_are_built():
-    assert set(naming.KNOWN) == set(models.NAMES)
-    for name in ("vgg11", "vgg13_bn", "vgg16", "vgg19_bn"):
-        known = architectures.architecture(name)
-        convs = [i for stage in architectures.vgg_layers(name) for i in stage]
-        assert naming.vgg_convs(known.depths, batch_norm=known.batch_norm) == convs
-
-
 @pytest.mark.parametrize("name", models.NAMES)
 def test_guess_names_the_architecture_from_its_variables(name, shapes):
     variables = shapes(name)
@@ -50,8 +41,11 @@ def test_guess_names_the_architecture_from_its_variables(name, shapes):
 
 
 def test_guess_of_a_cut_file_names_all_that_begin_so(shapes):
-    assert naming.guess(_torch_shapes(shapes("resnet50", stages=2))) == ("resnet50", "resnet101")
-    assert naming.guess(_torch_shapes(shapes("vgg13_bn", stages=2))) == (
+    assert naming.guess(_torch_shapes(shapes("resnet50", last_layer="layer2"))) == (
+        "resnet50",
+        "resnet101",
+    )
+    assert naming.guess(_torch_shapes(shapes("vgg13_bn", last_layer="block2"))) == (
         "vgg13_bn",
         "vgg16_bn",
         "vgg19_bn",

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from medtl import weights
+from medtl import models, weights
 from medtl.errors import UserError
 from medtl.examples import NORMALIZATIONS
 
@@ -16,11 +16,17 @@ R50 = WEIGHTS / "resnet50_imagenet_c4.safetensors"
 pytestmark = pytest.mark.skipif(not WEIGHTS.is_dir(), reason="../shared/weights is absent")
 
 
+V1 = "resnet50(stride_in='1x1')"
+
+
+def load(text, last_layer, shapes, **options):
+    variables = shapes(text, last_layer=last_layer)
+    return weights.load(str(R50), models.parse(text), variables, last_layer=last_layer, **options)
+
+
 def test_resnet50_trunk(shapes):
     weights.check(str(R50))
-    loaded = weights.load(
-        str(R50), "resnet50", shapes("resnet50", stages=3), stages=3, stride_in="1x1"
-    )
+    loaded = load(V1, "layer3", shapes)
     assert len(loaded.report.loaded) == len(jax.tree.leaves(loaded.variables)) == 215
     assert loaded.report.left_random == loaded.report.unused == loaded.report.mismatched == ()
     assert loaded.normalization == NORMALIZATIONS["caffe"]
@@ -29,19 +35,14 @@ def test_resnet50_trunk(shapes):
 
 
 def test_resnet50_trunk_is_refused_where_it_does_not_fit(shapes):
-    cut = shapes("resnet50", stages=3)
-    with pytest.raises(UserError, match="set config.model.stride_in='1x1'"):
-        weights.load(str(R50), "resnet50", cut, stages=3)
-    with pytest.raises(UserError, match="set config.model.stages=3"):
-        weights.load(str(R50), "resnet50", shapes("resnet50"), stride_in="1x1")
+    with pytest.raises(UserError, match=r"set config.model.name=.resnet50\(stride_in='1x1'\)"):
+        load("resnet50", "layer3", shapes)
+    with pytest.raises(UserError, match="set config.model.last_layer='layer3'"):
+        load(V1, "", shapes)
     with pytest.raises(UserError, match="resnet101.*\nIt looks like resnet50"):
-        weights.load(
-            str(R50), "resnet101", shapes("resnet101", stages=3), stages=3, stride_in="1x1"
-        )
+        load("resnet101(stride_in='1x1')", "layer3", shapes)
     with pytest.raises(UserError, match="states its input as"):
-        weights.load(
-            str(R50), "resnet50", cut, stages=3, stride_in="1x1", normalization="torchvision"
-        )
+        load(V1, "layer3", shapes, normalization="torchvision")
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,7 @@ def test_resnet50_trunk_is_refused_where_it_does_not_fit(shapes):
 )
 def test_cifar_resnets(name, file, shapes):
     torch = pytest.importorskip("torch")
-    loaded = weights.load(str(WEIGHTS / file), name, shapes(name))
+    loaded = weights.load(str(WEIGHTS / file), models.parse(name), shapes(name))
     assert len(loaded.report.loaded) == len(jax.tree.leaves(loaded.variables))
     assert loaded.report.unused == (("linear.weight", (10, 64)), ("linear.bias", (10,)))
     assert loaded.normalization == NORMALIZATIONS["torchvision"]

@@ -1,4 +1,4 @@
-"""The report's figures: which lines are drawn, what stands below them, and what a reader who cannot see them is told."""
+"""The report's figures: their lines, their captions, and their description for screen readers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from medtl.evaluation import wording
+from medtl.evaluation.metrics import LOWER_IS_BETTER
 from medtl.evaluation.report import plots
 from medtl.evaluation.report.plots import Axis, Row, Series
 
@@ -35,7 +36,7 @@ class Figure:
 
 
 class Figures:
-    """Makes the figures of one analysis, with ids that differ within the page and a style for each arm."""
+    """Makes the figures of one analysis, with ids unique in the page and a style for each arm."""
 
     def __init__(self, analysis: Mapping[str, Any]) -> None:
         self._analysis = analysis
@@ -44,17 +45,17 @@ class Figures:
         self._level = f"{wording.percent(analysis['design']['level'])} intervals"
 
     def forest(self) -> Figure | None:
-        """The differences in the main metric, one below the other."""
-        found = [
+        """Draw the differences in the main metric, one below the other."""
+        data = [
             c
             for c in self._analysis.get("comparisons") or ()
             if wording.is_known(c["difference"].get("value"))
         ]
-        if not found:
+        if not data:
             return None
-        metric = wording.metric(found[0]["metric"])
-        rows, told = [], []
-        for c in found:
+        metric = wording.metric(data[0]["metric"])
+        rows, described = [], []
+        for c in data:
             d = c["difference"]
             value, low, high = (wording.value(d.get(k)) for k in ("value", "low", "high"))
             between = wording.interval(low, high, sign=True)
@@ -66,8 +67,8 @@ class Figures:
                     [(value, low, high, self._style.get(c["arm"], 0))],
                 )
             )
-            told.append(f"{wording.difference_name(c)} {text}")
-        better = "left" if found[0]["metric"] in wording.LOWER_IS_BETTER else "right"
+            described.append(f"{wording.difference_name(c)} {text}")
+        better = "left" if data[0]["metric"] in LOWER_IS_BETTER else "right"
         svg = plots.intervals(
             rows,
             axis=Axis(
@@ -75,14 +76,15 @@ class Figures:
                 _limits((p[:3] for r in rows for p in r.points), zero=True),
             ),
             center=0.0,
-            alt=f"Forest plot of differences in {metric} with {self._level}: {'; '.join(told)}.",
+            alt=f"Forest plot of differences in {metric} with {self._level}: "
+            f"{'; '.join(described)}.",
             prefix=next(self._prefix),
         )
-        note = f"{self._level}. To the {better} of the line the first arm is better than the one it is compared with."
+        note = f"{self._level}. To the {better} of the line the first arm is the better one."
         return Figure(svg, f"Differences in {metric}", note=note)
 
     def learning(self) -> list[Figure]:
-        """The main metric, and its differences, by the number of target labels."""
+        """Draw the main metric, and its differences, by the number of target labels."""
         curve = self._analysis.get("learning_curve")
         if not curve:
             return []
@@ -107,20 +109,20 @@ class Figures:
         return made
 
     def _by_size(
-        self, found: Mapping[str, Any], sizes: Sequence[int], label: str, title: str, *, zero: bool
+        self, data: Mapping[str, Any], sizes: Sequence[int], label: str, title: str, *, zero: bool
     ) -> Figure:
-        series, told, ends = [], [], []
+        series, described, ends = [], [], []
         shift = (
             max(sizes) / min(sizes)
         ) ** 0.015  # so that the bars of several arms do not hide each other
-        for i, (arm, points) in enumerate(found.items()):
-            x = [p["size"] * shift ** (i - (len(found) - 1) / 2) for p in points]
+        for i, (arm, points) in enumerate(data.items()):
+            x = [p["size"] * shift ** (i - (len(data) - 1) / 2) for p in points]
             y, low, high = (
                 [wording.value(p.get(k)) for p in points] for k in ("value", "low", "high")
             )
             series.append(Series(x, y, self._style.get(arm, i), low, high, bars=True, marker=True))
             ends += [y, low, high]
-            told.append(
+            described.append(
                 f"{arm} "
                 + ", ".join(
                     f"{wording.number(v)} at {p['size']}" for v, p in zip(y, points, strict=True)
@@ -133,13 +135,13 @@ class Figures:
             series,
             x=Axis("target labels", (min(sizes) / 1.12, max(sizes) * 1.12), ticks, log=True),
             y=Axis(label, _limits(ends, zero=zero)),
-            alt=f"{title}, with {self._level}: {'; '.join(told)}.",
+            alt=f"{title}, with {self._level}: {'; '.join(described)}.",
             prefix=next(self._prefix),
         )
-        return Figure(svg, title, self._legend(found, marker=True), f"Bars are {self._level}.")
+        return Figure(svg, title, self._legend(data, marker=True), f"Bars are {self._level}.")
 
     def roc(self) -> list[Figure]:
-        """For each class the ROC curve of every arm."""
+        """Draw for each class the ROC curve of every arm."""
         chance = Series(_UNIT, _UNIT, plots.GUIDE)
         x = Axis("false-positive rate (1 − specificity)", (-0.01, 1.01))
         return [
@@ -155,7 +157,7 @@ class Figures:
         ]
 
     def pr(self) -> list[Figure]:
-        """For each class the precision-recall curve of every arm."""
+        """Draw for each class the precision-recall curve of every arm."""
         made = []
         for name, curves in self._by_class("pr").items():
             prevalence = wording.value(next(iter(curves.values())).get("prevalence"))
@@ -165,17 +167,17 @@ class Figures:
                 Axis("precision (PPV)", (-0.01, 1.02)),
             )
             figure = self._curves(name, "Precision-recall curve", [guide], x, y, curves)
-            note = f"{figure.note} The dashed line is the prevalence, {wording.number(prevalence)}.".strip()
+            note = f"The dashed line is the prevalence, {wording.number(prevalence)}."
             made.append(dataclasses.replace(figure, note=note))
         return made
 
     def _by_class(self, kind: str) -> dict[str, dict[str, Any]]:
-        """class -> arm -> curve."""
-        found: dict[str, dict[str, Any]] = {}
+        """Class -> arm -> curve."""
+        data: dict[str, dict[str, Any]] = {}
         for arm, result in self._analysis["arms"].items():
             for curve in (result.get("curves") or {}).get(kind) or ():
-                found.setdefault(curve["name"], {})[arm] = curve
-        return found
+                data.setdefault(curve["name"], {})[arm] = curve
+        return data
 
     def _curves(
         self,
@@ -186,42 +188,30 @@ class Figures:
         y: Axis,
         curves: Mapping[str, Any],
     ) -> Figure:
-        banded = self._banded(curves)
-        series, told = list(guides), []
+        series, described = list(guides), []
         for arm, curve in curves.items():
-            low, high = (curve.get(k) if arm in banded else None for k in ("low", "high"))
-            series.append(Series(curve["x"], curve["y"], self._style[arm], low, high))
-            at = ", ".join(
-                f"{wording.number(_at(curve, place), 2)} at {place:.2f}"
-                for place in (0.1, 0.2, 0.5)
-            )
-            told.append(f"{arm} {at}")
-        svg = plots.lines(
-            series,
-            x=x,
-            y=y,
-            alt=f"{kind} of {name}; {y.label} at {x.label}: {'; '.join(told)}.",
-            prefix=next(self._prefix),
-        )
-        has_band = any(curves[arm].get("low") is not None for arm in banded if arm in curves)
-        note = f"Bands are {self._level}{'' if len(banded) == len(curves) else f', of {wording.listed(banded)}'}."
-        return Figure(svg, f"{kind}: {name}", self._legend(curves), note if has_band else "")
+            series.append(Series(curve["x"], curve["y"], self._style[arm]))
+            values = ((wording.number(_at(curve, at), 2), at) for at in (0.1, 0.2, 0.5))
+            described.append(f"{arm} " + ", ".join(f"{value} at {at:.2f}" for value, at in values))
+        alt = f"{kind} of {name}; {y.label} at {x.label}: {'; '.join(described)}."
+        svg = plots.lines(series, x=x, y=y, alt=alt, prefix=next(self._prefix))
+        return Figure(svg, f"{kind}: {name}", self._legend(curves))
 
     def _banded(self, curves: Mapping[str, Any]) -> list[str]:
-        """The arms whose bands are drawn; more than two would cover each other."""
+        """Return the arms whose bands are drawn; more than two would cover each other."""
         if len(curves) <= _LINES_WITH_INTERVALS:
             return list(curves)
         first = next(iter(self._analysis.get("comparisons") or ()), None)
         return [a for a in (first["arm"], first["reference"]) if a in curves] if first else []
 
     def reliability(self) -> list[Figure]:
-        """For each arm the observed frequency by the predicted probability."""
+        """Draw for each arm the observed frequency by the predicted probability."""
         made = []
         for arm, result in self._analysis["arms"].items():
             curves: Sequence[Mapping[str, Any]] = (result.get("curves") or {}).get(
                 "reliability"
             ) or ()
-            series, told, legend = [Series(_UNIT, _UNIT, plots.GUIDE)], [], []
+            series, described, legend = [Series(_UNIT, _UNIT, plots.GUIDE)], [], []
             for i, curve in enumerate(curves):
                 style = self._style[arm] if len(curves) == 1 else i
                 low, high = (
@@ -240,32 +230,34 @@ class Figures:
                         marker=True,
                     )
                 )
-                told.append(f"{curve['name']} {_bins(curve)}")
+                described.append(f"{curve['name']} {_bins(curve)}")
                 legend.append((plots.swatch(style, marker=True), curve["name"]))
-            if not told:
+            if not described:
                 continue
             svg = plots.lines(
                 series,
                 x=Axis("predicted probability", (-0.01, 1.01)),
                 y=Axis("observed frequency", (-0.01, 1.01)),
-                alt=f"Reliability of {arm}, observed frequency by predicted probability: {'; '.join(told)}.",
+                alt=f"Reliability of {arm}, observed frequency by predicted probability: "
+                f"{'; '.join(described)}.",
                 prefix=next(self._prefix),
             )
             sizes = [wording.value(n) for curve in curves for n in curve.get("n") or ()]
             least, most = (wording.count(end(sizes)) if sizes else "" for end in (min, max))
             note = f"Bars are {self._level}. " if len(curves) <= _LINES_WITH_INTERVALS else ""
             if sizes:
-                note += f"A point stands for {least if least == most else f'{least} to {most}'} examples."
+                count = least if least == most else f"{least} to {most}"
+                note += f"Each point is of {count} examples."
             title = f"Reliability: {arm}" + (f", {curves[0]['name']}" if len(curves) == 1 else "")
             made.append(Figure(svg, title, legend if len(curves) > 1 else (), note))
         return made
 
     def decision(self) -> Figure | None:
-        """Net benefit by threshold probability, against treating all and none."""
-        found = {
+        """Draw net benefit by threshold probability, against treating all and none."""
+        data = {
             a: (r.get("curves") or {}).get("decision") for a, r in self._analysis["arms"].items()
         }
-        curves = {arm: curve for arm, curve in found.items() if curve}
+        curves = {arm: curve for arm, curve in data.items() if curve}
         if not curves:
             return None
         first, banded = next(iter(curves.values())), self._banded(curves)
@@ -274,50 +266,42 @@ class Figures:
             Series(x, first["all"], plots.GUIDE),
             Series(x, first["none"], plots.GUIDE_DOTTED),
         ]
-        told = []
+        described = []
         for arm, curve in curves.items():
             low, high = (curve.get(k) if arm in banded else None for k in ("low", "high"))
             series.append(Series(curve["threshold"], curve["model"], self._style[arm], low, high))
             pairs = {"x": curve["threshold"], "y": curve["model"]}
-            told.append(
+            described.append(
                 f"{arm} "
                 + ", ".join(f"{wording.number(_at(pairs, t))} at {t:.2f}" for t in (0.1, 0.2, 0.5))
             )
-        top = max(
-            [
-                0.01,
-                *(
-                    wording.value(v)
-                    for c in curves.values()
-                    for v in (*c["model"], *c["all"])
-                    if wording.is_known(v)
-                ),
-            ]
-        )
+        benefits = (v for c in curves.values() for v in (*c["model"], *c["all"]))
+        top = max([0.01, *(wording.value(v) for v in benefits if wording.is_known(v))])
         legend = [*self._legend(curves), (plots.swatch(plots.GUIDE), "all are treated")]
         legend.append((plots.swatch(plots.GUIDE_DOTTED), "none is treated"))
         svg = plots.lines(
             series,
             x=Axis("threshold probability", (min(x), max(x))),
             y=Axis("net benefit", (-0.25 * top, 1.08 * top)),
-            alt=f"Decision curve, net benefit at threshold probabilities: {'; '.join(told)}; if none is treated 0.",
+            alt="Decision curve, net benefit at threshold probabilities: "
+            f"{'; '.join(described)}; if none is treated 0.",
             prefix=next(self._prefix),
         )
-        note = "A model is of use at the thresholds where it lies above both treating all and treating none."
+        note = "A model is of use at thresholds where it is above treating all and treating none."
         return Figure(svg, "Decision curve", legend, note)
 
     def subgroups(self, column: str) -> Figure | None:
-        """The main metric of every arm in each group of one column."""
+        """Draw the main metric of every arm in each group of one column."""
         name = wording.metric(self._analysis["metric"])
-        found = {
+        data = {
             a: r["subgroups"][column]["groups"]
             for a, r in self._analysis["arms"].items()
             if column in r.get("subgroups", {})
         }
-        rows, told = [], []
-        for group in dict.fromkeys(g for groups in found.values() for g in groups):
-            points, said = [], []
-            for arm, groups in found.items():
+        rows, described = [], []
+        for group in dict.fromkeys(g for groups in data.values() for g in groups):
+            points, values = [], []
+            for arm, groups in data.items():
                 estimate = (
                     groups.get(group, {}).get("metrics", {}).get(self._analysis["metric"]) or {}
                 )
@@ -325,39 +309,39 @@ class Figures:
                     wording.value(estimate.get(k)) for k in ("value", "low", "high")
                 )
                 points.append((value, low, high, self._style[arm]))
-                said.append(f"{arm} {wording.number(value)}")
-            n = next(groups[group]["n"] for groups in found.values() if group in groups)
+                values.append(f"{arm} {wording.number(value)}")
+            n = next(groups[group]["n"] for groups in data.values() if group in groups)
             rows.append(Row(group, f"n = {wording.count(n)}", points))
-            told.append(f"{group} (n = {wording.count(n)}): {', '.join(said)}")
+            described.append(f"{group} (n = {wording.count(n)}): {', '.join(values)}")
         limits = _limits(p[:3] for row in rows for p in row.points)
         if limits is None:
             return None
-        alt = f"{name} by {column}, with {self._level}. {'; '.join(told)}."
+        alt = f"{name} by {column}, with {self._level}. {'; '.join(described)}."
         svg = plots.intervals(rows, axis=Axis(name, limits), alt=alt, prefix=next(self._prefix))
         return Figure(
             svg,
             f"{name} by {column}",
-            self._legend(found, marker=True),
+            self._legend(data, marker=True),
             f"Lines are {self._level}.",
         )
 
     def training(self, record: Mapping[str, Any] | None) -> list[Figure]:
-        """For each arm and stage the parts of the loss; then λ and the figures on val."""
+        """Draw the parts of the loss for each arm and stage, then λ and the metrics on val."""
         runs = [run for run in (record or {}).get("training") or () if run.get("steps")]
         made = []
-        for (arm, stage), found in _grouped(runs, lambda run: (run["arm"], run["stage"])).items():
+        for (arm, stage), data in _grouped(runs, lambda run: (run["arm"], run["stage"])).items():
             parts = list(
-                dict.fromkeys(p for run in found for p in run.get("parts") or {} if p != "lambda")
+                dict.fromkeys(p for run in data for p in run.get("parts") or {} if p != "lambda")
             )
             lines = [
                 (part, run["steps"], run["parts"][part])
                 for part in parts
-                for run in found
+                for run in data
                 if part in run["parts"]
             ]
             styles = {part: i for i, part in enumerate(parts)}
             made.append(
-                self._over_steps(lines, styles, f"Loss, {arm}, {stage} stage", "loss", len(found))
+                self._over_steps(lines, styles, f"Loss, {arm}, {stage} stage", "loss", len(data))
             )
         lambdas = [
             (run["arm"], run["steps"], run["parts"]["lambda"])
@@ -384,28 +368,28 @@ class Figures:
 
     def _over_steps(
         self,
-        found: Sequence[tuple[str, Any, Any]],
+        data: Sequence[tuple[str, Any, Any]],
         styles: Mapping[str, int],
         title: str,
         label: str,
         runs: int,
     ) -> Figure | None:
-        """Lines of (what, steps, values); several of the same are drawn pale."""
-        if not found:
+        """Draw lines of (name, steps, values); several of the same name are pale."""
+        if not data:
             return None
-        names = list(dict.fromkeys(name for name, _, _ in found))
-        several = len(found) > len(names)
-        series, told = [], []
-        for name, steps, values in found:
+        names = list(dict.fromkeys(name for name, _, _ in data))
+        several = len(data) > len(names)
+        series, described = [], []
+        for name, steps, values in data:
             y = [wording.value(v) for v in values]
             series.append(Series(steps, y, styles.get(name, 0), marker=len(y) == 1, faint=several))
         for name in names:
             first, last = (
-                np.mean([wording.value(v[i]) for n, _, v in found if n == name and v] or [np.nan])
+                np.mean([wording.value(v[i]) for n, _, v in data if n == name and v] or [np.nan])
                 for i in (0, -1)
             )
-            told.append(f"{name} from {wording.number(first)} to {wording.number(last)}")
-        alt = f"{title}, by step: {'; '.join(told)}."
+            described.append(f"{name} from {wording.number(first)} to {wording.number(last)}")
+        alt = f"{title}, by step: {'; '.join(described)}."
         limits = _limits([s.y for s in series])
         svg = plots.lines(
             series, x=Axis("step"), y=Axis(label, limits), alt=alt, prefix=next(self._prefix)
@@ -429,15 +413,13 @@ def _grouped(runs: Iterable[Any], key: Any) -> dict[Any, list[Any]]:
     return groups
 
 
-def _at(curve: Mapping[str, Any], place: float) -> float:
-    """The curve's y at an x, on the straight line between its points; NaN outside them."""
+def _at(curve: Mapping[str, Any], at: float) -> float:
+    """Return the curve's y at an x, on the straight line between points; NaN outside them."""
     x, y = (np.array([wording.value(v) for v in curve[k]]) for k in ("x", "y"))
     order = np.argsort(x, kind="stable")
-    return (
-        float(np.interp(place, x[order], y[order], left=np.nan, right=np.nan))
-        if len(x)
-        else float("nan")
-    )
+    if not len(x):
+        return float("nan")
+    return float(np.interp(at, x[order], y[order], left=np.nan, right=np.nan))
 
 
 def _bins(curve: Mapping[str, Any]) -> str:
@@ -446,10 +428,10 @@ def _bins(curve: Mapping[str, Any]) -> str:
 
 
 def _limits(groups: Iterable[Iterable[float]], *, zero: bool = False) -> tuple[float, float] | None:
-    """A little more than from the least to the greatest of the numbers; None where there is none."""
-    found = [v for group in groups for v in group if np.isfinite(v)] + ([0.0] if zero else [])
-    if not found:
+    """Return limits a little beyond the least and the greatest number; None where there is none."""
+    values = [v for group in groups for v in group if np.isfinite(v)] + ([0.0] if zero else [])
+    if not values:
         return None
-    low, high = min(found), max(found)
+    low, high = min(values), max(values)
     margin = 0.06 * (high - low) or 0.5 * abs(high) or 0.5
     return low - margin, high + margin

@@ -1,8 +1,9 @@
 """The report of an experiment: one HTML file that needs nothing else, and a short form in Markdown.
 
-Both show what `analysis` holds and compute nothing, so the report, `metrics.json` and the terminal cannot disagree. Names of arms,
-classes, examples and settings are text of strangers: all are escaped, and the page forbids scripts and the network. A section
-without data is left out. Refuses images that are not `data:` URIs.
+Both show an analysis and compute nothing, so the report, `metrics.json` and the terminal cannot
+disagree. Names of arms, classes, examples and settings are text of strangers: all are escaped, and
+the page forbids scripts and the network. A section without data is left out. Refuses images that
+are not `data:` URIs.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ _IMAGE = re.compile(r"data:image/(png|jpeg|gif|webp);base64,[A-Za-z0-9+/=]+")
 
 
 def html(analysis: Mapping[str, Any], record: Mapping[str, Any] | None) -> str:
-    """The whole report as one HTML page; the same input gives the same bytes.
+    """Write the report as one HTML page; the same input gives the same bytes.
 
     Args:
-      analysis: of `analysis.analyse`, or "evaluation" of metrics.json: NaN and None both mean undefined.
-      record: where the numbers come from: "name", "command", "config", "versions", "weights", "seconds", "data", "training", and
-        "hardware" in words; any may be missing. None where the predictions are another tool's.
+      analysis: of `analysis.analyse`, or "evaluation" of metrics.json: NaN and None both mean
+        undefined.
+      record: where the numbers come from: "name", "command", "config", "versions", "weights",
+        "seconds", "data", "training", and "hardware" in words; any may be missing. None where the
+        predictions are another tool's.
 
     Raises:
       ValueError: an image is not a `data:` URI of a PNG, JPEG, GIF or WebP.
@@ -52,7 +55,7 @@ def html(analysis: Mapping[str, Any], record: Mapping[str, Any] | None) -> str:
 
 
 def markdown(analysis: Mapping[str, Any], record: Mapping[str, Any] | None) -> str:
-    """The short form, for a pull request: verdict, arms, differences, data and design, command.
+    """Write the short form for a pull request: verdict, arms, differences, data, command.
 
     Args:
       analysis: as in `html`.
@@ -77,10 +80,10 @@ def markdown(analysis: Mapping[str, Any], record: Mapping[str, Any] | None) -> s
 def write(
     folder: str | os.PathLike[str], analysis: Mapping[str, Any], record: Mapping[str, Any] | None
 ) -> None:
-    """Writes report.html and report.md into a folder, each whole or not at all.
+    """Write report.html and report.md into a folder, each atomically.
 
     Args:
-      folder: is there.
+      folder: exists.
       analysis: as in `html`.
       record: as in `html`.
 
@@ -96,7 +99,7 @@ def write(
 
 
 def _context(analysis: Mapping[str, Any], record: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What the template shows, section by section; what is None or empty is left out."""
+    """Return the template's values, section by section; None and empty ones are left out."""
     errors = [_error(error) for error in analysis.get("errors") or ()]
     run, figures = record or {}, Figures(analysis)
     return {
@@ -142,7 +145,7 @@ def _context(analysis: Mapping[str, Any], record: Mapping[str, Any] | None) -> d
 
 
 def _verdict(analysis: Mapping[str, Any]) -> list[str]:
-    """What is said below the headline: the main difference with its interval, and the sentences; nothing twice."""
+    """Return the sentences below the headline: the main difference, and those it does not quote."""
     verdict = analysis["verdict"]
     sentences = [s for s in verdict.get("sentences") or () if s not in verdict["headline"]]
     for c in analysis.get("comparisons") or ():
@@ -151,7 +154,7 @@ def _verdict(analysis: Mapping[str, Any]) -> list[str]:
                 c["difference"].get("low"), c["difference"].get("high"), sign=True
             )
             if not between or not any(
-                between in said for said in (verdict["headline"], *sentences)
+                between in text for text in (verdict["headline"], *sentences)
             ):
                 main = wording.main_difference(c, analysis["design"]["level"])
                 sentences.insert(0, f"{wording.difference_name(c)}: {main}.")
@@ -165,22 +168,22 @@ def _title(analysis: Mapping[str, Any], record: Mapping[str, Any] | None) -> str
 
 
 def _sentences(analysis: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(verdict, sentence) of each comparison that the main verdict does not already quote."""
+    """Return (verdict, sentence) of each comparison that the main verdict does not quote."""
     verdict = analysis["verdict"]
-    said = "\n".join([verdict["headline"], *(verdict.get("sentences") or ())])
+    quoted = "\n".join([verdict["headline"], *(verdict.get("sentences") or ())])
     return [
         (c["verdict"], c["sentence"])
         for c in analysis.get("comparisons") or ()
-        if c["sentence"] not in said
+        if c["sentence"] not in quoted
     ]
 
 
 def _counts(analysis: Mapping[str, Any]) -> str:
-    """How many examples of how many patients, and of which classes."""
+    """Write how many examples of how many patients there are, and of which classes."""
     n, patients = analysis["n"], analysis.get("patients")
     who = f"{wording.count(n)} example{'s' if n != 1 else ''}"
     if patients is None:
-        who += ", patients not known"
+        who += ", patients unknown"
     else:
         who += f" of {wording.count(patients)} patient{'s' if patients != 1 else ''}"
     classes = ", ".join(
@@ -190,7 +193,7 @@ def _counts(analysis: Mapping[str, Any]) -> str:
 
 
 def _thresholds(analysis: Mapping[str, Any]) -> list[str]:
-    """The operating thresholds and how they were chosen; arms of which the same is to be said share a sentence."""
+    """Describe the operating thresholds; arms of equal descriptions share a sentence."""
     arms: dict[str, list[str]] = {}
     for arm, result in analysis["arms"].items():
         threshold = result.get("threshold")
@@ -218,7 +221,7 @@ def _subgroup(analysis: Mapping[str, Any], column: str, figures: Figures) -> dic
 
 
 def _error(error: Mapping[str, Any]) -> dict[str, Any]:
-    """An example of `analysis["errors"]` with the alternative text of its images."""
+    """Add the alternative text of its images to an example of `analysis["errors"]`."""
     what = f"example {error['id']}, labelled {error['label']}"
     images = []
     for key, alt in (
@@ -236,7 +239,7 @@ def _error(error: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(field, value as JSON) of nested settings."""
+    """Yield (field, value as JSON) of nested settings."""
     if isinstance(value, Mapping) and value:
         for name, inner in value.items():
             yield from _flat(inner, f"{prefix}.{name}" if prefix else str(name))
@@ -248,14 +251,14 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _legible(text: str) -> str:
-    """HTML cannot hold control characters, escaped or not."""
+    """Replace control characters, which HTML cannot hold, escaped or not."""
     return re.sub(
         r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]+", " ", text
     )
 
 
 def _md(text: str) -> str:
-    """Text that Markdown shows as it is, also in a table."""
+    """Escape text so that Markdown shows it as it is, also in a table."""
     text = " ".join(_legible(text).split())
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*|\[\]~#!$])", r"\\\1", text)
@@ -263,7 +266,7 @@ def _md(text: str) -> str:
 
 
 def _md_table(table: tables.Table) -> str:
-    def cell(one: tables.Cell) -> str:
+    def cell(one: tables.TableCell) -> str:
         small = f" ({_md(one.small)})" if one.small else ""
         return f"{_md(one.text)}{f' [{one.mark}]' if one.mark else ''}{small}"
 

@@ -1,4 +1,4 @@
-"""What each interval and test of the report is, and whose: only of those that it shows."""
+"""The methods behind the intervals and tests that a report shows, with their sources."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from medtl.evaluation import wording
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A term, what is meant by it, and where it is from."""
+    """A term, its meaning, and its sources."""
 
     term: str
     text: str
@@ -19,64 +19,64 @@ class Method:
 
 
 def methods(analysis: Mapping[str, Any]) -> list[Method]:
-    """The methods that the report of this analysis names, in its order."""
+    """Return the methods that the report of this analysis names, in its order."""
     return [*_estimates(analysis), *(method for shown, method in _OTHERS if shown(analysis))]
 
 
 def _estimates(analysis: Mapping[str, Any]) -> Iterator[Method]:
     design = analysis["design"]
     unit, level = design["unit"], wording.percent(design["level"])
-    text = f"{unit.capitalize()} are drawn with replacement, {wording.count(design['resamples'])} times, the same for all arms, and"
-    text += f" every metric is computed again from each draw. The {level} interval is the percentiles of these values, farther out the"
-    text += " fewer there are; for shares, such as sensitivity, it is Wilson's with their variance. It tells what other"
-    text += f" {unit} might have shown of these trained models."
+    times = wording.count(design["resamples"])
+    text = (
+        f"{unit.capitalize()} are drawn with replacement, {times} times, the same for all arms, "
+        f"and every metric is computed again from each draw. The {level} interval is the "
+        "percentiles of these values, farther out the fewer there are; for shares, such as "
+        f"sensitivity, it is Wilson's with their variance. It covers what other {unit} might have "
+        "shown of these trained models."
+    )
     if unit == "patients":
         text += " The examples of a patient stay together, as they resemble each other."
     else:
-        text += " Where a patient has several examples, which is not known here, the true intervals are wider."
+        text += " Patients are unknown here; if one has several examples, true intervals are wider."
     sources = ["Hesterberg TC. Am Stat 2015;69:371.", "Wilson EB. J Am Stat Assoc 1927;22:209."]
     if unit == "patients":
         sources.append("Field CA, Welsh AH. J R Stat Soc B 2007;69:369.")
     yield Method("Intervals", text, sources)
     yield from _operating(analysis)
-    if design.get("cells", 1) > 1:
+    if design.get("models", 1) > 1:
         yield Method(
             "Several models",
-            f"Each arm has {wording.count(design['cells'])} models, one for each fold, repeat and seed. A metric is computed for each"
-            " model and then averaged: the scores of different models are not on one scale, so they are not pooled. SD is the"
-            " standard deviation over the models.",
+            f"Each arm has {wording.count(design['models'])} models, one for each fold, repeat and "
+            "seed. A metric is computed for each model and then averaged: the scores of different "
+            "models are not on one scale, so they are not pooled. SD is the standard deviation "
+            "over the models.",
             [
-                "Forman G, Scholz M. Apples-to-apples in cross-validation studies. SIGKDD Explor 2010;12(1):49."
+                "Forman G, Scholz M. Apples-to-apples in cross-validation studies. "
+                "SIGKDD Explor 2010;12(1):49."
             ],
         )
 
 
 def _operating(analysis: Mapping[str, Any]) -> Iterator[Method]:
-    """At which specificity, sensitivity and prevalence the metrics stand that depend on one."""
+    """Name the specificity, sensitivity and prevalence of the metrics that depend on one."""
     settings = analysis.get("settings") or {}
     parts = []
     if wording.is_known(settings.get("specificity")):
-        parts.append(
-            f"Sensitivity at fixed specificity is at a specificity of {wording.percent(settings['specificity'])}"
-        )
+        share = wording.percent(settings["specificity"])
+        parts.append(f"Sensitivity at fixed specificity is at a specificity of {share}")
     if wording.is_known(settings.get("sensitivity")):
-        parts.append(
-            f"specificity at fixed sensitivity at a sensitivity of {wording.percent(settings['sensitivity'])}"
-        )
+        share = wording.percent(settings["sensitivity"])
+        parts.append(f"specificity at fixed sensitivity at a sensitivity of {share}")
     if "prevalence" in settings:
-        own = "the prevalence of the evaluated examples"
-        at = (
-            f"a prevalence of {wording.percent(settings['prevalence'])}"
-            if settings["prevalence"]
-            else own
-        )
-        parts.append(f"PPV and NPV are at {at}")
+        share = wording.percent(settings["prevalence"])
+        stated = f"a prevalence of {share}" if settings["prevalence"] else ""
+        parts.append(f"PPV and NPV are at {stated or 'the prevalence of the evaluated examples'}")
     if parts:
         yield Method("Operating points", f"{'; '.join(parts)}.")
 
 
 def _tested(part: str) -> Callable[[Mapping[str, Any]], bool]:
-    """Whether a test of that name is among those of a comparison."""
+    """Tell whether a test of that name is among those of a comparison."""
     return lambda analysis: any(
         part in test["name"].lower()
         for c in analysis.get("comparisons") or ()
@@ -91,7 +91,7 @@ def _measured(*names: str) -> Callable[[Mapping[str, Any]], bool]:
 
 
 def _found(part: str, kind: str = "") -> Callable[[Mapping[str, Any]], bool]:
-    """Whether an arm has a part, and in it a kind, that is defined."""
+    """Tell whether an arm has a part, and in it a kind, that is defined."""
 
     def shown(analysis: Mapping[str, Any]) -> bool:
         entries = [arm.get(part) or {} for arm in analysis["arms"].values()]
@@ -113,7 +113,7 @@ _OTHERS: tuple[tuple[Callable[[Mapping[str, Any]], bool], Method], ...] = (
         _tested("bootstrap"),
         Method(
             "Bootstrap test",
-            "p is twice the share of resamples in which the difference has the other sign or is zero.",
+            "p is twice the share of resamples whose difference has the other sign or is zero.",
             ["Davison AC, Hinkley DV. Bootstrap Methods and their Application. 1997."],
         ),
     ),
@@ -121,7 +121,8 @@ _OTHERS: tuple[tuple[Callable[[Mapping[str, Any]], bool], Method], ...] = (
         _tested("delong"),
         Method(
             "DeLong's test",
-            "Compares two AUROCs of the same examples; where a patient has several, with the patient as unit.",
+            "Compares two AUROCs of the same examples; where a patient has several, with the "
+            "patient as unit.",
             [
                 "DeLong ER, DeLong DM, Clarke-Pearson DL. Biometrics 1988;44:837.",
                 "Obuchowski NA. Biometrics 1997;53:567.",
@@ -133,8 +134,8 @@ _OTHERS: tuple[tuple[Callable[[Mapping[str, Any]], bool], Method], ...] = (
         _tested("mcnemar"),
         Method(
             "McNemar's test",
-            "Compares two accuracies by the examples on which only one of the arms is right; where a patient has several, with the"
-            " patient as unit.",
+            "Compares two accuracies by the examples on which only one of the arms is right; where "
+            "a patient has several, with the patient as unit.",
             [
                 "McNemar Q. Psychometrika 1947;12:153.",
                 "Fagerland MW, Lydersen S, Laake P. BMC Med Res Methodol 2013;13:91.",
@@ -146,8 +147,8 @@ _OTHERS: tuple[tuple[Callable[[Mapping[str, Any]], bool], Method], ...] = (
         _tested("corrected"),
         Method(
             "Corrected resampled t-test",
-            "A t-test over the folds whose variance is enlarged, because the training sets of the folds overlap. It speaks of the"
-            " learning method and not only of these models.",
+            "A t-test over the folds whose variance is enlarged, because the training sets of the "
+            "folds overlap. It is about the learning method and not only about these models.",
             ["Nadeau C, Bengio Y. Mach Learn 2003;52:239.", "Bouckaert RR, Frank E. PAKDD 2004:3."],
         ),
     ),
@@ -165,7 +166,8 @@ _OTHERS: tuple[tuple[Callable[[Mapping[str, Any]], bool], Method], ...] = (
         _measured("ece"),
         Method(
             "ECE",
-            "Expected calibration error over bins that hold equal numbers of examples, less what chance alone would give.",
+            "Expected calibration error over bins that hold equal numbers of examples, less what "
+            "chance alone would give.",
             ["Kumar A, Liang P, Ma T. Verified uncertainty calibration. NeurIPS 2019."],
         ),
     ),
@@ -181,8 +183,9 @@ _OTHERS: tuple[tuple[Callable[[Mapping[str, Any]], bool], Method], ...] = (
         _measured("calibration_slope", "calibration_intercept"),
         Method(
             "Calibration slope and intercept",
-            "Of a logistic regression of the label on the logit of the probability. A slope of 1 and an intercept of 0 are right; a"
-            " slope below 1 means that the model is too sure.",
+            "Coefficients of a logistic regression of the label on the logit of the probability. A "
+            "slope of 1 and an intercept of 0 are right; a slope below 1 means that the model is "
+            "too sure.",
             ["Cox DR. Biometrika 1958;45:562.", "Van Calster B, et al. BMC Med 2019;17:230."],
         ),
     ),
@@ -198,8 +201,9 @@ _OTHERS: tuple[tuple[Callable[[Mapping[str, Any]], bool], Method], ...] = (
         _found("conformal"),
         Method(
             "Conformal sets",
-            "Sets of classes that hold the right one with a chance of at least the nominal level, if validation and evaluation"
-            " examples are alike; class-conditional ones do so within each class.",
+            "Sets of classes that hold the right one with a chance of at least the nominal level, "
+            "if validation and evaluation examples are alike; class-conditional ones do so within "
+            "each class.",
             [
                 "Vovk V, Gammerman A, Shafer G. Algorithmic Learning in a Random World. 2005.",
                 "Sadinle M, Lei J, Wasserman L. J Am Stat Assoc 2019;114:223.",
@@ -210,7 +214,8 @@ _OTHERS: tuple[tuple[Callable[[Mapping[str, Any]], bool], Method], ...] = (
         _found("curves", "decision"),
         Method(
             "Net benefit",
-            "True positives less false positives, weighed by the odds of the threshold probability, per example.",
+            "True positives less false positives, weighed by the odds of the threshold "
+            "probability, per example.",
             ["Vickers AJ, Elkin EB. Med Decis Making 2006;26:565."],
         ),
     ),
@@ -218,7 +223,7 @@ _OTHERS: tuple[tuple[Callable[[Mapping[str, Any]], bool], Method], ...] = (
         _explained("grad-cam"),
         Method(
             "Grad-CAM",
-            "Where in the image the predicted class gets its score; a hint at what to look for, not an explanation.",
+            "Where in the image the predicted class gets its score; a hint, not an explanation.",
             ["Selvaraju RR, et al. ICCV 2017:618."],
         ),
     ),

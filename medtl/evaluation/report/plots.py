@@ -1,8 +1,9 @@
-"""Plots as SVG text for an HTML page: they take its font and text colour, so one drawing serves light and dark.
+"""Plots as SVG text for an HTML page, whose font and text colour they take.
 
-Text and axes are `currentColor`. Lines take the colours `--c1` to `--c6` that the page defines for each theme; where it
-defines none they are those of Okabe and Ito (2008), darkened where these are too pale on white. Every style differs from
-the others also by its dashes and its marker. The same input gives the same text. Refuses nothing: what is NaN is not drawn.
+Text and axes are `currentColor`, so one drawing serves light and dark. Lines take the colours
+`--c1` to `--c6` that the page defines for each theme; where it defines none they are those of Okabe
+and Ito (2008), darkened where these are too pale on white. Every style differs from the others also
+by its dashes and its marker. The same input gives the same text. Refuses nothing: NaN is not drawn.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class Axis:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A line of `intervals`: its name, a figure in words at the right, and (value, low, high, style) for each point."""
+    """A row of `intervals`: name, text at the right, (value, low, high, style) of each point."""
 
     name: str
     text: str
@@ -83,13 +84,13 @@ class Row:
 
 
 def lines(series: Sequence[Series], *, x: Axis, y: Axis, alt: str, prefix: str) -> str:
-    """Lines over two axes.
+    """Draw lines over two axes.
 
     Args:
       series: drawn in this order.
       x: the lower axis.
       y: the left axis.
-      alt: what is to be seen, in words and numbers.
+      alt: the content in words and numbers.
       prefix: of the ids in the SVG; another one for each plot of a page.
 
     Returns:
@@ -115,13 +116,13 @@ def lines(series: Sequence[Series], *, x: Axis, y: Axis, alt: str, prefix: str) 
 def intervals(
     rows: Sequence[Row], *, axis: Axis, center: float | None = None, alt: str, prefix: str
 ) -> str:
-    """Points with their intervals, row below row: a forest plot.
+    """Draw points with their intervals, row below row: a forest plot.
 
     Args:
       rows: from the top; names longer than a line are cut.
-      axis: what the points lie on.
-      center: where a vertical line stands, such as 0 for no difference.
-      alt: what is to be seen, in words and numbers.
+      axis: of the points.
+      center: position of a vertical line, such as 0 for no difference.
+      alt: the content in words and numbers.
       prefix: of the ids in the SVG; another one for each plot of a page.
 
     Returns:
@@ -155,16 +156,16 @@ def intervals(
                 ends = [top - 1, top + step * len(row.points) + 1]
                 axes.plot([center, center], ends, color=_colour(GUIDE), linewidth=1)
             for i, (value, low, high, style) in enumerate(row.points):
-                place = top + step * (i + 0.5)
+                position = top + step * (i + 0.5)
                 axes.plot(
                     [low, high],
-                    [place, place],
+                    [position, position],
                     color=_colour(style),
                     linewidth=1.6,
                     solid_capstyle="butt",
                 )
                 axes.plot(
-                    [value], [place], _MARKERS[style % 6], color=_colour(style), markersize=5.5
+                    [value], [position], _MARKERS[style % 6], color=_colour(style), markersize=5.5
                 )
             top += step * len(row.points) + gap
         axes.set_ylim(height, 0)
@@ -177,7 +178,12 @@ def _lines_of(row: Row) -> int:
 
 
 def swatch(style: int, *, marker: bool = False) -> str:
-    """A short line in a style, with its marker if that is drawn too, for a legend in HTML; hidden from screen readers."""
+    """Draw a short line in a style for a legend in HTML; hidden from screen readers.
+
+    Args:
+      style: as in `Series`.
+      marker: whether the style's marker is drawn, too.
+    """
     if style < 0:
         dashes, width = ("4 3" if style == GUIDE else "1 3"), 1.2
     else:
@@ -190,7 +196,8 @@ def swatch(style: int, *, marker: bool = False) -> str:
     shape = f'<path d="{_SHAPES[style % 6]}" fill="{colour}"/>' if marker and style >= 0 else ""
     return (
         '<svg class="swatch" aria-hidden="true" viewBox="0 0 36 12">'
-        f'<path d="M0 6H36" fill="none" stroke="{colour}" stroke-width="{width}" stroke-dasharray="{dashes}"/>{shape}</svg>'
+        f'<path d="M0 6H36" fill="none" stroke="{colour}" stroke-width="{width}" '
+        f'stroke-dasharray="{dashes}"/>{shape}</svg>'
     )
 
 
@@ -205,7 +212,7 @@ _SHAPES = (
 
 
 def _set_style() -> None:
-    """For the surrounding `rc_context` only: the user's matplotlibrc must not show in a report."""
+    """Set the style of the surrounding `rc_context`: a report ignores the user's matplotlibrc."""
     import matplotlib
 
     text = _colour(0, text=True)
@@ -271,7 +278,16 @@ def _draw(axes: Any, one: Series) -> None:
 
 
 def thin(x: np.ndarray, y: np.ndarray, points: int = POINTS) -> np.ndarray:
-    """int[<= points]: of a line of n points those that lie evenly along it, the first and the last among them."""
+    """Choose points of a line that are evenly spaced along it, the first and the last among them.
+
+    Args:
+      x: float[n].
+      y: float[n].
+      points: how many at most.
+
+    Returns:
+      int[<= points], their indices.
+    """
     if len(x) <= points:
         return np.arange(len(x))
 
@@ -295,7 +311,7 @@ def _apply(axis: Any, set_limits: Any, set_scale: Any, wanted: Axis) -> None:
     axis.set_label_text(_shown(wanted.label, 60))
     if wanted.ticks:
         axis.set_ticks(
-            [place for place, _ in wanted.ticks],
+            [position for position, _ in wanted.ticks],
             labels=[_shown(text, 16) for _, text in wanted.ticks],
         )
         axis.set_minor_locator(NullLocator())
@@ -304,7 +320,7 @@ def _apply(axis: Any, set_limits: Any, set_scale: Any, wanted: Axis) -> None:
 
 
 def _inline(figure: Any, alt: str, prefix: str) -> str:
-    """The figure as SVG without what a page must not have twice (ids, style sheets) or does not need."""
+    """Return the figure as SVG with ids unique in the page, without style sheets and metadata."""
     file = io.StringIO()
     for patch in (figure.patch, *(axes.patch for axes in figure.axes)):
         patch.set_visible(False)
@@ -351,7 +367,7 @@ def _attribute(key: str, value: str, names: dict[str, str]) -> str:
 
 
 def _colour(style: int, *, text: bool = False) -> str:
-    """A stand-in that `_attribute` replaces: matplotlib knows no CSS variables."""
+    """Return a colour that `_attribute` replaces: matplotlib knows no CSS variables."""
     return "#000100" if text else f"#0001{style % 6 + 3 if style >= 0 else style + 3:02x}"
 
 

@@ -1,6 +1,6 @@
 """The report's tables, as rows of cells that a template or Markdown only has to set.
 
-A cell whose figure is undefined says so and carries a mark; the reason stands under its table.
+A cell whose number is undefined says so and carries a mark; its reason is below the table.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from medtl.evaluation import wording
-from medtl.evaluation.details import CALIBRATED
+from medtl.evaluation.arm_results import CALIBRATED
+from medtl.evaluation.metrics import LOWER_IS_BETTER
 
 _CALIBRATIONS = {
     "before": "as trained",
@@ -22,11 +23,11 @@ _CONFORMAL = {"split": "split", "class_conditional": "class-conditional"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
-    """What stands in one place of a table.
+class TableCell:
+    """One cell of a table.
 
     Attributes:
-      text: the figure or the word.
+      text: the number or the word.
       small: below it, such as its interval.
       mark: letters of the footnotes.
       shade: 0..1, how dark the cell is; None: not at all.
@@ -42,11 +43,11 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A caption, the heads of the columns, rows that begin with their own head, and what the marks mean."""
+    """A caption, the heads of the columns, rows that begin with their head, and the footnotes."""
 
     caption: str
     head: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
+    rows: Sequence[Sequence[TableCell]]
     footnotes: Sequence[tuple[str, str]] = ()
 
 
@@ -66,26 +67,28 @@ class Footnotes:
         return tuple((mark, reason) for reason, mark in self._marks.items())
 
 
-def _number(x: Any, notes: Footnotes, reason: str) -> Cell:
+def _number(x: Any, notes: Footnotes, reason: str) -> TableCell:
     if wording.is_known(x):
-        return Cell(wording.number(x), numeric=True)
-    return Cell(wording.UNDEFINED, mark=notes.mark(reason), numeric=True)
+        return TableCell(wording.number(x), numeric=True)
+    return TableCell(wording.UNDEFINED, mark=notes.mark(reason), numeric=True)
 
 
-def _estimate(estimate: Mapping[str, Any] | None, notes: Footnotes, *, sign: bool = False) -> Cell:
+def _estimate(
+    estimate: Mapping[str, Any] | None, notes: Footnotes, *, sign: bool = False
+) -> TableCell:
     if estimate is None:
-        return Cell("–", numeric=True)
+        return TableCell("–", numeric=True)
     if not wording.is_known(estimate.get("value")):
         reason = estimate.get("undefined") or wording.NO_REASON
-        return Cell(wording.UNDEFINED, mark=notes.mark(reason), numeric=True)
+        return TableCell(wording.UNDEFINED, mark=notes.mark(reason), numeric=True)
     text = (wording.signed if sign else wording.number)(estimate["value"])
     small = wording.interval(estimate.get("low"), estimate.get("high"), sign=sign)
     mark = "" if small else notes.mark(estimate.get("undefined") or wording.NO_INTERVAL)
-    return Cell(text, small=small, mark=mark, numeric=True)
+    return TableCell(text, small=small, mark=mark, numeric=True)
 
 
 def arms(analysis: Mapping[str, Any]) -> Table:
-    """A row per arm, a column per main metric."""
+    """Make a row per arm, a column per main metric."""
     notes, names = Footnotes(), wording.main_metrics(analysis)
     rows = []
     for arm, result in analysis["arms"].items():
@@ -93,7 +96,10 @@ def arms(analysis: Mapping[str, Any]) -> Table:
             "reference" if arm == analysis.get("reference") and len(analysis["arms"]) > 1 else ""
         )
         rows.append(
-            (Cell(arm, small=small), *(_estimate(result["metrics"].get(m), notes) for m in names))
+            (
+                TableCell(arm, small=small),
+                *(_estimate(result["metrics"].get(m), notes) for m in names),
+            )
         )
     return Table(
         f"Main metrics, with {_interval(analysis)}", ("Arm", *map(_head, names)), rows, notes.all
@@ -101,13 +107,13 @@ def arms(analysis: Mapping[str, Any]) -> Table:
 
 
 def all_metrics(analysis: Mapping[str, Any]) -> Table:
-    """A row per metric, a column per arm; in small letters the interval and the spread over the models."""
-    notes, found = Footnotes(), analysis["arms"]
-    names = _names(result["metrics"] for result in found.values())
+    """Make a row per metric, a column per arm; below each number its interval and spread."""
+    notes, items = Footnotes(), analysis["arms"]
+    names = _names(result["metrics"] for result in items.values())
     rows = []
     for name in names:
         cells = []
-        for result in found.values():
+        for result in items.values():
             estimate = result["metrics"].get(name)
             cell = _estimate(estimate, notes)
             if estimate and wording.is_known(estimate.get("std")):
@@ -115,25 +121,25 @@ def all_metrics(analysis: Mapping[str, Any]) -> Table:
                     cell, small=f"{cell.small}; SD {wording.number(estimate['std'])}".lstrip("; ")
                 )
             cells.append(cell)
-        rows.append((Cell(_head(name)), *cells))
+        rows.append((TableCell(_head(name)), *cells))
     spread = (
         ", and the standard deviation over the models"
-        if analysis["design"].get("cells", 1) > 1
+        if analysis["design"].get("models", 1) > 1
         else ""
     )
     return Table(
-        f"All metrics, with {_interval(analysis)}{spread}", ("Metric", *found), rows, notes.all
+        f"All metrics, with {_interval(analysis)}{spread}", ("Metric", *items), rows, notes.all
     )
 
 
 def comparisons(analysis: Mapping[str, Any]) -> Table | None:
-    """A row per comparison in the main metric."""
-    found, notes = analysis.get("comparisons") or (), Footnotes()
-    if not found:
+    """Make a row per comparison in the main metric."""
+    items, notes = analysis.get("comparisons") or (), Footnotes()
+    if not items:
         return None
-    needed = any(wording.is_known(c.get("needed")) for c in found)
+    needed = any(wording.is_known(c.get("needed")) for c in items)
     rows = []
-    for c in found:
+    for c in items:
         unit = (
             f"{wording.about(c['needed'])} {c.get('n_unit', '')}".strip()
             if wording.is_known(c.get("needed"))
@@ -141,24 +147,24 @@ def comparisons(analysis: Mapping[str, Any]) -> Table | None:
         )
         rows.append(
             (
-                Cell(wording.difference_name(c)),
+                TableCell(wording.difference_name(c)),
                 _estimate(c["difference"], notes, sign=True),
-                Cell(wording.p_value(c.get("p")), numeric=True),
-                Cell(wording.p_value(c.get("p_holm")), numeric=True),
-                Cell(wording.VERDICTS.get(c["verdict"], c["verdict"])),
-                *((Cell(unit, numeric=True),) if needed else ()),
+                TableCell(wording.p_value(c.get("p")), numeric=True),
+                TableCell(wording.p_value(c.get("p_holm")), numeric=True),
+                TableCell(wording.VERDICTS.get(c["verdict"], c["verdict"])),
+                *((TableCell(unit, numeric=True),) if needed else ()),
             )
         )
-    name = wording.metric(found[0]["metric"])
+    name = wording.metric(items[0]["metric"])
     head = (
         "Difference",
         f"{name}",
         "p",
         "p, Holm",
-        "The first arm",
+        "First arm",
         *(("Needed to tell, about",) if needed else ()),
     )
-    methods = wording.listed(list(dict.fromkeys(c["method"] for c in found if c.get("method"))))
+    methods = wording.listed(list(dict.fromkeys(c["method"] for c in items if c.get("method"))))
     caption = f"Differences in {name}, with {_interval(analysis)}" + (
         f", by {methods}" if methods else ""
     )
@@ -166,53 +172,42 @@ def comparisons(analysis: Mapping[str, Any]) -> Table | None:
 
 
 def tests(analysis: Mapping[str, Any]) -> Table | None:
-    """A row per comparison and test."""
+    """Make a row per comparison and test."""
     rows = []
     for c in analysis.get("comparisons") or ():
         for test in c.get("tests") or ():
-            difference = Cell(wording.signed(test.get("difference")), numeric=True)
-            if not wording.is_known(test.get("difference")):
-                difference = Cell("–", numeric=True)
+            d = test.get("difference")
+            interval = wording.interval(test.get("low"), test.get("high"), sign=True)
             rows.append(
                 (
-                    Cell(wording.difference_name(c)),
-                    Cell(test["name"]),
-                    difference,
-                    Cell(
-                        wording.interval(test.get("low"), test.get("high"), sign=True) or "–",
-                        numeric=True,
-                    ),
-                    Cell(wording.p_value(test.get("p")), numeric=True),
-                    Cell(test.get("note") or ""),
+                    TableCell(wording.difference_name(c)),
+                    TableCell(test["name"]),
+                    TableCell(wording.signed(d) if wording.is_known(d) else "–", numeric=True),
+                    TableCell(interval or "–", numeric=True),
+                    TableCell(wording.p_value(test.get("p")), numeric=True),
+                    TableCell(test.get("note") or ""),
                 )
             )
-    head = (
-        "Difference",
-        "Test",
-        "Estimate",
-        f"{wording.percent(analysis['design']['level'])} interval",
-        "p",
-        "Note",
-    )
-    return (
-        Table("Every test of every difference; p without correction", head, rows) if rows else None
-    )
+    level = wording.percent(analysis["design"]["level"])
+    head = ("Difference", "Test", "Estimate", f"{level} interval", "p", "Note")
+    caption = "Every test of every difference; p without correction"
+    return Table(caption, head, rows) if rows else None
 
 
 def all_differences(analysis: Mapping[str, Any]) -> Table | None:
-    """A row per metric, a column per comparison."""
-    found = [c for c in analysis.get("comparisons") or () if c.get("all_metrics")]
-    if not found:
+    """Make a row per metric, a column per comparison."""
+    items = [c for c in analysis.get("comparisons") or () if c.get("all_metrics")]
+    if not items:
         return None
     notes = Footnotes()
     rows = [
         (
-            Cell(_head(name)),
-            *(_estimate(c["all_metrics"].get(name), notes, sign=True) for c in found),
+            TableCell(_head(name)),
+            *(_estimate(c["all_metrics"].get(name), notes, sign=True) for c in items),
         )
-        for name in _names(c["all_metrics"] for c in found)
+        for name in _names(c["all_metrics"] for c in items)
     ]
-    head = ("Metric", *map(wording.difference_name, found))
+    head = ("Metric", *map(wording.difference_name, items))
     caption = (
         f"Differences in all metrics, with {_interval(analysis)} of the bootstrap, uncorrected"
     )
@@ -220,7 +215,7 @@ def all_differences(analysis: Mapping[str, Any]) -> Table | None:
 
 
 def learning(analysis: Mapping[str, Any]) -> Table | None:
-    """A row per number of target labels, a column per arm and per difference."""
+    """Make a row per number of target labels, a column per arm and per difference."""
     curve, notes = analysis.get("learning_curve"), Footnotes()
     if not curve:
         return None
@@ -234,7 +229,7 @@ def learning(analysis: Mapping[str, Any]) -> Table | None:
     for size in curve["sizes"]:
         at = [next((p for p in points if p["size"] == size), None) for _, points, _ in columns]
         cells = [_estimate(p, notes, sign=c[2]) for p, c in zip(at, columns, strict=True)]
-        rows.append((Cell(wording.count(size)), *cells))
+        rows.append((TableCell(wording.count(size)), *cells))
     caption = (
         f"{wording.metric(curve['metric'])} by number of target labels, with {_interval(analysis)}"
     )
@@ -242,95 +237,94 @@ def learning(analysis: Mapping[str, Any]) -> Table | None:
 
 
 def calibration(analysis: Mapping[str, Any]) -> Table | None:
-    """A row per arm and way of recalibrating."""
+    """Make a row per arm and way of recalibrating."""
     notes, rows = Footnotes(), []
     for arm, result in analysis["arms"].items():
-        found = result.get("calibration") or {}
-        if "undefined" in found:
+        items = result.get("calibration") or {}
+        if "undefined" in items:
+            mark = notes.mark(items["undefined"])
             rows.append(
-                (
-                    Cell(arm),
-                    Cell(wording.UNDEFINED, mark=notes.mark(found["undefined"])),
-                    *[Cell("")] * 6,
-                )
+                (TableCell(arm), TableCell(wording.UNDEFINED, mark=mark), *[TableCell("")] * 6)
             )
             continue
         for kind, name in _CALIBRATIONS.items():
-            if kind not in found:
+            if kind not in items:
                 continue
-            rows.append((Cell(arm), *_calibration_row(name, found[kind], notes)))
+            rows.append((TableCell(arm), *_calibration_row(name, items[kind], notes)))
     head = ("Arm", "Scaling", *map(_head, CALIBRATED), "Fitted on val")
-    if not any(
-        row[-1].text for row in rows
-    ):  # with one map for each of several models there are no parameters to show
+    # With one map for each of several models there are no parameters to show.
+    if not any(row[-1].text for row in rows):
         head, rows = head[:-1], [row[:-1] for row in rows]
     return Table("Calibration before and after scaling", head, rows, notes.all) if rows else None
 
 
-def _calibration_row(name: str, entry: Mapping[str, Any], notes: Footnotes) -> tuple[Cell, ...]:
+def _calibration_row(
+    name: str, entry: Mapping[str, Any], notes: Footnotes
+) -> tuple[TableCell, ...]:
     reason = entry.get("undefined") or wording.NO_REASON
     if not any(m in entry for m in CALIBRATED):
-        return (Cell(name), Cell(wording.UNDEFINED, mark=notes.mark(reason)), *[Cell("")] * 5)
+        return (
+            TableCell(name),
+            TableCell(wording.UNDEFINED, mark=notes.mark(reason)),
+            *[TableCell("")] * 5,
+        )
     left = "; ".join(entry.get("left_as_it_was") or ())
     mark = notes.mark(f"left as it was: {left}") if left else ""
     figures = (_number(entry.get(m), notes, reason) for m in CALIBRATED)
-    return (Cell(name, mark=mark), *figures, Cell(_parameters(entry.get("parameters"))))
+    return (TableCell(name, mark=mark), *figures, TableCell(_parameters(entry.get("parameters"))))
 
 
 def conformal(analysis: Mapping[str, Any]) -> Table | None:
-    """A row per arm and way of making prediction sets."""
+    """Make a row per arm and way of making prediction sets."""
     notes, rows = Footnotes(), []
     for arm, result in analysis["arms"].items():
-        found = result.get("conformal") or {}
-        if "undefined" in found:
+        items = result.get("conformal") or {}
+        if "undefined" in items:
+            mark = notes.mark(items["undefined"])
             rows.append(
-                (
-                    Cell(arm),
-                    Cell(wording.UNDEFINED, mark=notes.mark(found["undefined"])),
-                    *[Cell("")] * 4,
-                )
+                (TableCell(arm), TableCell(wording.UNDEFINED, mark=mark), *[TableCell("")] * 4)
             )
             continue
         rows += [
-            _conformal_row(arm, name, found[kind], notes)
+            _conformal_row(arm, name, items[kind], notes)
             for kind, name in _CONFORMAL.items()
-            if kind in found
+            if kind in items
         ]
     head = ("Arm", "Sets", "Nominal", "Measured coverage", "Mean size", "n")
     return Table("Conformal prediction sets", head, rows, notes.all) if rows else None
 
 
 def conformal_by_class(analysis: Mapping[str, Any]) -> Table | None:
-    """The coverage within each class, which the overall one can hide."""
+    """Make a row per arm, sets and class: the coverage that the overall one can hide."""
     notes, rows = Footnotes(), []
     for arm, result in analysis["arms"].items():
         for kind, name in _CONFORMAL.items():
             entry = (result.get("conformal") or {}).get(kind) or {}
             for label, one in (entry.get("by_class") or {}).items():
                 shown = _conformal_row(arm, name, {"level": entry.get("level")} | one, notes)
-                rows.append((shown[0], shown[1], Cell(label), *shown[3:]))
+                rows.append((shown[0], shown[1], TableCell(label), *shown[3:]))
     head = ("Arm", "Sets", "Class", "Measured coverage", "Mean size", "n")
     return Table("Coverage within each class", head, rows, notes.all) if rows else None
 
 
 def _conformal_row(
     arm: str, name: str, entry: Mapping[str, Any], notes: Footnotes
-) -> tuple[Cell, ...]:
+) -> tuple[TableCell, ...]:
     reason = entry.get("undefined") or wording.NO_REASON
     coverage = {"value": entry.get("coverage"), "undefined": reason}
-    said = "; ".join(entry.get("notes") or ())
+    note = "; ".join(entry.get("notes") or ())
     return (
-        Cell(arm),
-        Cell(name, mark=notes.mark(said) if said else ""),
-        Cell(wording.percent(entry["level"]), numeric=True),
+        TableCell(arm),
+        TableCell(name, mark=notes.mark(note) if note else ""),
+        TableCell(wording.percent(entry["level"]), numeric=True),
         _estimate(coverage | {k: entry.get(k) for k in ("low", "high")}, notes),
         _number(entry.get("size"), notes, reason),
-        Cell(wording.count(entry.get("n")), numeric=True),
+        TableCell(wording.count(entry.get("n")), numeric=True),
     )
 
 
 def confusion(analysis: Mapping[str, Any]) -> list[Table]:
-    """One table an arm: rows are the labels; of several diagnoses an example, a row for each."""
+    """Make one table per arm: a row per label, or per diagnosis where there are several."""
     classes, made = list(analysis["classes"]), []
     for arm, result in analysis["arms"].items():
         matrix = result.get("confusion")
@@ -342,13 +336,13 @@ def confusion(analysis: Mapping[str, Any]) -> list[Table]:
         else:
             head = ("Label", *classes)
             rows = matrix
-        cells = [(Cell(name), *_shaded(row)) for name, row in zip(classes, rows, strict=True)]
+        cells = [(TableCell(name), *_shaded(row)) for name, row in zip(classes, rows, strict=True)]
         made.append(Table(arm, head, cells))
     return made
 
 
-def _shaded(row: Sequence[Any]) -> list[Cell]:
-    """The counts of a row, each with its share of them; a row without any has no shares."""
+def _shaded(row: Sequence[Any]) -> list[TableCell]:
+    """Show the counts of a row, each with its share of them; a row of zeros has no shares."""
     counts = [wording.value(x) for x in row]
     total = sum(x for x in counts if x == x)
     cells = []
@@ -356,55 +350,53 @@ def _shaded(row: Sequence[Any]) -> list[Cell]:
         share = x / total if total and x == x else None
         small = f"{100 * share:.0f} %" if share is not None else ""
         cells.append(
-            Cell(wording.count(x), small=small, shade=round(share or 0.0, 3), numeric=True)
+            TableCell(wording.count(x), small=small, shade=round(share or 0.0, 3), numeric=True)
         )
     return cells
 
 
 def subgroup(analysis: Mapping[str, Any], column: str) -> Table:
-    """A row per group, a column per arm, in the main metric; then the worst group and the gap."""
+    """Make a row per group, a column per arm, in the main metric; then worst group and gap."""
     notes, metric = Footnotes(), analysis["metric"]
-    found = {
+    items = {
         arm: r["subgroups"][column]
         for arm, r in analysis["arms"].items()
         if column in r.get("subgroups", {})
     }
-    rows: list[tuple[Cell, ...]] = []
-    for group in _names(entry["groups"] for entry in found.values()):
-        entries = [entry["groups"].get(group) for entry in found.values()]
+    rows: list[tuple[TableCell, ...]] = []
+    for group in _names(entry["groups"] for entry in items.values()):
+        entries = [entry["groups"].get(group) for entry in items.values()]
         known = next(e for e in entries if e)
         small = f"n = {wording.count(known['n'])}"
         if known.get("patients") is not None:
             small += f", {wording.count(known['patients'])} patients"
         mark = notes.mark(known["small"]) if known.get("small") else ""
         cells = (_estimate((e or {"metrics": {}})["metrics"].get(metric), notes) for e in entries)
-        rows.append((Cell(group, small=small, mark=mark), *cells))
+        rows.append((TableCell(group, small=small, mark=mark), *cells))
     worst, gaps = [], []
-    for entry in found.values():
+    for entry in items.values():
         w, g = entry.get("worst"), entry.get("gap")
-        worst.append(
-            Cell(w["group"], small=wording.number(w["value"]), numeric=True)
-            if w
-            else Cell("–", numeric=True)
-        )
-        gap = _estimate(g, notes) if g else Cell("–", numeric=True)
+        none = TableCell("–", numeric=True)
+        shown = w and TableCell(w["group"], small=wording.number(w["value"]), numeric=True)
+        worst.append(shown or none)
+        gap = _estimate(g, notes) if g else none
         if g and g.get("between"):
             gap = dataclasses.replace(
                 gap, small=f"{gap.small}; {' and '.join(g['between'])}".lstrip("; ")
             )
         gaps.append(gap)
-    if any(entry.get("worst") for entry in found.values()):
-        rows.append((Cell("Worst group"), *worst))
-    if any(entry.get("gap") for entry in found.values()):
-        rows.append((Cell("Gap", small="between the best and the worst"), *gaps))
+    if any(entry.get("worst") for entry in items.values()):
+        rows.append((TableCell("Worst group"), *worst))
+    if any(entry.get("gap") for entry in items.values()):
+        rows.append((TableCell("Gap", small="between the best and the worst"), *gaps))
     caption = f"{wording.metric(metric)} by {column}, with {_interval(analysis)}"
-    remarks = dict.fromkeys(entry["note"] for entry in found.values() if entry.get("note"))
+    remarks = dict.fromkeys(entry["note"] for entry in items.values() if entry.get("note"))
     caption += "".join(f". {remark}" for remark in remarks)
-    return Table(caption, ("Group", *found), rows, notes.all)
+    return Table(caption, ("Group", *items), rows, notes.all)
 
 
 def subgroup_metrics(analysis: Mapping[str, Any], column: str) -> list[Table]:
-    """For each arm, every metric in every group."""
+    """Make for each arm a table of every metric in every group."""
     made = []
     for arm, result in analysis["arms"].items():
         if column not in result.get("subgroups", {}):
@@ -412,7 +404,7 @@ def subgroup_metrics(analysis: Mapping[str, Any], column: str) -> list[Table]:
         notes, groups = Footnotes(), result["subgroups"][column]["groups"]
         rows = [
             (
-                Cell(_head(name)),
+                TableCell(_head(name)),
                 *(_estimate(g["metrics"].get(name), notes) for g in groups.values()),
             )
             for name in _names(g["metrics"] for g in groups.values())
@@ -422,13 +414,13 @@ def subgroup_metrics(analysis: Mapping[str, Any], column: str) -> list[Table]:
 
 
 def data(domain: str, card: Mapping[str, Any]) -> Table:
-    """The counts of one domain: a row per split, a column per class."""
+    """Make the counts of one domain: a row per split, a column per class."""
     classes = list(card.get("classes") or ())
     rows = []
     for split, counts in (card.get("splits") or {}).items():
         names = classes or list(counts)
-        cells = [Cell(wording.count(counts.get(name, 0)), numeric=True) for name in names]
-        rows.append((Cell(split), *cells))
+        cells = [TableCell(wording.count(counts.get(name, 0)), numeric=True) for name in names]
+        rows.append((TableCell(split), *cells))
     return Table(f"{domain}: {card.get('name', '')}", ("Split", *classes), rows)
 
 
@@ -444,11 +436,7 @@ def _parameters(parameters: Any) -> str:
 
 
 def _head(metric: str) -> str:
-    return (
-        f"{wording.metric(metric)} ↓"
-        if metric in wording.LOWER_IS_BETTER
-        else wording.metric(metric)
-    )
+    return f"{wording.metric(metric)} ↓" if metric in LOWER_IS_BETTER else wording.metric(metric)
 
 
 def _interval(analysis: Mapping[str, Any]) -> str:
@@ -456,5 +444,5 @@ def _interval(analysis: Mapping[str, Any]) -> str:
 
 
 def _names(mappings: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The keys of all, each once, in the order in which they come."""
+    """Return the keys of all mappings, each once, in the order in which they come."""
     return list(dict.fromkeys(name for mapping in mappings for name in mapping))

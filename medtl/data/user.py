@@ -1,0 +1,86 @@
+"""Checks the examples that a user's function returned. Imports no JAX."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from medtl.data import table as tables
+from medtl.errors import UserError
+from medtl.examples import RESERVED, Examples, is_group, is_input
+
+
+def checked(examples: Any, origin: str, image_shape: tuple[int, int, int]) -> tables.Table:
+    """Check names, lengths and shapes, and return the rows as a table without images.
+
+    Args:
+      examples: the function's result.
+      origin: the config key and the function, for errors.
+      image_shape: height, width and channels of the input "image", where there is one.
+
+    Raises:
+      UserError: naming the function and the wrong value.
+    """
+    if not isinstance(examples, Examples):
+        raise UserError(
+            f"{origin} returned {type(examples).__name__}; it must return medtl.examples.Examples"
+        )
+    n = len(examples)
+    lengths: dict[str, Any] = {
+        "`label`": examples.label,
+        "`split`": examples.split,
+        "`weight`": examples.weight,
+    }
+    if examples.patient is not None:
+        lengths["`patient`"] = examples.patient
+    for name in examples.inputs:
+        if not is_input(name):
+            raise UserError(
+                f"{origin} returned an input {name!r}; a name is an identifier other than "
+                f"{', '.join(RESERVED)} and does not begin with 'encoded_'"
+            )
+    for name in examples.groups:
+        if not is_group(name):
+            raise UserError(
+                f"{origin} returned a group {name!r}; it must be site, subgroup or subgroup_<name>"
+            )
+    lengths |= {f"the input {name!r}": values for name, values in examples.inputs.items()}
+    lengths |= {f"the group {name!r}": values for name, values in examples.groups.items()}
+    for name, values in lengths.items():
+        if len(values) != n:
+            raise UserError(f"{origin} returned {n} ids but {len(values)} of {name}")
+    if not examples.inputs:
+        raise UserError(f"{origin} returned no inputs; a model needs at least one, such as 'image'")
+    if n:
+        _check_inputs(examples, origin, image_shape)
+    return _table(examples, origin)
+
+
+def _check_inputs(examples: Examples, origin: str, image_shape: tuple[int, ...]) -> None:
+    for name, values in examples.inputs.items():
+        row = np.asarray(values[0])
+        what = f"{row.dtype}{list(row.shape)}"
+        if name == "image" and (row.shape != image_shape or row.dtype != np.uint8):
+            raise UserError(
+                f"{origin} returned images of {what}; they must be uint8{list(image_shape)}"
+            )
+        if row.dtype.kind not in "biuf":
+            raise UserError(f"{origin} returned the input {name!r} of {what}; it must hold numbers")
+
+
+def _table(examples: Examples, origin: str) -> tables.Table:
+    n = len(examples)
+    return tables.Table(
+        name=examples.name,
+        origin=origin,
+        id=examples.id,
+        label=examples.label,
+        classes=examples.classes,
+        split=examples.split,
+        patient=examples.patient,
+        weight=examples.weight,
+        line_or_row=np.arange(n),
+        unit="row",
+        images=np.zeros((n, 0, 0), np.uint8),
+    )

@@ -1,0 +1,422 @@
+"""One arm's results: its evaluation sets, curves, calibration, conformal sets and worst mistakes.
+
+Thresholds, calibration maps and conformal quantiles are fitted on the val predictions of the same
+model and used on the evaluated split; where there are none, the results say so.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from medtl.evaluation import bootstrap, calibration, conformal, curves
+from medtl.evaluation.intervals import number_patients
+from medtl.evaluation.metrics import EvaluationSet, Options, Scorer, kernels, operating_threshold
+from medtl.evaluation.predictions import Predictions
+from medtl.examples import class_counts
+
+CALIBRATED = ("loss", "brier", "ece", "calibration_slope", "calibration_intercept")
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+    """One arm's labelled predictions of the evaluated split, model by model.
+
+    The examples are in the same order for every arm.
+
+    Attributes:
+      arm: its name.
+      predictions: of each model.
+      val: the same model's predictions of val; None where there are none.
+      sets: each model's input of the metrics, patients numbered alike in all arms and sets.
+      positive: the positive class of two.
+      patients: how many there are; None where they are unknown.
+      n: the number of different examples.
+      notes: remarks for the reader.
+    """
+
+    arm: str
+    predictions: list[Predictions]
+    val: list[Predictions | None]
+    sets: list[EvaluationSet]
+    positive: int
+    patients: int | None
+    n: int
+    notes: list[str]
+
+    @property
+    def task(self) -> str:
+        first = self.sets[0]
+        if first.label.ndim == 2:
+            return "multi_label"
+        return "two_class" if first.probability.shape[1] == 2 else "multi_class"
+
+    @property
+    def same_examples(self) -> bool:
+        """Whether all models predict the same examples, as several seeds on one split do."""
+        return all(np.array_equal(p.id, self.predictions[0].id) for p in self.predictions[1:])
+
+    @property
+    def once(self) -> list[int]:
+        """The models that together predict each example once: the first seed's and repeat's."""
+        of = [(p.seed, p.repeat) for p in self.predictions]
+        return [i for i, model in enumerate(of) if model == of[0]]
+
+    @property
+    def once_words(self) -> str:
+        """Which of several seeds and repeats those are, in words."""
+        several = [word for word in ("seed", "repeat") if self.number(word) > 1]
+        return f" in the first {' and '.join(several)}" if several else ""
+
+    @property
+    def several_splits(self) -> bool:
+        """Whether models were trained on overlapping parts of the examples: folds, repeats."""
+        return self.number("fold") > 0 or self.number("repeat") > 1
+
+    @property
+    def grouped(self) -> bool:
+        """Whether no patient is tested on in two folds of a repeat."""
+        patients = [np.unique(self.sets[i].patient) for i in self.once]
+        return sum(map(len, patients)) == len(np.unique(np.concatenate(patients)))
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of groups that every model has, not all empty."""
+        shared = [
+            name
+            for name in self.predictions[0].groups
+            if all(name in p.groups for p in self.predictions)
+        ]
+        return [
+            name for name in shared if any((p.groups[name] != "").any() for p in self.predictions)
+        ]
+
+    def number(self, name: str) -> int:
+        """Count the seeds, repeats or folds; 0 where they are unknown."""
+        return len({getattr(p, name) for p in self.predictions} - {None})
+
+    @property
+    def train_size(self) -> int:
+        """Mean number of examples that are neither test nor val; 0 outside cross-validation."""
+        if not self.several_splits:
+            return 0
+        ids = [p.id for p in (*self.predictions, *self.val) if p is not None]
+        total = len(np.unique(np.concatenate(ids)))
+        held = [
+            len(p.id) + (len(v.id) if v is not None else 0)
+            for p, v in zip(self.predictions, self.val, strict=True)
+        ]
+        return max(round(total - float(np.mean(held))), 0)
+
+    @property
+    def test_share(self) -> float:
+        """n_test / n_train of the folds."""
+        return float(np.mean([len(p.id) for p in self.predictions])) / max(self.train_size, 1)
+
+    def counts(self, classes: Sequence[str]) -> dict[str, Any]:
+        """Count examples, patients, and the examples of each class."""
+        label = np.concatenate([p.label for p in self.predictions])
+        _, first = np.unique(np.concatenate([p.id for p in self.predictions]), return_index=True)
+        return {
+            "n": self.n,
+            "patients": self.patients,
+            "class_counts": class_counts(label[first], classes),
+        }
+
+    def threshold_card(self, rule: str) -> dict[str, Any] | None:
+        """Describe the operating threshold: the mean of the models' thresholds."""
+        if self.task != "two_class":
+            return None
+        values = np.array([data.threshold for data in self.sets])
+        fixed = _number_of(rule)
+        has_both = [_has_both_classes(v) for v in self.val]
+        chosen = fixed is None and all(has_both)
+        if fixed is not None:
+            words = f"{fixed:g}, fixed beforehand"
+        elif chosen:
+            by = "by Youden's index" if rule == "youden" else f"for {rule.replace('=', ' ')}"
+            words = f"{by}, chosen on val"
+        else:
+            joined = " where" if any(has_both) else ":"
+            words = f"0.5{joined} there is no val with both classes to choose it on"
+        if values.min() < values.max():
+            words += f"; from {values.min():.3f} to {values.max():.3f} over {len(values)} models"
+        return {
+            "rule": rule,
+            "value": float(values.mean()),
+            "chosen_on": "val" if chosen else None,
+            "words": words,
+        }
+
+    def confusion(self) -> list[Any]:
+        """Count labels (rows) against predictions; at the threshold for two classes.
+
+        Counts are summed over folds and averaged over seeds and repeats.
+        """
+        tables = []
+        for data in self.sets:
+            guess = None
+            if self.task == "two_class" and not math.isnan(data.threshold):
+                called = data.probability[:, self.positive] >= data.threshold
+                guess = np.where(called, self.positive, 1 - self.positive)
+            tables.append(kernels.confusion(data.label, data.probability, guess=guess))
+        return (np.sum(tables, axis=0) / (len(self.sets) / len(self.once))).tolist()
+
+
+def of_all_labels(predictions: Sequence[Predictions]) -> list[Predictions]:
+    """Return the predictions of models that were trained on all target labels.
+
+    These are the ones without a size, or else those of the largest size.
+    """
+    unsized = any(p.size is None for p in predictions)
+    sizes = (p.size for p in predictions if p.size is not None)
+    largest = None if unsized else max(sizes, default=None)
+    return [p for p in predictions if p.size == largest]
+
+
+def collect(
+    predictions: Sequence[Predictions], split: str, options: Options, *, rule: str
+) -> dict[str, Evaluated]:
+    """Collect each arm's evaluation sets of a split, with thresholds from val.
+
+    Args:
+      predictions: of all arms, splits and models; arms share their models and examples, see
+        `predictions.check`.
+      split: which is evaluated.
+      options: the positive class.
+      rule: of the operating threshold, see `metrics.operating_threshold`.
+    """
+    by_arm: dict[str, list[Predictions]] = collections.defaultdict(list)
+    val: dict[Any, Predictions] = {}
+    for p in predictions:
+        if p.split == split:
+            by_arm[p.arm].append(_labelled(p))
+        elif p.split == "val":
+            val[p.arm, p.model] = _labelled(p)
+    first = next(iter(by_arm.values()))
+    # Models of the same examples, as several seeds on one split, in one order.
+    first = [_like(p, first[0]) if _same_ids(p, first[0]) else p for p in first]
+    by_arm[first[0].arm] = first
+    known = all(p.patient is not None for p in first)
+    patients, numbers = number_patients(
+        [p.patient if known and p.patient is not None else p.id for p in first]
+    )
+    n = len(np.unique(np.concatenate([p.id for p in first])))
+    position = {p.model: i for i, p in enumerate(first)}
+    notes = []
+    if not known and any(p.patient is not None for p in first):
+        notes.append(
+            "Patients are known for some predictions only; intervals take each example for a "
+            "patient of its own."
+        )
+    evaluated = {}
+    for arm, models in by_arm.items():
+        models = sorted(
+            (_like(p, first[position[p.model]]) for p in models), key=lambda p: position[p.model]
+        )
+        tuned = [val.get((arm, p.model)) for p in models]
+        sets = [
+            EvaluationSet(
+                p.label,
+                np.asarray(p.probability, np.float64),
+                number,
+                _threshold(v, rule, options.positive),
+            )
+            for p, v, number in zip(models, tuned, numbers, strict=True)
+        ]
+        count = patients if known else None
+        evaluated[arm] = Evaluated(arm, models, tuned, sets, options.positive, count, n, notes)
+    return evaluated
+
+
+def _labelled(p: Predictions) -> Predictions:
+    """Leave out the examples whose label is unknown."""
+    known = p.label >= 0 if p.label.ndim == 1 else ~np.isnan(p.label).all(axis=1)
+    return p if known.all() else p.take(np.flatnonzero(known))
+
+
+def _like(p: Predictions, other: Predictions) -> Predictions:
+    """Put the examples into the order of another one's."""
+    if np.array_equal(p.id, other.id):
+        return p
+    order = np.argsort(p.id)
+    return p.take(order[np.searchsorted(p.id, other.id, sorter=order)])
+
+
+def _same_ids(p: Predictions, other: Predictions) -> bool:
+    return len(p.id) == len(other.id) and (
+        p.id is other.id or np.array_equal(np.sort(p.id), np.sort(other.id))
+    )
+
+
+def _number_of(rule: str) -> float | None:
+    try:
+        return float(rule)
+    except ValueError:
+        return None
+
+
+def _has_both_classes(val: Predictions | None) -> bool:
+    """Whether a threshold can be chosen on these predictions: there are two classes, both seen."""
+    return (
+        val is not None
+        and val.label.ndim == 1
+        and val.probability.shape[1] == 2
+        and len(np.unique(val.label)) == 2
+    )
+
+
+def _threshold(val: Predictions | None, rule: str, positive: int) -> float:
+    """Return the threshold that the rule chooses on val; 0.5 where there is no val for it."""
+    fixed = _number_of(rule)
+    if fixed is not None:
+        return fixed
+    if val is None or not _has_both_classes(val):
+        return 0.5
+    return operating_threshold(val.label == positive, val.probability[:, positive], rule=rule)
+
+
+def estimate(
+    value: float, low: float, high: float, *, std: float | None = None, reason: str = ""
+) -> dict[str, Any]:
+    """Return a number with its interval, and the reason where it is NaN."""
+    entry: dict[str, Any] = {"value": float(value), "low": float(low), "high": float(high)}
+    if std is not None:
+        entry["std"] = float(std)
+    if math.isnan(entry["value"]) or math.isnan(entry["low"]):
+        entry["undefined"] = reason or "it is undefined in too many resamples for an interval"
+    return entry
+
+
+def estimates(resampled: bootstrap.Resampled, arm: str) -> dict[str, dict[str, Any]]:
+    """Return every metric of an arm, with its interval and its standard deviation over splits."""
+    by_split = resampled.by_split[arm]
+    low, high = resampled.interval(arm)
+    return {
+        name: estimate(
+            resampled.value[arm][m],
+            low[m],
+            high[m],
+            std=float(by_split[:, m].std(ddof=1)) if len(by_split) > 1 else None,
+            reason=resampled.undefined[arm].get(name, ""),
+        )
+        for m, name in enumerate(resampled.names)
+    }
+
+
+def curves_of(e: Evaluated, classes: Sequence[str], options: Options) -> dict[str, Any]:
+    """Return the arm's curves: of two classes the positive one's, else one for each class."""
+    chosen = [options.positive] if e.task == "two_class" else range(len(classes))
+    drawn: dict[str, Any] = {"roc": [], "pr": [], "reliability": [], "decision": None}
+    for k in chosen:
+        name, columns = classes[k], [_column(data, k) for data in e.sets]
+        pairs = [(label, score) for label, score, _ in columns]
+        single = len(pairs) == 1
+        roc = curves.roc(*pairs[0]) if single else curves.mean_roc(pairs)
+        pr = curves.precision_recall(*pairs[0]) if single else curves.mean_precision_recall(pairs)
+        label, score, patient = (np.concatenate(part) for part in zip(*columns, strict=True))
+        bins = curves.reliability(label, score, patient=patient, level=options.level)
+        if not roc.undefined:
+            drawn["roc"].append({"name": name, "x": roc.x.tolist(), "y": roc.y.tolist()})
+            prevalence = float(np.mean([label.mean() for label, _ in pairs]))
+            points = {"name": name, "x": pr.x.tolist(), "y": pr.y.tolist()}
+            drawn["pr"].append({**points, "prevalence": prevalence})
+        if not bins.undefined:
+            fields = ("predicted", "observed", "low", "high", "n")
+            of_bins = {field: getattr(bins, field).tolist() for field in fields}
+            drawn["reliability"].append({"name": name, **of_bins})
+        if e.task == "two_class":
+            d = curves.decision_curve(columns, level=options.level)
+            parts = ("threshold", "model", "low", "high", "all", "none")
+            drawn["decision"] = {part: getattr(d, part).tolist() for part in parts}
+    return drawn
+
+
+def _column(data: EvaluationSet, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return one class against the rest where its label is known.
+
+    (label bool[n], probability f[n], patient int[n])
+    """
+    if data.label.ndim == 1:
+        return data.label == k, data.probability[:, k], data.patient
+    known = ~np.isnan(data.label[:, k])
+    return data.label[known, k] == 1, data.probability[known, k], data.patient[known]
+
+
+def calibration_of(e: Evaluated, classes: Sequence[str], options: Options) -> dict[str, Any]:
+    """Measure calibration as trained and after each map fitted on val; means over the models."""
+    measured: dict[str, Any] = {"before": _measure(e.sets, classes, options)}
+    for kind in calibration.KINDS:
+        maps: list[calibration.Calibrator] = []
+        reasons = []
+        for v in e.val:
+            fitted: calibration.Calibrator | str = _NO_VAL
+            if v is not None:
+                fitted = calibration.fit(kind, v.label, v.probability, classes=classes)
+            if isinstance(fitted, str):
+                reasons.append(fitted)
+            else:
+                maps.append(fitted)
+        if reasons:
+            where = f"in {len(reasons)} of {len(e.val)} splits " if len(e.val) > 1 else ""
+            measured[kind] = {"undefined": where + reasons[0]}
+            continue
+        after = [
+            dataclasses.replace(data, probability=m(data.probability))
+            for data, m in zip(e.sets, maps, strict=True)
+        ]
+        measured[kind] = _measure(after, classes, options)
+        if len(maps) == 1:
+            measured[kind]["parameters"] = dict(maps[0].parameters)
+        left = sorted({f"{name}: {reason}" for m in maps for name, reason in m.undefined.items()})
+        if left:
+            measured[kind]["left_as_it_was"] = left
+    return measured
+
+
+_NO_VAL = "there are no predictions of val to fit it on"
+
+
+def _measure(
+    sets: Sequence[EvaluationSet], classes: Sequence[str], options: Options
+) -> dict[str, Any]:
+    table = []
+    for data in sets:
+        scorer = Scorer(data, classes=classes, options=options)
+        values = dict(zip(scorer.names, scorer(np.ones((1, scorer.units)))[0], strict=True))
+        table.append([values[name] for name in CALIBRATED])
+    with np.errstate(invalid="ignore"):
+        means = kernels.mean_of_defined(np.array(table), axis=0)
+    return dict(zip(CALIBRATED, means.tolist(), strict=True))
+
+
+def conformal_sets(e: Evaluated, classes: Sequence[str], *, level: float) -> dict[str, Any]:
+    """Fit conformal prediction sets on val; return how often they hold the label."""
+    measured: dict[str, Any] = {}
+    for kind in (conformal.split, conformal.class_conditional):
+        labels, sets, units = [], [], []
+        reason, notes = "", []
+        for data, v in zip(e.sets, e.val, strict=True):
+            fitted: conformal.Thresholds | str = _NO_VAL
+            if v is not None:
+                patient = v.patient if e.patients is not None else None
+                fitted = kind(v.label, v.probability, classes=classes, level=level, patient=patient)
+            if isinstance(fitted, str):
+                reason = reason or fitted
+                continue
+            notes += [note for note in fitted.notes if note not in notes]
+            labels.append(data.label)
+            sets.append(conformal.sets(data.probability, fitted))
+            units.append(data.patient)
+        if reason:
+            return {"undefined": reason}
+        label, chosen, patient = (np.concatenate(parts) for parts in (labels, sets, units))
+        coverage = conformal.coverage(label, chosen, classes=classes, patient=patient)
+        entry = {"level": level, **coverage.as_dict()}
+        measured[kind.__name__] = entry | ({"notes": notes[:3]} if notes else {})
+    return measured

@@ -1,0 +1,127 @@
+"""The metrics of one evaluation set, as training logs them and metrics.json holds them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from medtl.evaluation.checks import check_label, check_probability
+from medtl.evaluation.metrics import kernels
+from medtl.evaluation.metrics.names import NAMES
+from medtl.evaluation.metrics.scorer import EvaluationSet, Options, Scorer
+from medtl.evaluation.metrics.user import Metric
+
+
+def compute(
+    label: np.ndarray,
+    probability: np.ndarray,
+    *,
+    classes: Sequence[str],
+    extra: Mapping[str, Metric] | None = None,
+) -> dict[str, float]:
+    """Return the metrics that training logs; each agrees with scikit-learn's where that is defined.
+
+    One label per example; the class of the largest probability, the first of equals, is predicted:
+
+    - accuracy: `accuracy_score`.
+    - balanced_accuracy: mean recall over the K classes, `balanced_accuracy_score`.
+    - f1_macro: mean over the K classes of 2TP / (2TP + FP + FN), `f1_score(average="macro")`.
+    - auroc: K = 2: `roc_auc_score` of the second class's probability, which is the same for either
+      class. K > 2: mean over the classes of one against the rest.
+    - auprc: mean over the classes, also for K = 2, of `average_precision_score` of one against the
+      rest. Unlike the AUROC it depends on the positive class; the mean favours neither.
+    - loss: mean -log p of the label's class, p clipped to [eps, 1 - eps] of float32, `log_loss`.
+
+    Several labels per example, each a question of its own, predicted where p > 0.5: each metric is
+    taken per class over the examples whose label is known, then averaged over the classes for which
+    it is defined (balanced_accuracy: the mean of sensitivity and specificity; f1, auroc and auprc:
+    those of the positives). The loss is the binary cross-entropy, averaged over the known labels
+    of an example and then over the examples, as in training.
+
+    Args:
+      label: int[N], an index into `classes`, -1 where unknown; or float[N, K] of 0, 1 or NaN
+        (unknown). Examples without a known label are left out.
+      probability: float[N, K], the model's probabilities.
+      classes: the K names, at least two unless there are several labels per example.
+      extra: the user's metrics, see `from_config`; their weight is 1 for each example.
+
+    Returns:
+      The value of each of `NAMES` and `extra`; NaN where it is undefined, and for all where a
+      labelled example has a probability of NaN.
+
+    Raises:
+      UserError: shapes or labels are not as above, or one of `extra` fails.
+
+    >>> scores = np.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8], [0.7, 0.3]])
+    >>> values = compute(np.array([0, 0, 1, 1]), scores, classes=("well", "ill"))
+    >>> values["accuracy"], values["auroc"]
+    (0.5, 0.75)
+    """
+    entry = describe(label, probability, classes=classes, extra=extra)
+    return {name: entry[name] for name in (*NAMES, *(extra or {}))}
+
+
+def describe(
+    label: np.ndarray,
+    probability: np.ndarray,
+    *,
+    classes: Sequence[str],
+    extra: Mapping[str, Metric] | None = None,
+) -> dict[str, Any]:
+    """Return the metrics of one evaluation set with their counts and reasons.
+
+    Args and errors are those of `compute`.
+
+    Returns:
+      "n", the number of labelled examples; the metrics of `compute`; "confusion", K x K counts
+      whose rows are the labels and columns the predictions, or for several labels per example
+      K times [[true negatives, false positives], [false negatives, true positives]]; and, where
+      something is undefined, "undefined": metric -> the reason, for several labels per example
+      also "metric[class]" -> why the mean leaves out the class.
+    """
+    label, probability = np.asarray(label), np.asarray(probability, np.float64)
+    check_probability(probability, len(label), len(classes), allow_nan=True)
+    check_label(label, len(label), len(classes))
+    known = label >= 0 if label.ndim == 1 else ~np.isnan(label).all(axis=1)
+    label, probability = label[known], probability[known]
+    is_number = ~np.isnan(probability).any(axis=1)
+    confusion = kernels.confusion(label[is_number], probability[is_number])
+    names = (*NAMES, *(extra or {}))
+    if len(label) and is_number.all():
+        data = EvaluationSet(label, probability, np.arange(len(label)))
+        options = Options(extra=extra or {})
+        scorer = Scorer(data, classes=classes, options=options, names=NAMES)
+        row = scorer(np.ones((1, scorer.units)))[0]
+        values = dict(zip(scorer.names, row.tolist(), strict=True))
+        reasons = scorer.explain(row)
+        undefined = {name: reasons[name] for name in names if name in reasons}
+        if label.ndim == 2:
+            undefined |= _undefined_by_class(confusion, classes)
+    else:
+        missing = f"the probability is NaN in {np.sum(~is_number)} of {len(label)} examples"
+        reason = missing if len(label) else "there is no labelled example"
+        values, undefined = dict.fromkeys(names, math.nan), dict.fromkeys(names, reason)
+    entry = {"n": len(label)} | {name: values[name] for name in names}
+    entry["confusion"] = confusion.tolist()
+    return entry | ({"undefined": undefined} if undefined else {})
+
+
+def _undefined_by_class(confusion: np.ndarray, classes: Sequence[str]) -> dict[str, str]:
+    """Return "metric[class]" -> why the metric is undefined for one of several labels."""
+    undefined: dict[str, str] = {}
+    for name, ((tn, fp), (fn, tp)) in zip(classes, confusion.tolist(), strict=True):
+        reasons = {}
+        if not tn + fp + fn + tp:
+            reasons = dict.fromkeys((n for n in NAMES if n != "loss"), "no label is known")
+        elif not tp + fn:
+            names = ("balanced_accuracy", "auroc", "auprc")
+            reasons = dict.fromkeys(names, "every example is negative")
+            if not fp:
+                reasons["f1_macro"] = "no example is or is predicted positive"
+        elif not tn + fp:
+            reasons = dict.fromkeys(("balanced_accuracy", "auroc"), "every example is positive")
+        undefined |= {f"{metric}[{name}]": reason for metric, reason in reasons.items()}
+    return undefined

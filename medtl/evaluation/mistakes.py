@@ -1,0 +1,52 @@
+"""The mistakes of which a model is most confident."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from medtl.evaluation.arm_results import Evaluated
+from medtl.evaluation.predictions import Predictions
+
+MOST = 12  # mistakes that a report shows
+
+
+def of_first_arm(
+    evaluated: Mapping[str, Evaluated], classes: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Return the most confident mistakes of the first arm, each example once; without images."""
+    first = next(iter(evaluated.values()))
+    if first.task == "multi_label":
+        return []
+    models = (first.predictions[i] for i in first.once)
+    by_id = {e["id"]: e for p in models for e in confident(p, classes, most=MOST)}
+    return sorted(by_id.values(), key=lambda entry: -entry["probability"])[:MOST]
+
+
+def confident(p: Predictions, classes: Sequence[str], *, most: int) -> list[dict[str, Any]]:
+    """Find wrong predictions of one label per example, those of the largest probability first.
+
+    Args:
+      p: the predictions; examples whose label is unknown are passed over.
+      classes: the K names.
+      most: how many at most.
+
+    Returns:
+      Entries with "arm", "id", "label", "predicted", the "probability" of that, and "patient" where
+      patients are known.
+    """
+    confidence, predicted = p.probability.max(axis=1), p.probability.argmax(axis=1)
+    wrong = np.flatnonzero((predicted != p.label) & (p.label >= 0))
+    return [
+        {
+            "arm": p.arm,
+            "id": str(p.id[i]),
+            "label": classes[p.label[i]],
+            "predicted": classes[predicted[i]],
+            "probability": float(confidence[i]),
+            **({"patient": str(p.patient[i])} if p.patient is not None else {}),
+        }
+        for i in wrong[np.argsort(-confidence[wrong], kind="stable")][:most]
+    ]

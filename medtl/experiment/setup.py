@@ -1,0 +1,298 @@
+"""An experiment that was opened: data and weights are loaded, the model and its plug-ins are made.
+
+Arms, seeds and splits share it, and with it all that was compiled and computed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from medtl import data, weights
+from medtl.data import loading
+from medtl.errors import UserError
+from medtl.evaluation import metrics
+from medtl.examples import Examples, Normalization
+from medtl.experiment.splits import Split
+from medtl.experiment.trials import Trial, with_values
+from medtl.models.model import Model, feature_width
+from medtl.profiling.trace import Profile
+from medtl.training import factory, tracing
+from medtl.training.evaluator import Evaluator
+from medtl.training.factory import Components
+from medtl.training.loop import STAGES
+from medtl.training.objective import Objective
+from medtl.training.parallel import Parallel
+
+
+@dataclasses.dataclass
+class Cache:
+    """What arms, seeds and splits share while a command runs.
+
+    Attributes:
+      trained: whether anything was trained.
+      steps: compiled steps.
+      initial: variables before the first training stage.
+      source: results of source stages that all splits share.
+      resident: data on the devices.
+      trials: experiments with the values of a trial, by its name.
+    """
+
+    trained: bool = False
+    steps: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    initial: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    source: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    resident: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    trials: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Experiment:
+    """An opened experiment.
+
+    Attributes:
+      config: the experiment's, or with the values of a trial.
+      folder: the run folder.
+      examples: domain -> examples; the target's with the data's own split.
+      split: the data's own split of the target.
+      parallel: the devices.
+      components: the config's plug-ins.
+      metrics: the user's metrics by name.
+      model: the model.
+      inputs: shape and dtype of each encoder's input.
+      normalization: of the images.
+      loaded: the pretrained backbone; None: there is none.
+      evaluator: the forward passes, and the features of a frozen backbone.
+      training: False where nothing may be trained.
+      sizes: domain -> the number of train examples by which epochs become steps: the same in every
+        split.
+      profile: traces the first training stage; None: none is traced.
+      cache: what was compiled and computed.
+    """
+
+    config: Any
+    folder: Path
+    examples: Mapping[str, Examples]
+    split: Split
+    parallel: Parallel
+    components: Components
+    metrics: Mapping[str, Any]
+    model: Model
+    inputs: Mapping[str, jax.ShapeDtypeStruct]
+    normalization: Normalization
+    loaded: weights.Pretrained | None
+    evaluator: Evaluator
+    training: bool
+    sizes: Mapping[str, int]
+    profile: Profile | None = None
+    cache: Cache = dataclasses.field(default_factory=Cache)
+
+    @classmethod
+    def create(
+        cls,
+        config: Any,
+        folder: Path,
+        components: Components,
+        examples: Mapping[str, Examples],
+        *,
+        training: bool,
+        train_size: int,
+    ) -> Experiment:
+        """Load the weights and make the model.
+
+        Args:
+          config: the experiment's.
+          folder: the run folder.
+          components: the config's plug-ins.
+          examples: domain -> examples.
+          training: False where nothing may be trained.
+          train_size: the number of train examples of the target's largest split.
+
+        Raises:
+          UserError: data, weights and config do not fit each other.
+        """
+        loaded = factory.pretrained(config)
+        parallel = Parallel.create(config.parallel)
+        normalization = factory.normalization(config, loaded)
+        epsilon = loaded.epsilon if loaded else 1e-5
+        model = factory.model(config, examples, axis_name=parallel.axis_name, epsilon=epsilon)
+        sizes = {domain: len(e.indices("train")) for domain, e in examples.items()}
+        experiment = cls(
+            config=config,
+            folder=folder,
+            examples=examples,
+            split=Split(examples["target"].split),
+            parallel=parallel,
+            components=components,
+            metrics=metrics.from_config(config.evaluation),
+            model=model,
+            inputs=factory.input_specs(config, examples),
+            normalization=normalization,
+            loaded=loaded,
+            evaluator=Evaluator(config, parallel, model, normalization, loaded),
+            training=training,
+            sizes=sizes | {"target": train_size},
+        )
+        experiment._check()
+        return experiment
+
+    def with_trial(self, trial: Trial) -> Experiment:
+        """Return the experiment with a trial's values; data and weights are shared.
+
+        Where the state carries the values, the compiled programs are shared, too.
+        """
+        config = with_values(self.config, trial.values)
+        if trial.is_traced:
+            return dataclasses.replace(self, config=config)
+        if trial.name not in self.cache.trials:
+            epsilon = self.loaded.epsilon if self.loaded else 1e-5
+            axis_name = self.parallel.axis_name
+            model = factory.model(config, self.examples, axis_name=axis_name, epsilon=epsilon)
+            self.cache.trials[trial.name] = dataclasses.replace(
+                self,
+                config=config,
+                components=Components.create(config),
+                model=model,
+                evaluator=self.evaluator.with_model(config, model),
+                cache=Cache(source=self.cache.source, resident=self.cache.resident),
+            )
+        return self.cache.trials[trial.name]
+
+    def _check(self) -> None:
+        """Refuse what only data, weights and devices together show, before training."""
+        width = self.feature_width
+        for domain, examples in self.examples.items():
+            tracing.check_losses(self.components.losses, examples, width)
+            if self.config.checkpoint.select == "best" and not self._has_val(domain):
+                print(f"{domain} has no val split: the last checkpoint is used, not the best")
+        for arm in self.config.arms:
+            for stage in self.stages(arm):
+                self._check_stage(arm, stage)
+
+    def _check_stage(self, arm: str, stage: str) -> None:
+        c, key = self.config.stages[stage], f"config.stages.{stage}"
+        joint = stage == "target" and self.config.arm[arm].joint
+        self.parallel.check_batch(c.batch_size, f"{key}.batch_size")
+        if joint:
+            self.parallel.check_batch(
+                c.source_batch_size or c.batch_size, f"{key}.source_batch_size"
+            )
+            objective = Objective((), self.components.lambda_)
+            objective.check(self.steps(arm, stage))
+        groups = factory.groups(self.model)
+        if c.freeze not in ("none", "backbone", *groups):
+            layers = f"; it has {', '.join(groups)}" if groups else ", which has no groups()"
+            raise UserError(
+                f"{key}.freeze is {c.freeze!r}, no layer of {self.config.model.name}{layers}"
+            )
+        is_pretrained = self.loaded is not None and self.config.arm[arm].init == "weights"
+        left = self.loaded.report.left_random if self.loaded and is_pretrained else ()
+        if left and (c.freeze != "none" or c.batch_norm == "frozen"):
+            raise UserError(
+                f"{key} freezes the backbone, but config.weights.allow leaves {len(left)} of its "
+                f"tensors random, such as {left[0][0]}; set freeze='none' and batch_norm='batch', "
+                "or load them"
+            )
+
+    def _has_val(self, domain: str) -> bool:
+        if domain == "target" and self.config.evaluation.folds:
+            return data.fractions(self.config.data.target)[1] > 0
+        return "val" in self.examples[domain].splits
+
+    @functools.cached_property
+    def feature_width(self) -> int:
+        """D, the number of fused features."""
+        variables = jax.eval_shape(
+            lambda: factory.init_variables(self.model, jax.random.key(0), self.inputs)
+        )
+        return feature_width(self.model, variables, self.inputs)
+
+    def stages(self, arm: str) -> tuple[str, ...]:
+        """Return the training stages of an arm."""
+        return STAGES if self.config.arm[arm].source_stage else STAGES[1:]
+
+    def steps(self, arm: str, stage: str) -> int:
+        """Return the length of a training stage.
+
+        Every arm takes as many optimizer steps in all as the longest one, in every split.
+        """
+        lengths = {}
+        for name in STAGES:
+            if name in self.examples:
+                c = self.config.stages[name]
+                per_epoch = loading.steps_per_epoch(self.sizes[name], c.batch_size)
+                lengths[name] = per_epoch * c.epochs
+        skips = stage == "target" and not self.config.arm[arm].source_stage
+        if skips and any(self.config.arm[other].source_stage for other in self.config.arms):
+            return sum(lengths.values())
+        return lengths[stage]
+
+    def initial(self, seed: int, model: Model, prior: str, *, pretrained: bool) -> Any:
+        """Return the variables before the first training stage, on the host.
+
+        Args:
+          seed: random values are drawn from it.
+          model: the model, with the heads' initial bias of a split.
+          prior: names that split.
+          pretrained: whether the image encoder takes the loaded values.
+        """
+        cache, key = self.cache.initial, (seed, prior, pretrained)
+        if key not in cache:
+            # The last seed's are kept, since drawing them takes seconds.
+            for other in [k for k in cache if k[:2] != key[:2]]:
+                del cache[other]
+            loaded = self.loaded if pretrained else None
+            cache[key] = factory.variables(
+                model, self.inputs, self.components, self.examples, seed, loaded
+            )
+        return cache[key]
+
+    def frozen_features(self, domain: str) -> np.ndarray:
+        """Return the features f32[N, D] of a domain's examples under the loaded backbone."""
+        return self.evaluator.frozen_features(
+            domain,
+            self.examples[domain],
+            lambda: self.initial(self.config.seeds[0], self.model, "", pretrained=True),
+        )
+
+    def on_device(self, domain: str, *, encoded: bool) -> dict[str, jax.Array]:
+        """Return the columns of a domain's batches, on every device."""
+        key = (domain, encoded)
+        if key not in self.cache.resident:
+            replaced = {"encoded_image": self.frozen_features(domain)} if encoded else None
+            columns = loading.columns(self.examples[domain], replaced)
+            arrays = {name: np.asarray(values) for name, values in columns.items()}
+            self.cache.resident[key] = self.parallel.replicate(arrays)
+        return self.cache.resident[key]
+
+    def fits_on_device(self, domains: tuple[str, ...], *, encoded: bool) -> bool:
+        """Return whether a training stage's data is kept on the devices.
+
+        Features always are; decoded images where there is room.
+        """
+        resident = self.config.data.resident
+        arrays: list[Any] = []
+        for domain in domains:
+            replaced = {"encoded_image": self.frozen_features(domain)} if encoded else None
+            arrays += loading.columns(self.examples[domain], replaced).values()
+        if resident == "never" or not all(isinstance(a, np.ndarray) for a in arrays):
+            return False
+        if encoded or resident == "always":
+            return True
+        return self.parallel.has_room(sum(a.nbytes for a in arrays))
+
+
+def uses_source(config: Any, arm: str) -> bool:
+    """Return whether an arm learns from the source."""
+    return config.arm[arm].source_stage or config.arm[arm].joint
+
+
+def reported_splits(examples: Examples) -> list[str]:
+    """Return the splits on which the arms are evaluated."""
+    return [s for s in examples.splits if s != "train"]

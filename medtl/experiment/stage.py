@@ -1,0 +1,258 @@
+"""One training stage of an arm: its step, batches and validation, trained from given weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from medtl.errors import UserError
+from medtl.examples import Examples
+from medtl.experiment import provenance
+from medtl.training import factory, loop, tracing
+from medtl.training.checkpoint import Store
+from medtl.training.evaluator import Replaced, Validation
+from medtl.training.loop import STAGES
+from medtl.training.objective import DOMAINS
+from medtl.training.progress import Progress
+from medtl.training.step import Step, TrainState
+
+if TYPE_CHECKING:
+    from medtl.experiment.arm import Arm
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """The variables that one training stage hands to the next.
+
+    Attributes:
+      variables: on the host.
+      is_random: the backbone is random: nothing of it is frozen.
+      is_loaded: the backbone is the loaded one, unchanged.
+    """
+
+    variables: Any
+    is_random: bool
+    is_loaded: bool
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Compiled:
+    """A step, compiled for one step a dispatch and for many."""
+
+    step: Step
+    one: Any
+    loop: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stage:
+    """One training stage of an arm.
+
+    Attributes:
+      arm: the arm, with its seed and split.
+      name: "source" or "target".
+      start: what the stage starts from.
+    """
+
+    arm: Arm
+    name: str
+    start: Weights
+
+    def train(self) -> Weights:
+        """Train the stage, resume it, or read what it left when it was done.
+
+        Returns:
+          The weights of the chosen checkpoint.
+
+        Raises:
+          UserError: the stage is not finished and nothing may be trained, its checkpoints are of
+            another run, or a loss became NaN.
+        """
+        e, step, state = self.arm.experiment, self.compiled.step, self.state()
+        with Store(self.folder) as store:
+            first = store.last_step
+            if not e.training and first != self.steps:
+                done = f"{first or 0} of {self.steps} steps"
+                raise UserError(f"{store.folder} holds no finished stage ({done}); train first")
+            if first is not None:
+                record = self.arm.record(self.name)
+                tried = self.arm.trial.values
+                provenance.check_same(store.record(first), record, store.folder, tried)
+                state = store.restore(first, state)
+            if first != self.steps:
+                self._fit(state, store, first or 0)
+            chosen = store.restore(store.chosen_step(), state)
+        return self.hand_on(jax.device_get(step.variables(chosen)))
+
+    def hand_on(self, variables: Any) -> Weights:
+        """Return the weights that the next stage starts from, with these variables."""
+        is_random = self.start.is_random and self.steps == 0
+        return Weights(variables, is_random, is_loaded=self._stays_loaded)
+
+    def _fit(self, state: TrainState, store: Store, first: int) -> None:
+        e, c = self.arm.experiment, self.arm.config
+        e.cache.trained = True
+        is_brief = bool(self.arm.split.path)
+        progress = Progress(self._title, self.steps, start=first, brief=is_brief)
+        feed = self.feed(first, progress)
+        if e.profile is not None:
+            feed = e.profile.around(feed, self._title, left=self.steps - first)
+        loop.fit(
+            e.parallel.replicate(state),
+            feed,
+            loop.Schedule(
+                self.steps, -(-self.steps // c.evaluation.times), c.checkpoint.every_steps
+            ),
+            evaluate=self._validation,
+            record=self.arm.record(self.name),
+            store=store,
+            progress=progress,
+            loggers=e.components.make_loggers(store.folder, c),
+        )
+
+    @property
+    def steps(self) -> int:
+        """The length of the stage."""
+        return self.arm.experiment.steps(self.arm.name, self.name)
+
+    @property
+    def folder(self) -> Path:
+        """The stage's folder; trials share a source stage that does not depend on their values."""
+        trial = self.arm.trial
+        is_shared = self.name == "source" and trial.shares_source
+        return self.arm.folder / ("" if is_shared else trial.name) / self.name
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """The domains whose examples the stage reads."""
+        joint = self.name == "target" and self.arm.section.joint
+        return DOMAINS if joint else (self.name,)
+
+    @property
+    def examples(self) -> dict[str, Examples]:
+        """Examples by domain, for the domains that the stage reads."""
+        return {d: self.arm.examples[d] for d in self.domains}
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether the stage trains on the features of a frozen backbone."""
+        return self._stays_loaded and self.compiled.step.augmentation.is_identity
+
+    @property
+    def _stays_loaded(self) -> bool:
+        """Whether the backbone is the loaded one, unchanged, also after the stage."""
+        c = self.arm.config.stages[self.name]
+        return self.start.is_loaded and c.freeze == "backbone" and c.batch_norm == "frozen"
+
+    @property
+    def _title(self) -> str:
+        parts = [*self.arm.split.path.split("/"), self.arm.trial.name]
+        where = [part.replace("_", " ") for part in parts if part]
+        return "  ".join([f"seed {self.arm.seed}", *where, self.arm.name, f"{self.name} stage"])
+
+    @functools.cached_property
+    def compiled(self) -> Compiled:
+        """The step, compiled once for all seeds, arms, splits and trials that share it."""
+        e = self.arm.experiment
+        key = (self.name, self.domains, self.start.is_random, self.steps)
+        if key not in e.cache.steps:
+            step = self.make_step()
+            programs = e.parallel.train(step), e.parallel.loop(loop.make_loop(step))
+            e.cache.steps[key] = Compiled(step, *programs)
+        return e.cache.steps[key]
+
+    def make_step(self) -> Step:
+        """Make the training step; it is not compiled yet."""
+        e, config, key = self.arm.experiment, self.arm.config, f"config.stages.{self.name}"
+        context = tracing.toy_context(
+            e.model, self.start.variables, e.inputs, e.examples, self.domains
+        )
+        accumulate = config.stages[self.name].accumulate
+        used = tracing.used_terms(e.components.terms, context, accumulate=accumulate, key=key)
+        for term, reason in used.left_out.items():
+            print(f"{self.arm.name}, {self.name} stage: term {term!r} is left out: {reason}")
+        return factory.step(
+            config,
+            self.name,
+            e.model,
+            e.components,
+            used,
+            params=self.start.variables["params"],
+            domains=self.domains,
+            random_backbone=self.start.is_random,
+            steps=self.steps,
+            sizes=e.sizes,
+            normalization=e.normalization,
+            parallel=e.parallel,
+        )
+
+    def state(self) -> TrainState:
+        """Return the state before the first step, on the host."""
+        variables = self.start.variables
+        key = jax.random.fold_in(jax.random.key(self.arm.seed), 1 + STAGES.index(self.name))
+        pretrained = {} if self.start.is_random else variables["params"]["encoders"]
+        return self.compiled.step.init(key, variables, self._values, pretrained=pretrained)
+
+    @property
+    def _values(self) -> dict[str, Any]:
+        """The numbers that differ between splits and trials, whose step is compiled once."""
+        config, examples = self.arm.config, self.arm.examples
+        values: dict[str, Any] = dict(self.arm.trial.traced) if self.name == "target" else {}
+        if config.objective.reduction == "sum":
+            values["sizes"] = {d: np.float32(len(e.indices("train"))) for d, e in examples.items()}
+        if config.objective.terms:
+            values["class_counts"] = {d: _class_counts(e) for d, e in examples.items()}
+        return values
+
+    def feed(self, first: int, progress: Progress) -> loop.Feed:
+        """Return the feed from the step `first` on."""
+        e, source, encoded = self.arm.experiment, self.source(first), self.is_encoded
+        if e.fits_on_device(self.domains, encoded=encoded):
+            data = {d: e.on_device(d, encoded=encoded) for d in self.domains}
+            return source.resident(self.compiled.loop, data)
+        return source.streamed(self.compiled.one, self.replaced, progress.waited)
+
+    def source(self, first: int) -> loop.Source:
+        """Return the batches from the step `first` on."""
+        e = self.arm.experiment
+        return loop.Source(
+            self.arm.config,
+            e.parallel,
+            self.examples,
+            e.components.samplers[self.name],
+            self.arm.seed,
+            self.name,
+            first,
+        )
+
+    @property
+    def replaced(self) -> dict[str, Replaced]:
+        """The features that replace the images in the stage's batches, by domain."""
+        e = self.arm.experiment
+        domains = self.domains if self.is_encoded else ()
+        return {d: {"encoded_image": e.frozen_features(d)} for d in domains}
+
+    @property
+    def _validation(self) -> Validation:
+        e, checkpoint = self.arm.experiment, self.arm.config.checkpoint
+        return Validation(
+            evaluator=e.evaluator,
+            variables_of=self.compiled.step.variables,
+            domain=self.name,
+            examples=self.arm.examples[self.name],
+            replaced=self.replaced.get(self.name),
+            metric=checkpoint.metric if checkpoint.select == "best" else "",
+            extra=e.metrics,
+        )
+
+
+def _class_counts(examples: Examples) -> np.ndarray:
+    label = examples.label[examples.indices("train")]
+    if examples.multi_label:
+        return np.nansum(label, axis=0).astype(np.float32)
+    return np.bincount(label, minlength=len(examples.classes)).astype(np.float32)
