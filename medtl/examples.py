@@ -10,6 +10,7 @@ import numpy as np
 
 ENCODED = "encoded_"  # a batch's key "encoded_image" holds a frozen encoder's output for "image"
 RESERVED = ("label", "mask", "weight", "index", "position", "key")
+_OF_MODULES = ("name", "parent", "scope", "factories")  # what a Linen module calls its own
 
 
 def is_input(name: str) -> bool:
@@ -18,7 +19,11 @@ def is_input(name: str) -> bool:
     >>> is_input("table"), is_input("label"), is_input("encoded_image")
     (True, False, False)
     """
-    return name.isidentifier() and name not in RESERVED and not name.startswith(ENCODED)
+    return (
+        name.isidentifier()
+        and name not in (*RESERVED, *_OF_MODULES)
+        and not name.startswith(ENCODED)
+    )
 
 
 def is_group(column: str) -> bool:

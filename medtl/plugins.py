@@ -18,7 +18,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -116,8 +116,12 @@ class Plugin:
         Raises:
           UserError: the function raises; names the file and the line.
         """
-        with blame(_source(self.function), key=f"{self.key} {self.text!r}"):
+        with self.blame():
             return self.function(*args, *self.args, **{**kwargs, **self.kwargs})
+
+    def blame(self) -> AbstractContextManager[None]:
+        """Return the context in which an exception of the user's code names its file and line."""
+        return blame(_source(self.function), key=f"{self.key} {self.text!r}")
 
 
 def resolve(text: str, default_module: str, *, key: str) -> Plugin:
@@ -150,14 +154,21 @@ def source_files(texts: Mapping[str, str]) -> dict[str, str]:
       texts: config key -> plug-in string; bare names and empty strings are left out.
 
     Returns:
-      The file or module as the config writes it -> sha256; modules without a Python file are
-      left out.
+      The file or module as the config writes it -> sha256; with "module:name" in addition where
+      another file defines the function. What has no Python file is left out; files that a
+      plug-in's file imports are not followed.
     """
     digests = {}
     for key, text in texts.items():
-        module = parse(text, key=key).module if text else ""
-        if module and (path := _file_of(module)):
-            digests[module] = hashlib.sha256(path.read_bytes()).hexdigest()
+        spec = parse(text, key=key) if text else None
+        if spec is None or not spec.module:
+            continue
+        if path := _file_of(spec.module):
+            digests[spec.module] = hashlib.sha256(path.read_bytes()).hexdigest()
+        # The module may only re-export the function.
+        defined = Path(_source(resolve(text, "", key=key).function))
+        if defined.is_file() and (path is None or defined.resolve() != path.resolve()):
+            digests[f"{spec.module}:{spec.name}"] = hashlib.sha256(defined.read_bytes()).hexdigest()
     return digests
 
 

@@ -83,11 +83,17 @@ def test_a_state_comes_back_bit_for_bit_in_its_structure(tmp_path):
         assert nested(store.arrays(7), "params").keys() == {"encoders"}
 
 
-def test_a_checkpoint_of_version_0_1_whose_encoder_was_called_backbone_is_read(tmp_path):
+def test_a_checkpoint_of_version_0_1_which_had_other_names_is_read(tmp_path):
+    """The image encoder, the values of a trial and the state of weight decay were renamed."""
+    former, state = trained_state("backbone"), trained_state("encoders", "image")
+    count, sizes, lambda_ = np.array(7, np.int32), {"target": np.float32(35)}, np.float32(0.5)
+    former |= {"given": {"lambda_": lambda_, "sizes": sizes}}
+    state |= {"values": {"objective.lambda_": lambda_, "sizes": sizes}}
+    former["opt_state"] += (optax.ScaleByScheduleState(count),)
+    state["opt_state"] += (optax.MaskedState(optax.ScaleByScheduleState(count)),)
     with Store(tmp_path) as store:
-        store.save(7, trained_state("backbone"), {})
+        store.save(7, former, {})
         store.wait()
-        state = trained_state("encoders", "image")
         assert_equal(store.restore(7, state), state)
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from extending_page import examples, nonblank, write_files
+from PIL import Image
 
 from medtl import cli
 
@@ -264,3 +265,70 @@ def test_the_discriminator_of_the_page_reverses_the_gradient():
 
     step = 1e-2
     assert loss(x - step * jax.grad(loss)(x)) > loss(x)
+
+
+BATCH_NORM = """
+from flax import linen as nn
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Conv(4, (3, 3), (2, 2))(x)
+        return nn.relu(nn.BatchNorm(use_running_average=not train)(x))
+"""
+
+
+def test_batch_norm_without_an_axis_is_refused_under_pmap(files, capsys):
+    (files / "net.py").write_text(BATCH_NORM)
+    flags = ["--config.model.name=net.py:Net", "--config.model.last_layer="]
+    assert launch(*flags, "--config.parallel=pmap") == 2
+    said = capsys.readouterr().err
+    assert "config.model.name: Net has batch statistics but no field axis_name" in said
+    assert launch(*flags, "--config.parallel=mesh", "--mode=check") == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "flag", "message"),
+    [
+        (
+            "class W:\n    def __init__(self, folder, config): pass",
+            "loggers=bad.py:W",
+            "no method write()",
+        ),
+        ("def t(context): return None", "objective.terms.t.term=bad.py:t", "it must return f32[]"),
+        ("def m(y, p, w): raise ValueError('no')", "evaluation.metrics.m=bad.py:m", "config.evaluation.metrics.m"),
+        (
+            "from flax import linen as nn\nclass N(nn.Module):\n    def __call__(self, x, train):\n"
+            "        raise ValueError('no')",
+            "model.name=bad.py:N",
+            "bad.py, line 4: ValueError: no",
+        ),
+    ],
+    ids=["writer", "term", "metric", "backbone"],
+)
+def test_a_plugin_that_fails_is_found_by_check(content, flag, message, files, capsys):
+    (files / "bad.py").write_text(content + "\n")
+    flags = [f"--config.{flag}", "--mode=check"]
+    assert launch(*flags, *(["--config.model.last_layer="] if "model" in flag else [])) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert "Traceback" not in said
+
+
+def test_a_changed_encoder_does_not_predict(files, capsys):
+    _, _, flags = EXAMPLES["A backbone"]
+    assert launch(*flags, "--config.stages.target.epochs=0", "--config.stages.source.epochs=0") == 0
+    with (files / "convnext.py").open("a") as file:
+        file.write("# changed\n")
+    (files / "new.csv").write_text("image_path\nx.png\n")
+    Image.fromarray(np.zeros((16, 16), np.uint8)).save(files / "x.png")
+    assert cli.run(["--mode=predict", "--workdir=run", "--manifest=new.csv"]) == 2
+    assert "convnext.py has changed since" in capsys.readouterr().err
+
+
+def test_a_changed_writer_may_resume(files):
+    _, _, flags = EXAMPLES["A metric writer"]
+    assert launch(*flags) == 0
+    with (files / "writer.py").open("a") as file:
+        file.write("# changed\n")
+    assert launch(*flags) == 0

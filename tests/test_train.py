@@ -40,7 +40,7 @@ def make_model(axis_name=None, dropout=0.0, separate=False, last_layer="layer1")
 
 def draw(model):
     image = jax.ShapeDtypeStruct((1, SIZE, SIZE, 1), jnp.float32)
-    return jax.device_get(init_variables(model, jax.random.key(0), {"image": image}))
+    return init_variables(model, jax.random.key(0), {"image": image})
 
 
 def make_batch(seed, n_source=13, n_target=13):
@@ -239,12 +239,12 @@ def test_joint_gradient_is_source_plus_lambda_target(lambda_, step):
     """∇L = ∇source + λ ∇target, from one forward pass with BatchNorm over both domains."""
     model = make_model()
     variables = draw(model)
-    batch = make_batch(0, 8, 5)
+    batch = jax.tree.map(jnp.asarray, make_batch(0, 8, 5))
 
     def parts(params):
         outputs, _ = model.apply(
             {**variables, "params": params},
-            prepare(jax.tree.map(jnp.asarray, batch), normalization=NORM),
+            prepare(batch, normalization=NORM),
             True,
             mutable=["batch_stats"],
         )
@@ -277,10 +277,8 @@ def test_sum_form_is_the_mean_form_with_lambda_times_the_ratio_of_sizes():
     """n_s mean_s + λ n_t mean_t = n_s (mean_s + λ n_t/n_s mean_t), with n_s = 26 and n_t = 52."""
     model = make_model()
     variables = draw(model)
-    batch = make_batch(3, 8, 8)
-    outputs = model.apply(
-        variables, prepare(jax.tree.map(jnp.asarray, batch), normalization=NORM), False
-    )
+    batch = jax.tree.map(jnp.asarray, make_batch(3, 8, 8))
+    outputs = model.apply(variables, prepare(batch, normalization=NORM), False)
     values = []
     for lambda_, reduction in ((0.25, "sum"), (0.5, "mean")):
         objective = Objective(

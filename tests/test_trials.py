@@ -1,7 +1,10 @@
 """The settings that nested selection and sweeps try."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+from opened import arms_of
 from tiny_run import tiny
 
 from medtl import config as configs
@@ -53,3 +56,19 @@ def test_values_replace_fields_of_a_copy_and_keep_their_types():
     assert changed.stages.target.ema == 0.5
     assert config.to_dict() == tiny().to_dict()
     assert with_values(config, {}).to_dict() == config.to_dict()
+
+
+def test_arms_with_and_without_lambda_get_the_values_of_their_trials(tmp_path):
+    """An arm without λ numbers its trials differently: they are told apart by their values."""
+    config = tiny(arms=("transfer", "scratch"))
+    grid = {"objective.lambda_": (0.1, 1.0), "model.dropout": (0.0, 0.5)}
+    config.evaluation.tune = configs.grid(grid)
+    dropouts = {}
+    [first] = arms_of(config, tmp_path)
+    for arm in (first, dataclasses.replace(first, name="scratch")):
+        for trial in trials(config.evaluation.tune, joint=arm.section.joint):
+            made = arm.with_trial(trial)
+            head = next(iter(made.experiment.model.make_heads.values()))()
+            dropouts[arm.name, trial.name] = (head.dropout, trial.values["model.dropout"])
+    assert len(dropouts) == 4 + 2
+    assert all(made == asked for made, asked in dropouts.values())

@@ -243,7 +243,9 @@ class Arm:
         """Return what a checkpoint of a training stage records of its origin."""
         e = self.experiment
         identity = {"seed": self.seed, "arm": self.name, "stage": stage}
-        return identity | provenance.record(self.config, self.examples, e.loaded, e.normalization)
+        return identity | provenance.record(
+            self.config, self.examples, e.loaded, e.normalization, e.plugin_files
+        )
 
 
 def _about(examples: Examples, rows: np.ndarray) -> dict[str, Any]:

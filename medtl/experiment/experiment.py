@@ -26,7 +26,7 @@ from medtl.errors import UserError
 from medtl.evaluation import analysis, predictions
 from medtl.evaluation.predictions import Predictions
 from medtl.examples import Examples, class_counts
-from medtl.experiment import mistakes, results, run_folder, splits
+from medtl.experiment import mistakes, preflight, results, run_folder, splits
 from medtl.experiment.arm import Arm, Outcome
 from medtl.experiment.provenance import versions
 from medtl.experiment.setup import Experiment, reported_splits, uses_source
@@ -109,7 +109,7 @@ def open_experiment(
     components = Components.create(config)
     for section in (config.evaluation.tune, config.sweep.grid):
         for trial in trials(section, joint=True):
-            if not trial.is_traced:  # a plug-in string that is tried may be wrong
+            if not trial.is_traced:  # before data is read: a plug-in string may be wrong
                 Components.create(with_values(config, trial.values))
     examples = load_data(config)
     by_seed = {seed: splits.splits_of(config, examples["target"], seed) for seed in config.seeds}
@@ -125,6 +125,7 @@ def open_experiment(
         training=training,
         train_size=max(splits.largest_train(made) for made in by_seed.values()),
     )
+    preflight.check(experiment, arms or config.arms)
     shown = [_named("arm", arms or config.arms), _named("seed", config.seeds)]
     print("; ".join([*shown, versions()["device"], str(folder)]))
     if config.evaluation.folds:

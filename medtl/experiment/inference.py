@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from medtl import config as configs
-from medtl import data, weights
+from medtl import data, plugins, weights
 from medtl.config import dataset
 from medtl.data import cache as caches
 from medtl.data import loading
@@ -49,6 +50,11 @@ def predict(
         raise UserError(f"--output={path}: there is no folder {path.parent}")
     stored = load_checkpoint(folder, checkpoint)
     c = stored.config
+    if c.model.encoders:
+        raise UserError(
+            f"--mode=predict reads images, but {stored.name} also needs "
+            f"{', '.join(c.model.encoders)}"
+        )
     keep_compiled(caches.folder(c.data.cache_dir) / "compiled")
     spec = dataset("manifest", path=str(manifest), label=c.data.target.label)
     examples = data.load(
@@ -160,6 +166,7 @@ def load_checkpoint(folder: str | Path, checkpoint: str | Path | None = None) ->
         step = store.chosen_step()
         record, arrays = store.record(step), store.arrays(step)
     config = ConfigDict(configs.upgrade(record["config"]))
+    _check_plugins(config, record, stage)
     classes = {domain: tuple(names) for domain, names in record["classes"].items()}
     model = factory.model_for(config, classes, epsilon=record["epsilon"])
     params = factory.overlaid(nested(arrays, "params"), nested(arrays, "ema"))
@@ -167,3 +174,13 @@ def load_checkpoint(folder: str | Path, checkpoint: str | Path | None = None) ->
     n = record["normalization"]
     normalization = Normalization(n["name"], tuple(n["mean"]), tuple(n["std"]))
     return Stored(f"{stage}/checkpoints/{step}", record, config, model, variables, normalization)
+
+
+def _check_plugins(config: Any, record: Mapping[str, Any], stage: Path) -> None:
+    """Refuse a checkpoint whose encoders are no longer what they were when it was trained."""
+    texts = configs.plugin_strings(config)
+    encoders = {k: v for k, v in texts.items() if k.startswith("config.model.")}
+    trained = record.get("plugins", {})
+    for path, digest in plugins.source_files(encoders).items():
+        if trained.get(path, digest) != digest:
+            raise UserError(f"{path} has changed since {stage} was trained; put it back")

@@ -45,6 +45,8 @@ def preview(config: Any) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         experiment, by_seed = open_experiment(config, Path(folder), training=False)
         _print_inputs(experiment)
+        for writer in experiment.components.make_loggers(Path(folder), config):
+            writer.close()
         split, seed = by_seed[config.seeds[0]][0], config.seeds[0]
         stages = []
         for name in config.arms:
@@ -65,7 +67,8 @@ def preview(config: Any) -> list[dict[str, Any]]:
     total = runs * sum(s["seconds"] for s in stages)
     print(
         f"About {duration(total)} of training for {runs} "
-        f"run{'s' * (runs > 1)} of each arm, without compiling and evaluation. Nothing was trained."
+        f"run{'s' * (runs > 1)} of each arm, without compiling, evaluation and nested selection. "
+        "Nothing was trained."
     )
     return stages
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 import medtl
 from medtl import config as configs
-from medtl import plugins, weights
+from medtl import weights
 from medtl.errors import UserError
 from medtl.examples import Examples, Normalization
 from medtl.experiment import run_folder
@@ -57,6 +57,7 @@ def record(
     examples: Mapping[str, Examples],
     loaded: weights.Pretrained | None,
     normalization: Normalization,
+    plugin_files: Mapping[str, str],
 ) -> dict[str, Any]:
     """Return what a checkpoint records of its origin, as JSON.
 
@@ -65,6 +66,7 @@ def record(
       examples: domain -> examples.
       loaded: the pretrained backbone.
       normalization: of the images.
+      plugin_files: file or module of a plug-in string -> sha256.
     """
     return {
         "classes": {d: list(e.classes) for d, e in examples.items()},
@@ -74,7 +76,7 @@ def record(
         "normalization": dataclasses.asdict(normalization),
         "epsilon": loaded.epsilon if loaded else 1e-5,
         "weights": {"path": loaded.path, "sha256": loaded.sha256} if loaded else None,
-        "plugins": plugins.source_files(configs.plugin_strings(config)),
+        "plugins": dict(plugin_files),
         "config": config.to_dict(),
         "versions": versions(),
     }
@@ -111,7 +113,10 @@ def check_same(
     old_files = there.get("plugins", {})  # older versions recorded none
     for path, digest in here["plugins"].items():
         if old_files.get(path, digest) != digest:
-            raise UserError(f"{path} has changed since {folder} was trained; {advice}")
+            raise UserError(
+                f"{path} has changed since {folder} was trained; put it back, or give another "
+                "--workdir"
+            )
     old_config, new_config = (
         with_values(ConfigDict(configs.upgrade(side["config"])), tried or {})
         for side in (there, here)

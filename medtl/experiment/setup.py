@@ -14,20 +14,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from medtl import data, weights
+from medtl import config as configs
+from medtl import plugins, weights
 from medtl.data import loading
-from medtl.errors import UserError
 from medtl.evaluation import metrics
 from medtl.examples import Examples, Normalization
 from medtl.experiment.splits import Split
 from medtl.experiment.trials import Trial, with_values
 from medtl.models.model import Model, feature_width
 from medtl.profiling.trace import Profile
-from medtl.training import factory, tracing
+from medtl.training import factory
 from medtl.training.evaluator import Evaluator
 from medtl.training.factory import Components
 from medtl.training.loop import STAGES
-from medtl.training.objective import Objective
 from medtl.training.parallel import Parallel
 
 
@@ -36,20 +35,20 @@ class Cache:
     """What arms, seeds and splits share while a command runs.
 
     Attributes:
-      trained: whether anything was trained.
+      trained: the folders of the training stages that were trained.
       steps: compiled steps.
       initial: variables before the first training stage.
       source: results of source stages that all splits share.
       resident: data on the devices.
-      trials: experiments with the values of a trial, by its name.
+      trials: experiments with the values of a trial, by its paths and values.
     """
 
-    trained: bool = False
+    trained: set[Path] = dataclasses.field(default_factory=set)
     steps: dict[Any, Any] = dataclasses.field(default_factory=dict)
     initial: dict[Any, Any] = dataclasses.field(default_factory=dict)
     source: dict[Any, Any] = dataclasses.field(default_factory=dict)
     resident: dict[Any, Any] = dataclasses.field(default_factory=dict)
-    trials: dict[str, Any] = dataclasses.field(default_factory=dict)
+    trials: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,6 +71,7 @@ class Experiment:
       training: False where nothing may be trained.
       sizes: domain -> the number of train examples by which epochs become steps: the same in every
         split.
+      plugin_files: file or module of a plug-in string -> sha256, as it was when it was resolved.
       profile: traces the first training stage; None: none is traced.
       cache: what was compiled and computed.
     """
@@ -90,6 +90,7 @@ class Experiment:
     evaluator: Evaluator
     training: bool
     sizes: Mapping[str, int]
+    plugin_files: Mapping[str, str]
     profile: Profile | None = None
     cache: Cache = dataclasses.field(default_factory=Cache)
 
@@ -123,7 +124,7 @@ class Experiment:
         epsilon = loaded.epsilon if loaded else 1e-5
         model = factory.model(config, examples, axis_name=parallel.axis_name, epsilon=epsilon)
         sizes = {domain: len(e.indices("train")) for domain, e in examples.items()}
-        experiment = cls(
+        return cls(
             config=config,
             folder=folder,
             examples=examples,
@@ -138,9 +139,8 @@ class Experiment:
             evaluator=Evaluator(config, parallel, model, normalization, loaded),
             training=training,
             sizes=sizes | {"target": train_size},
+            plugin_files=identity_files(config),
         )
-        experiment._check()
-        return experiment
 
     def with_trial(self, trial: Trial) -> Experiment:
         """Return the experiment with a trial's values; data and weights are shared.
@@ -150,60 +150,22 @@ class Experiment:
         config = with_values(self.config, trial.values)
         if trial.is_traced:
             return dataclasses.replace(self, config=config)
-        if trial.name not in self.cache.trials:
+        # Not by name: arms without λ number their trials differently.
+        key = tuple(trial.values.items())
+        if key not in self.cache.trials:
             epsilon = self.loaded.epsilon if self.loaded else 1e-5
             axis_name = self.parallel.axis_name
             model = factory.model(config, self.examples, axis_name=axis_name, epsilon=epsilon)
-            self.cache.trials[trial.name] = dataclasses.replace(
+            self.cache.trials[key] = dataclasses.replace(
                 self,
                 config=config,
                 components=Components.create(config),
                 model=model,
                 evaluator=self.evaluator.with_model(config, model),
-                cache=Cache(source=self.cache.source, resident=self.cache.resident),
+                plugin_files=identity_files(config),
+                cache=dataclasses.replace(self.cache, steps={}, initial={}, trials={}),
             )
-        return self.cache.trials[trial.name]
-
-    def _check(self) -> None:
-        """Refuse what only data, weights and devices together show, before training."""
-        width = self.feature_width
-        for domain, examples in self.examples.items():
-            tracing.check_losses(self.components.losses, examples, width)
-            if self.config.checkpoint.select == "best" and not self._has_val(domain):
-                print(f"{domain} has no val split: the last checkpoint is used, not the best")
-        for arm in self.config.arms:
-            for stage in self.stages(arm):
-                self._check_stage(arm, stage)
-
-    def _check_stage(self, arm: str, stage: str) -> None:
-        c, key = self.config.stages[stage], f"config.stages.{stage}"
-        joint = stage == "target" and self.config.arm[arm].joint
-        self.parallel.check_batch(c.batch_size, f"{key}.batch_size")
-        if joint:
-            self.parallel.check_batch(
-                c.source_batch_size or c.batch_size, f"{key}.source_batch_size"
-            )
-            objective = Objective((), self.components.lambda_)
-            objective.check(self.steps(arm, stage))
-        groups = factory.groups(self.model)
-        if c.freeze not in ("none", "backbone", *groups):
-            layers = f"; it has {', '.join(groups)}" if groups else ", which has no groups()"
-            raise UserError(
-                f"{key}.freeze is {c.freeze!r}, no layer of {self.config.model.name}{layers}"
-            )
-        is_pretrained = self.loaded is not None and self.config.arm[arm].init == "weights"
-        left = self.loaded.report.left_random if self.loaded and is_pretrained else ()
-        if left and (c.freeze != "none" or c.batch_norm == "frozen"):
-            raise UserError(
-                f"{key} freezes the backbone, but config.weights.allow leaves {len(left)} of its "
-                f"tensors random, such as {left[0][0]}; set freeze='none' and batch_norm='batch', "
-                "or load them"
-            )
-
-    def _has_val(self, domain: str) -> bool:
-        if domain == "target" and self.config.evaluation.folds:
-            return data.fractions(self.config.data.target)[1] > 0
-        return "val" in self.examples[domain].splits
+        return self.cache.trials[key]
 
     @functools.cached_property
     def feature_width(self) -> int:
@@ -296,3 +258,17 @@ def uses_source(config: Any, arm: str) -> bool:
 def reported_splits(examples: Examples) -> list[str]:
     """Return the splits on which the arms are evaluated."""
     return [s for s in examples.splits if s != "train"]
+
+
+def identity_files(config: Any) -> dict[str, str]:
+    """Return the sha256 of the plug-in files that belong to a run's identity.
+
+    Metric writers do not change a run, and a metric only if it chooses the checkpoint.
+    """
+    texts = {
+        key: text
+        for key, text in configs.plugin_strings(config).items()
+        if not key.startswith(("config.loggers", "config.evaluation.metrics."))
+        or key == f"config.evaluation.metrics.{config.checkpoint.metric}"
+    }
+    return plugins.source_files(texts)

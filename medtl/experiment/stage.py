@@ -96,9 +96,10 @@ class Stage:
 
     def _fit(self, state: TrainState, store: Store, first: int) -> None:
         e, c = self.arm.experiment, self.arm.config
-        e.cache.trained = True
+        e.cache.trained.add(store.folder)
         is_brief = bool(self.arm.split.path)
         progress = Progress(self._title, self.steps, start=first, brief=is_brief)
+        loggers = e.components.make_loggers(store.folder, c)
         feed = self.feed(first, progress)
         if e.profile is not None:
             feed = e.profile.around(feed, self._title, left=self.steps - first)
@@ -112,7 +113,7 @@ class Stage:
             record=self.arm.record(self.name),
             store=store,
             progress=progress,
-            loggers=e.components.make_loggers(store.folder, c),
+            loggers=loggers,
         )
 
     @property
@@ -168,20 +169,13 @@ class Stage:
 
     def make_step(self) -> Step:
         """Make the training step; it is not compiled yet."""
-        e, config, key = self.arm.experiment, self.arm.config, f"config.stages.{self.name}"
-        context = tracing.toy_context(
-            e.model, self.start.variables, e.inputs, e.examples, self.domains
-        )
-        accumulate = config.stages[self.name].accumulate
-        used = tracing.used_terms(e.components.terms, context, accumulate=accumulate, key=key)
-        for term, reason in used.left_out.items():
-            print(f"{self.arm.name}, {self.name} stage: term {term!r} is left out: {reason}")
+        e, config = self.arm.experiment, self.arm.config
         return factory.step(
             config,
             self.name,
             e.model,
             e.components,
-            used,
+            self.used_terms,
             params=self.start.variables["params"],
             domains=self.domains,
             random_backbone=self.start.is_random,
@@ -195,8 +189,28 @@ class Stage:
         """Return the state before the first step, on the host."""
         variables = self.start.variables
         key = jax.random.fold_in(jax.random.key(self.arm.seed), 1 + STAGES.index(self.name))
-        pretrained = {} if self.start.is_random else variables["params"]["encoders"]
-        return self.compiled.step.init(key, variables, self._values, pretrained=pretrained)
+        return self.compiled.step.init(key, variables, self._values, pretrained=self._pretrained)
+
+    @property
+    def _pretrained(self) -> dict[str, Any]:
+        """The transferred encoders: all after a source stage, else the image's, or none."""
+        encoders = self.start.variables["params"]["encoders"]
+        if self.start.is_random:
+            return {}
+        if self.name == "target" and self.arm.section.source_stage:
+            return encoders
+        return {name: values for name, values in encoders.items() if name == "image"}
+
+    @functools.cached_property
+    def used_terms(self) -> tracing.UsedTerms:
+        """The terms that apply to the stage, and what they read."""
+        e = self.arm.experiment
+        context = tracing.toy_context(
+            e.model, self.start.variables, e.inputs, e.examples, self.domains, self._pretrained
+        )
+        key = f"config.stages.{self.name}"
+        accumulate = self.arm.config.stages[self.name].accumulate
+        return tracing.used_terms(e.components.terms, context, accumulate=accumulate, key=key)
 
     @property
     def _values(self) -> dict[str, Any]:

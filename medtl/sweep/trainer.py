@@ -74,8 +74,10 @@ def _trained(arm: Arm) -> np.ndarray:
         print(f"{arm.trial.name} diverged: {error}")
         return np.full((len(rows), len(target.classes)), np.nan)
     finally:
-        # A sweep keeps no models.
-        shutil.rmtree(arm.folder / arm.trial.name, ignore_errors=True)
+        # A sweep keeps no models; a source stage that all splits share is beside the splits.
+        shared = dataclasses.replace(arm, split=arm.experiment.split)
+        for folder in {arm.folder, shared.folder}:
+            shutil.rmtree(folder / arm.trial.name, ignore_errors=True)
 
 
 def train_heads(arms: Sequence[Arm], trials: Sequence[Trial]) -> Trained:

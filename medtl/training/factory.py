@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,7 +24,7 @@ from medtl.models import architectures
 from medtl.models.model import Head, Model, init_variables
 from medtl.training import optimizers, tracing
 from medtl.training.loop import Logger
-from medtl.training.objective import Loss, Objective, Term
+from medtl.training.objective import AbsentDomainError, Context, Loss, Objective, Term
 from medtl.training.parallel import Parallel
 from medtl.training.step import Step
 
@@ -79,7 +80,28 @@ class Components:
 
     def make_loggers(self, folder: Any, config: Any) -> list[Logger]:
         """Make the metric writers of a training stage."""
-        return [make(folder, config) for make in self.loggers]
+        return [_Writer(make, make(folder, config)) for make in self.loggers]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Writer:
+    """A metric writer of the user's, whose errors name its file and line."""
+
+    plugin: plugins.Plugin
+    writer: Any
+
+    def __post_init__(self) -> None:
+        for name in ("write", "close"):
+            if not callable(getattr(self.writer, name, None)):
+                raise UserError(f"config.loggers: {self.plugin.text!r} has no method {name}()")
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        with self.plugin.blame():
+            self.writer.write(step, scalars)
+
+    def close(self) -> None:
+        with self.plugin.blame():
+            self.writer.close()
 
 
 def _resolved(text: str, path: str) -> plugins.Plugin:
@@ -145,9 +167,8 @@ def model_for(
 
 def _encoders(config: Any, axis_name: str | None, epsilon: float) -> dict[str, Any]:
     c = config.model
-    encoders: dict[str, Any] = {}
-    if c.name:
-        encoders["image"] = models.backbone(
+    encoders: dict[str, Any] = {
+        "image": models.backbone(
             c.name,
             last_layer=c.last_layer,
             dtype=c.dtype,
@@ -155,11 +176,10 @@ def _encoders(config: Any, axis_name: str | None, epsilon: float) -> dict[str, A
             epsilon=epsilon,
             remat=c.remat,
         )
+    }
     for name, text in c.encoders.items():
         plugin = _resolved(text, f"model.encoders.{name}")
         encoders[name] = functools.partial(plugin.function, *plugin.args, **plugin.kwargs)
-    if not encoders:
-        raise UserError("config.model.name is empty and config.model.encoders too; give an encoder")
     return encoders
 
 
@@ -175,7 +195,7 @@ def input_specs(config: Any, examples: Mapping[str, Examples]) -> dict[str, jax.
     Raises:
       UserError: an encoder's input is missing in a domain, or an input has no encoder.
     """
-    names = (["image"] if config.model.name else []) + list(config.model.encoders)
+    names = ["image", *config.model.encoders]
     specs = {}
     for domain, e in examples.items():
         for name in names:
@@ -191,13 +211,17 @@ def input_specs(config: Any, examples: Mapping[str, Examples]) -> dict[str, jax.
                     f"config.data.{domain} has the input {name!r}, which nothing encodes; give "
                     f"config.model.encoders.{name}"
                 )
-    for name in names:
-        values = next(iter(examples.values())).inputs[name]
-        if name == "image":
-            specs[name] = jax.ShapeDtypeStruct((1, *image_shape(config)), jnp.float32)
-        else:
-            first = np.asarray(values[0])
-            specs[name] = jax.ShapeDtypeStruct((1, *first.shape), first.dtype)
+    specs["image"] = jax.ShapeDtypeStruct((1, *image_shape(config)), jnp.float32)
+    for name in names[1:]:
+        rows = {domain: np.asarray(e.inputs[name][0]) for domain, e in examples.items()}
+        shapes = {domain: f"{row.dtype}{list(row.shape)}" for domain, row in rows.items()}
+        if len(set(shapes.values())) > 1:
+            raise UserError(
+                f"the input {name!r} differs between the domains: "
+                f"{', '.join(f'{shape} in {domain}' for domain, shape in shapes.items())}"
+            )
+        first = next(iter(rows.values()))
+        specs[name] = jax.ShapeDtypeStruct((1, *first.shape), first.dtype)
     return specs
 
 
@@ -265,7 +289,7 @@ def variables(
     for i, term in enumerate(components.terms):
         if isinstance(term.term, nn.Module):
             context = tracing.toy_context(base, drawn, inputs, examples)
-            own = term.term.init(jax.random.fold_in(key, 2000 + i), context)
+            own = _drawn_term(term, jax.random.fold_in(key, 2000 + i), context)
             if "params" in own:
                 parameters = drawn["params"].setdefault("terms", {})
                 parameters[term.name] = jax.device_get(own["params"])
@@ -276,6 +300,23 @@ def variables(
             encoders = drawn[collection]["encoders"]
             encoders["image"] = overlaid(encoders["image"], values)
     return drawn
+
+
+def _drawn_term(term: Term, key: jax.Array, context: Context) -> Mapping[str, Any]:
+    """Return a term's variables; {} where it reads a domain that no arm reads."""
+    module: Any = term.term
+    path = inspect.getsourcefile(type(module)) or ""
+    try:
+        with plugins.blame(path, key=f"config.objective.terms.{term.name}.term"):
+            own = module.init(key, context)
+    except AbsentDomainError:
+        return {}
+    if own.keys() - {"params"}:
+        raise UserError(
+            f"config.objective.terms.{term.name}.term has {', '.join(own.keys() - {'params'})}; a "
+            "term can own parameters alone"
+        )
+    return own
 
 
 def overlaid(tree: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:

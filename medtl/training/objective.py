@@ -136,10 +136,13 @@ class Term:
             value: Any = self.term.apply({"params": parameters}, context)
         else:
             value = self.term(context)
-        shape = getattr(value, "shape", ())
-        if shape != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
-            raise UserError(f"term {self.name!r} returns shape {shape}; it must return one number")
-        return jnp.asarray(value, jnp.float32)
+        if not isinstance(value, jax.Array | float):
+            raise UserError(f"term {self.name!r} returns {value!r}; it must return f32[]")
+        value = jnp.asarray(value)
+        if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
+            kind = f"{value.dtype}{list(value.shape)}"
+            raise UserError(f"term {self.name!r} returns {kind}; it must return f32[]")
+        return value.astype(jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)

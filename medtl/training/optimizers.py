@@ -68,7 +68,7 @@ def split(
     params: Mapping[str, Any], paths: Collection[Path]
 ) -> tuple[dict[Path, Any], dict[Path, Any]]:
     """Split nested parameters into those at `paths` and the others, both flat."""
-    flat = traverse_util.flatten_dict(params)
+    flat = traverse_util.flatten_dict(params, keep_empty_nodes=True)
     trained = {path: value for path, value in flat.items() if path in paths}
     return trained, {path: value for path, value in flat.items() if path not in paths}
 

@@ -207,15 +207,18 @@ def compiler_options() -> dict[str, str] | None:
     return options
 
 
+_PADDING = {"mask": 0, "weight": 0, "index": -1}  # as `data.loading.batch_of` pads
+
+
 def _pad(batch: Any, multiple: int) -> Any:
-    """Repeat the first row with mask 0 up to a multiple; losses then see only real inputs."""
+    """Repeat the first row up to a multiple; losses then see only inputs that occur."""
     padded = {}
     for name, value in batch.items():
         if isinstance(value, Mapping):
             padded[name] = _pad(value, multiple)
             continue
         missing = -len(value) % multiple
-        filler = np.zeros_like(value[:1]) if name == "mask" else value[:1]
+        filler = np.full_like(value[:1], _PADDING[name]) if name in _PADDING else value[:1]
         padded[name] = (
             np.concatenate([value, np.repeat(filler, missing, axis=0)]) if missing else value
         )

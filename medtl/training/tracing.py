@@ -32,6 +32,7 @@ def toy_context(
     inputs: Mapping[str, jax.ShapeDtypeStruct],
     examples: Mapping[str, Examples],
     domains: Sequence[str] = DOMAINS,
+    pretrained: Mapping[str, Any] | None = None,
 ) -> Context:
     """Return a context of zeros with the data's shapes, for tracing a term."""
     n, width = 2, feature_width(base, drawn, inputs)
@@ -46,7 +47,7 @@ def toy_context(
         "outputs": outputs,
         "batch": batch,
         "params": drawn["params"],
-        "pretrained": drawn["params"]["encoders"],
+        "pretrained": drawn["params"]["encoders"] if pretrained is None else pretrained,
         "step": jnp.zeros((), jnp.int32),
         "class_counts": counts,
     }

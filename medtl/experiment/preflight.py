@@ -1,0 +1,137 @@
+"""Checks of an opened experiment: what only data, weights, plug-ins and devices together show.
+
+They run before anything is trained, also for each setting that nested selection or a sweep tries.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from medtl import data, plugins
+from medtl.errors import UserError
+from medtl.evaluation import metrics
+from medtl.experiment.arm import Arm
+from medtl.experiment.setup import Experiment
+from medtl.experiment.stage import Stage
+from medtl.experiment.trials import trials
+from medtl.training import factory, tracing
+from medtl.training.objective import Objective
+
+
+def check(experiment: Experiment, arms: Sequence[str]) -> None:
+    """Refuse an experiment that would fail, or train something other than what was meant.
+
+    Args:
+      experiment: the opened experiment.
+      arms: the arms that will run.
+
+    Raises:
+      UserError: names the config's key.
+    """
+    config = experiment.config
+    for domain in experiment.examples:
+        if config.checkpoint.select == "best" and not _has_val(experiment, domain):
+            print(f"{domain} has no val split: the last checkpoint is used, not the best")
+    sections = (config.evaluation.tune, config.sweep.grid)
+    settings = [trial for section in sections for trial in trials(section, joint=True)]
+    if trials(sections[0], joint=True) and not _has_val(experiment, "target"):
+        raise UserError("config.evaluation.tune selects on val, and the target has no val part")
+    _check_one(experiment, arms, shows_terms=True)
+    for trial in settings:
+        if not trial.is_traced:
+            _check_one(experiment.with_trial(trial), arms, shows_terms=False)
+
+
+def _check_one(experiment: Experiment, arms: Sequence[str], *, shows_terms: bool) -> None:
+    _check_encoders(experiment)
+    for examples in experiment.examples.values():
+        losses = experiment.components.losses
+        tracing.check_losses(losses, examples, experiment.feature_width)
+        n, k = min(len(examples), 50), len(examples.classes)
+        uniform = np.full((n, k), 1 / k)
+        metrics.compute(
+            examples.label[:n], uniform, classes=examples.classes, extra=experiment.metrics
+        )
+    for name in arms:
+        arm = Arm(experiment, experiment.split, experiment.config.seeds[0], name)
+        for stage in experiment.stages(name):
+            _check_stage(experiment, name, stage)
+        if experiment.components.terms or _freezes_a_layer(arm):
+            _trace(arm, shows_terms=shows_terms)
+
+
+def _freezes_a_layer(arm: Arm) -> bool:
+    stages = (arm.config.stages[name] for name in arm.experiment.stages(arm.name))
+    return any(stage.freeze not in ("none", "backbone") for stage in stages)
+
+
+def _trace(arm: Arm, *, shows_terms: bool) -> None:
+    """Make the step of each training stage, which traces the terms and finds the frozen layers."""
+    weights = arm.initial()
+    for name in arm.experiment.stages(arm.name):
+        stage = Stage(arm, name, weights)
+        stage.make_step()
+        if shows_terms:
+            for term, reason in stage.used_terms.left_out.items():
+                print(f"{arm.name}, {name} stage: term {term!r} is left out: {reason}")
+        is_random = weights.is_random and stage.steps == 0
+        weights = dataclasses.replace(weights, is_random=is_random, is_loaded=False)
+
+
+def _check_encoders(experiment: Experiment) -> None:
+    """Call each encoder once on zeros; refuse BatchNorm that would be per device under pmap."""
+    e = experiment
+    names = {"image": "config.model.name"}
+    for name, make in e.model.make_encoders.items():
+        key = names.get(name, f"config.model.encoders.{name}")
+        module: Any = make.func if isinstance(make, functools.partial) else type(make())
+        with plugins.blame(inspect.getsourcefile(module) or "", key=key):
+            shapes = jax.eval_shape(
+                lambda make=make, name=name: make().init(
+                    jax.random.key(0), jnp.zeros(e.inputs[name].shape, e.inputs[name].dtype), False
+                )
+            )
+        fields = {field.name for field in dataclasses.fields(module)}
+        is_split = e.parallel.axis_name is not None and len(e.parallel.devices) > 1
+        if is_split and "batch_stats" in shapes and "axis_name" not in fields:
+            raise UserError(
+                f"{key}: {module.__name__} has batch statistics but no field axis_name, so under "
+                "pmap each device would have its own; add the field and give it to nn.BatchNorm, "
+                "or set config.parallel='mesh'"
+            )
+
+
+def _check_stage(experiment: Experiment, arm: str, stage: str) -> None:
+    e, config = experiment, experiment.config
+    c, key = config.stages[stage], f"config.stages.{stage}"
+    e.parallel.check_batch(c.batch_size, f"{key}.batch_size")
+    if stage == "target" and config.arm[arm].joint:
+        e.parallel.check_batch(c.source_batch_size or c.batch_size, f"{key}.source_batch_size")
+        Objective((), e.components.lambda_).check(e.steps(arm, stage))
+    groups = factory.groups(e.model)
+    if c.freeze not in ("none", "backbone", *groups):
+        layers = f"; it has {', '.join(groups)}" if groups else ", which has no groups()"
+        raise UserError(f"{key}.freeze is {c.freeze!r}, no layer of {config.model.name}{layers}")
+    is_pretrained = e.loaded is not None and config.arm[arm].init == "weights"
+    left = e.loaded.report.left_random if e.loaded and is_pretrained else ()
+    if left and (c.freeze != "none" or c.batch_norm == "frozen"):
+        raise UserError(
+            f"{key} freezes the backbone, but config.weights.allow leaves {len(left)} of its "
+            f"tensors random, such as {left[0][0]}; set freeze='none' and batch_norm='batch', "
+            "or load them"
+        )
+
+
+def _has_val(experiment: Experiment, domain: str) -> bool:
+    config = experiment.config
+    if domain == "target" and config.evaluation.folds:
+        return data.fractions(config.data.target)[1] > 0
+    return "val" in experiment.examples[domain].splits
