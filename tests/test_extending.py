@@ -296,7 +296,11 @@ def test_batch_norm_without_an_axis_is_refused_under_pmap(files, capsys):
             "no method write()",
         ),
         ("def t(context): return None", "objective.terms.t.term=bad.py:t", "it must return f32[]"),
-        ("def m(y, p, w): raise ValueError('no')", "evaluation.metrics.m=bad.py:m", "config.evaluation.metrics.m"),
+        (
+            "def m(y, p, w): raise ValueError('no')",
+            "evaluation.metrics.m=bad.py:m",
+            "config.evaluation.metrics.m",
+        ),
         (
             "from flax import linen as nn\nclass N(nn.Module):\n    def __call__(self, x, train):\n"
             "        raise ValueError('no')",
