@@ -129,7 +129,7 @@ def resolve(text: str, default_module: str, *, key: str) -> Plugin:
 
     Args:
       text: the plug-in string.
-      default_module: the module in which a bare name is looked up, e.g. "optax".
+      default_module: the module in which a bare name is looked up, e.g. "optax"; empty: none is.
       key: the config's key, for errors.
 
     Raises:
@@ -141,6 +141,11 @@ def resolve(text: str, default_module: str, *, key: str) -> Plugin:
     5.0
     """
     spec = parse(text, key=key)
+    if not (spec.module or default_module):
+        raise UserError(
+            f"{key}: {text!r} names no file; write it like 'file.py:{spec.name}' or "
+            f"'package.module:{spec.name}'"
+        )
     module = _module(spec.module or default_module, key)
     function = _attribute(module, spec.name, text, key)
     _check_options(function, spec, text, key)

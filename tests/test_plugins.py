@@ -73,6 +73,11 @@ def test_a_bare_name_is_looked_up_in_the_default_module():
     assert (plugin.name, plugin.args) == ("comb", (5, 2))
 
 
+def test_where_there_is_no_default_module_a_file_must_be_named():
+    with pytest.raises(UserError, match=r"k: 'mmd' names no file; write it like 'file\.py:mmd'"):
+        plugins.resolve("mmd", "", key="k")
+
+
 def test_a_dotted_name_is_followed():
     assert plugins.resolve("path.join('a', 'b')", "os", key="k")() == "a/b"
 

@@ -237,7 +237,7 @@ _AUGMENT: Section = {
     "extra": Field(
         (),
         "Augmentations of your own, applied in order: (key, image) -> image.",
-        PluginString("medtl.data.augment"),
+        PluginString(),
     ),
 }
 
@@ -252,7 +252,7 @@ _MODEL: Section = {
         Field(
             "",
             "The encoder of another input; the features of all inputs are concatenated.",
-            PluginString("medtl.models"),
+            PluginString(),
         ),
         word="INPUT",
     ),
@@ -302,7 +302,7 @@ _TERM: Section = {
     "term": Field(
         "",
         "A term over the whole batch of both domains, or over the parameters.",
-        PluginString("medtl.losses"),
+        PluginString(),
     ),
     "weight": Field(1.0, "Its factor.", at_least(0)),
 }
@@ -358,7 +358,7 @@ _EVALUATION: Section = {
             "",
             "A metric of your own, (y_true, y_prob, weight) -> float, with an interval from the"
             " same bootstrap.",
-            PluginString("medtl.evaluation.metrics"),
+            PluginString(),
         )
     ),
     "reference": Field(
@@ -429,7 +429,7 @@ SCHEMA: Section = {
     "loggers": Field(
         (),
         "Metric writers: writer(folder, config) with write(step, scalars) and close().",
-        PluginString("medtl.training.loop"),
+        PluginString(),
     ),
     "checkpoint": _CHECKPOINT,
     "evaluation": _EVALUATION,

@@ -60,20 +60,21 @@ class PluginString:
     """The value is a plug-in string or a tuple of plug-in strings.
 
     Attributes:
-      module: the module in which a bare name is looked up.
+      module: the module in which a bare name is looked up; empty: a file or module is named.
       names: the names that the config itself knows; other bare names need options, as they are
         then functions of `module`.
       optional: whether the value may be empty.
     """
 
-    module: str
+    module: str = ""
     names: tuple[str, ...] = ()
     optional: bool = False
 
     @property
     def words(self) -> str:
         """The names, for the documentation."""
-        names = [*map(repr, self.names), f"a name in {self.module}", "'file.py:name(option=1)'"]
+        bare = [f"a name in {self.module}"] if self.module else []
+        names = [*map(repr, self.names), *bare, "'file.py:name(option=1)'"]
         return ", ".join(names)
 
     def check(self, value: Any, key: str) -> None:

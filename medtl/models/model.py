@@ -226,8 +226,6 @@ def feature_width(
 def _optional_arguments(make: Factory) -> set[str]:
     """Return which of the optional arguments an encoder takes."""
     module: Any = make.func if isinstance(make, functools.partial) else make
-    if not isinstance(module, type):
-        module = type(make())
     parameters = inspect.signature(module.__call__).parameters.values()
     names = {"mask", "use_batch_stats", "key"}
     if any(p.kind is p.VAR_KEYWORD for p in parameters):

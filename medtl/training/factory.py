@@ -179,6 +179,8 @@ def _encoders(config: Any, axis_name: str | None, epsilon: float) -> dict[str, A
     }
     for name, text in c.encoders.items():
         plugin = _resolved(text, f"model.encoders.{name}")
+        if not (isinstance(plugin.function, type) and issubclass(plugin.function, nn.Module)):
+            raise UserError(f"{plugin.key} is {text!r}, which is not a Linen module")
         encoders[name] = functools.partial(plugin.function, *plugin.args, **plugin.kwargs)
     return encoders
 

@@ -36,7 +36,7 @@ def from_config(evaluation: Mapping[str, Any]) -> dict[str, Metric]:
         key = f"config.evaluation.metrics.{name}"
         if name in ALL_NAMES:
             raise UserError(f"{key}: there is a built-in metric of this name; give another name")
-        metrics[name] = plugins.resolve(text, "medtl.evaluation.metrics", key=key)
+        metrics[name] = plugins.resolve(text, "", key=key)
     return metrics
 
 
