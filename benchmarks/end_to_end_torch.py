@@ -3,7 +3,7 @@
     python benchmarks/end_to_end_torch.py --batch=128 --size=28 --train=546 --val=78 --threads=2
 
 The loop keeps the images as one uint8 tensor (on the GPU where there is one). Each epoch takes a
-permutation; normalisation and random flips run on the batch at once; the optimizer is AdamW with a
+permutation; normalization and random flips run on the batch at once; the optimizer is AdamW with a
 cosine schedule; an evaluation and a checkpoint of model and optimizer follow each epoch. Every
 batch is full, as medtl's are: permutations follow one another without a gap.
 

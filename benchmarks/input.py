@@ -170,7 +170,7 @@ class Bench:
                 self.time(name, stopwatch(lambda: drawn(made, steps)), steps * self.args.batch)  # noqa: B023
 
     def device(self) -> None:
-        """Time the copy to the device, and augmentation with normalisation there."""
+        """Time the copy to the device, and augmentation with normalization there."""
         images = np.random.default_rng(0).integers(
             0, 256, (self.args.batch, self.args.size, self.args.size, 3), dtype=np.uint8
         )

@@ -123,7 +123,7 @@ def interleave(
     """Return seconds a step, by contender and round.
 
     Each round runs every contender, so that the machine's noise hits all. Every other round goes
-    backwards, so that no contender always follows the same neighbour.
+    backwards, so that no contender always follows the same neighbor.
 
     Args:
       contenders: warmed up, so that nothing compiles here.

@@ -1,4 +1,4 @@
-"""One domain's examples, and the normalisation of their images. Imports no JAX."""
+"""One domain's examples, and the normalization of their images. Imports no JAX."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Normalization:
     std: tuple[float, ...]
 
     def for_channels(self, channels: int) -> Normalization:
-        """Return the normalisation for images with another number of channels.
+        """Return the normalization for images with another number of channels.
 
         One channel (grey) takes the mean over RGB; other numbers repeat RGB in turn.
 

@@ -182,11 +182,11 @@ def test_all_heads_are_one_program(weights, tmp_path, caplog):
     assert compilations(caplog, "advance") == 1
 
 
-def test_lbfgs_minimises_the_objective_of_the_trainer(weights, tmp_path):
+def test_lbfgs_minimizes_the_objective_of_the_trainer(weights, tmp_path):
     """The source's mean weighs 1 and the target's λ; scikit-learn sees the same features."""
     config = frozen(weights, {LAMBDA: (0.0, 2.0), DECAY: (0.05,)}, sweep__solver="lbfgs")
     [arm] = arms = arms_of(config, tmp_path)
-    [probability] = trainer.minimise(arms, sweep.settings(config)).probabilities
+    [probability] = trainer.minimize(arms, sweep.settings(config)).probabilities
     x, y, weight = [], [], []
     for domain, factor in (("source", 1.0), ("target", 2.0)):
         train = arm.examples[domain].indices("train")

@@ -66,7 +66,7 @@ def test_sigmoid_heads_are_a_regression_for_each_label():
         np.testing.assert_allclose(kernel, expected.coef_[0], atol=2e-3, rtol=1e-3)
 
 
-def test_the_loss_is_the_objective_and_no_neighbour_is_lower():
+def test_the_loss_is_the_objective_and_no_neighbor_is_lower():
     p = problem("softmax", 3)
     solution = logistic.solve(p)
 
@@ -88,7 +88,7 @@ def test_the_loss_is_the_objective_and_no_neighbour_is_lower():
             assert objective(h, r, kernel + step, bias) > least * (1 - 1e-6)
 
 
-def test_devices_blocks_and_neighbours_change_no_minimum(monkeypatch):
+def test_devices_blocks_and_neighbors_change_no_minimum(monkeypatch):
     p = problem("softmax", 2)
     one = logistic.solve(p)
     spread = logistic.solve(p, devices=jax.devices())

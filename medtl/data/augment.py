@@ -1,4 +1,4 @@
-"""Image augmentation and input normalisation, as pure functions inside the jitted step.
+"""Image augmentation and input normalization, as pure functions inside the jitted step.
 
 Each example has its own key, folded from the seed, the step and its position in the global batch:
 its variant does not depend on the division of the batch over devices. Crop, flip and rotation are
@@ -200,12 +200,12 @@ def resample(
     corner = (top * width + left).astype(jnp.int32).reshape(-1)
     pixels = image.reshape(-1, channels)
 
-    def neighbour(row: int, column: int) -> jax.Array:
+    def neighbor(row: int, column: int) -> jax.Array:
         index = corner + min(row, height - 1) * width + min(column, width - 1)
         return pixels.at[index].get(mode="promise_in_bounds").astype(jnp.float32)
 
-    upper = (1 - right) * neighbour(0, 0) + right * neighbour(0, 1)
-    lower = (1 - right) * neighbour(1, 0) + right * neighbour(1, 1)
+    upper = (1 - right) * neighbor(0, 0) + right * neighbor(0, 1)
+    lower = (1 - right) * neighbor(1, 0) + right * neighbor(1, 1)
     return ((1 - down) * upper + down * lower).reshape(image.shape)
 
 

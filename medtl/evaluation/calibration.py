@@ -77,7 +77,7 @@ def fit(
       section 4.2). The order of the classes of an example is kept, and for two classes the order of
       the examples, so the AUROC.
     - vector: softmax(w * z + b) with z = log p less its mean over the classes, the weights and
-      biases of least mean log loss, not regularised (Guo et al. 2017, section 4.2, whose logits
+      biases of least mean log loss, not regularized (Guo et al. 2017, section 4.2, whose logits
       have a free constant, fixed here by the centring). The biases are made to sum to 0. For two
       classes only the sum of the weights matters; they are equal, and the map is Platt scaling, the
       logistic regression of the label on the logit.

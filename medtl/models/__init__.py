@@ -1,4 +1,4 @@
-"""Backbones: Linen modules from normalised images to a feature map, with torchvision's names.
+"""Backbones: Linen modules from normalized images to a feature map, with torchvision's names.
 
 Importing this package does not import JAX; `backbone` does.
 """
@@ -30,7 +30,7 @@ def backbone(
 ) -> functools.partial:
     """Return a callable that makes the backbone; it takes Linen's `name` and `parent`.
 
-    The module maps normalised images f32[B, H, W, C] to dtype[B, h, w, D] or dtype[B, D]:
+    The module maps normalized images f32[B, H, W, C] to dtype[B, h, w, D] or dtype[B, D]:
     `module.apply(variables, x, train, mask=None, use_batch_stats=None)`. Its `groups()` gives the
     names of its parameters by layer. A user's own module takes those of the settings below that are
     among its fields; its `last_layer` and `remat` are set only where they differ from the default,

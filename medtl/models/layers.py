@@ -189,7 +189,7 @@ class Conv(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over the global batch, without its padding.
+    """Batch normalization over the global batch, without its padding.
 
         y = (x - mean) / sqrt(var + epsilon) * scale + bias
 
@@ -207,7 +207,7 @@ class BatchNorm(nn.Module):
     | padded rows | do not count; their output is finite |
     | a batch of padding alone | running statistics are kept |
     | one real pixel | variance 0: the output is the bias; n - 1 counts as 1 |
-    | initialisation | running statistics stay mean 0, variance 1 |
+    | initialization | running statistics stay mean 0, variance 1 |
 
     Parameters: `scale`, `bias` float32[C]. Collection `batch_stats`: `mean`, `var` float32[C].
 
@@ -230,11 +230,11 @@ class BatchNorm(nn.Module):
     def __call__(
         self, x: Images, use_batch_stats: bool, mask: Float[Array, " b"] | None = None
     ) -> Images:
-        """Normalise x, and update the running statistics where `batch_stats` is mutable.
+        """Normalize x, and update the running statistics where `batch_stats` is mutable.
 
         Args:
           x: [B, H, W, C].
-          use_batch_stats: normalise with this batch's statistics instead of the running ones.
+          use_batch_stats: normalize with this batch's statistics instead of the running ones.
           mask: float32[B], 1 real, 0 padding; None where all are real.
 
         Returns:
@@ -253,7 +253,7 @@ class BatchNorm(nn.Module):
             ) + bias
             return y.astype(self.dtype)
 
-        # The axis is not bound while the variables are initialised.
+        # The axis is not bound while the variables are initialized.
         axis_name = None if self.is_initializing() else self.axis_name
         count = _count(x, mask, axis_name)
         mean = _masked_sum(x, mask, axis_name) / jnp.maximum(count, 1.0)

@@ -125,7 +125,7 @@ class Model(nn.Module):
         """Return each domain's logits and features.
 
         Args:
-          batch: domain -> the inputs by name, normalised, or `encoded_INPUT` f32[B, D], the output
+          batch: domain -> the inputs by name, normalized, or `encoded_INPUT` f32[B, D], the output
             of a frozen encoder; `mask` f32[B]; in training `key` key[B] for dropout.
           train: training (dropout, batch statistics) or evaluation.
           batch_norm: in training, "batch" statistics or "frozen" running statistics.
@@ -180,7 +180,7 @@ def init_variables(
 ) -> dict[str, Any]:
     """Draw random variables.
 
-    Each encoder and head is initialised alone and without jit: as one program, the random draws of
+    Each encoder and head is initialized alone and without jit: as one program, the random draws of
     all layers take longer to compile than layer by layer.
 
     Args:

@@ -132,7 +132,7 @@ class ResNet(nn.Module):
         """Return the feature map.
 
         Args:
-          x: [B, H, W, C], normalised as the weights expect; any number of channels.
+          x: [B, H, W, C], normalized as the weights expect; any number of channels.
           train: training or evaluation.
           mask: float32[B], 1 real, 0 padding.
           use_batch_stats: BatchNorm takes the batch's statistics instead of the running ones; None:

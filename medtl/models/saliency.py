@@ -41,7 +41,7 @@ def grad_cam(
     Args:
       model: the model.
       variables: its variables.
-      image: f32[B, H, W, C], normalised as in training.
+      image: f32[B, H, W, C], normalized as in training.
       domain: its head is explained.
       target: int[B], the class to explain, e.g. the predicted one; outside 0..K-1 gives zeros.
       inputs: the model's inputs besides the image, by name, each [B, ...].

@@ -1,6 +1,6 @@
-"""Many linear heads at once, to convergence: L2-penalised logistic regressions on shared features.
+"""Many linear heads at once, to convergence: L2-penalized logistic regressions on shared features.
 
-    minimise over W, b:  Σ_i weight_i ℓ(x_i W + b, y_i) + penalty / 2 · |W|²
+    minimize over W, b:  Σ_i weight_i ℓ(x_i W + b, y_i) + penalty / 2 · |W|²
 
 for each of H settings and R sets of rows. The problems differ in the examples' weights and the
 penalty alone, so one matrix product X [W_1 ... W_HR] serves all of them, and one the gradients. The
@@ -37,7 +37,7 @@ _COLUMNS = 64
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """H x R penalised regressions on the same N rows.
+    """H x R penalized regressions on the same N rows.
 
     Attributes:
       features: f32[N, D].
@@ -48,7 +48,7 @@ class Problem:
       rows: f32[R, N], the weight of a row in each set of rows; 0: left out.
       scale: f32[H, R, P], the factor of each part's rows: the weight of row i is
         rows[r, i] * scale[h, r, part[i]].
-      penalty: f32[H], at least 0; the bias is not penalised.
+      penalty: f32[H], at least 0; the bias is not penalized.
     """
 
     features: np.ndarray
@@ -67,7 +67,7 @@ class Solution:
     Attributes:
       kernel: f32[H, R, D, K].
       bias: f32[H, R, K].
-      loss: f32[H, R], the penalised objective.
+      loss: f32[H, R], the penalized objective.
       gradient: f32[H, R], the largest component of its gradient, for weights scaled to sum to 1.
       iterations: i32[H, R], their number.
     """
@@ -87,7 +87,7 @@ def solve(
     memory: int = 6,
     devices: Sequence[jax.Device] | None = None,
 ) -> Solution:
-    """Minimise every problem.
+    """Minimize every problem.
 
     Args:
       problem: the problems.
@@ -120,7 +120,7 @@ def solve(
     )
     data = _data(problem, devices)
     run = functools.partial(
-        _minimise,
+        _minimize,
         kind=problem.kind,
         tolerance=tolerance,
         max_iterations=max_iterations,
@@ -184,7 +184,7 @@ class _Problems(NamedTuple):
 
     def losses(self, z: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return the weighted sums of the losses f32[H, R], and their derivatives by z."""
-        # Class by class, so that problems are neighbours in memory: the classes are few.
+        # Class by class, so that problems are neighbors in memory: the classes are few.
         data, weight = self.data, self.weight
         columns, classes = range(len(data.basis)), range(data.y.shape[1])
         logits = [_sum(z[:, c] * data.basis[c, k] for c in columns) for k in classes]
@@ -228,7 +228,7 @@ def _data(problem: Problem, devices: Sequence[jax.Device]) -> _Data:
         # A constant added to all logits changes no prediction, and under the penalty they sum to 0:
         # one column less.
         basis = np.linalg.svd(np.eye(classes) - 1 / classes)[2][: classes - 1]
-    # The bias is not penalised, so centring moves no minimum; float32 needs it.
+    # The bias is not penalized, so centring moves no minimum; float32 needs it.
     mean = np.mean(problem.features, axis=0, dtype=np.float64).astype(np.float32)
     x = np.concatenate([problem.features - mean, np.ones((len(target), 1), np.float32)], axis=1)
     part = np.eye(problem.scale.shape[2], dtype=np.float32)[problem.part]
@@ -239,7 +239,7 @@ def _data(problem: Problem, devices: Sequence[jax.Device]) -> _Data:
 
 
 @functools.partial(jax.jit, static_argnames=("kind", "tolerance", "max_iterations", "memory"))
-def _minimise(
+def _minimize(
     data: _Data,
     scale: jax.Array,
     penalty: jax.Array,
@@ -254,8 +254,8 @@ def _minimise(
     total = weight.sum(axis=0)
     total = jnp.where(total > 0, total, 1.0)
     width, columns = data.x.shape[1], len(data.basis)
-    penalised = (jnp.arange(width) < width - 1)[:, None, None, None]  # all but the bias
-    decay = (penalty[:, None] / total) * penalised
+    penalized = (jnp.arange(width) < width - 1)[:, None, None, None]  # all but the bias
+    decay = (penalty[:, None] / total) * penalized
     bound = _inverse_bound(data, scale / total[..., None], decay[:, 0], kind)
     problems = _Problems(data, weight / total, decay, bound, kind)
 

@@ -2,7 +2,7 @@
 
 One compiled program trains all heads on the features of a frozen backbone; λ, learning rate and
 weight decay are its arguments. Other settings are trained one after the other. With
-`solver="lbfgs"` linear heads are minimised to convergence instead. Settings are compared on val;
+`solver="lbfgs"` linear heads are minimized to convergence instead. Settings are compared on val;
 test is not used.
 """
 
@@ -83,7 +83,7 @@ def sweep(config: Any, folder: str | Path, *, command: str = "") -> dict[str, An
             where = arm.split.path or "config.data.target"
             raise UserError(f"--mode=sweep compares on val, and {where} has no val part")
     with run_folder.opened(folder, config):
-        trained = (trainer.train if uses_seeds else trainer.minimise)(arms, trials)
+        trained = (trainer.train if uses_seeds else trainer.minimize)(arms, trials)
         result = _compared(arms, trials, trained.probabilities)
         result["trained"] = "heads" if heads_alone else "models"
         result["command"] = launch_command(command, result["chosen"], folder) if command else None

@@ -1,6 +1,6 @@
 """Validation predictions for every run (seed and split) x setting of a sweep.
 
-Heads on the features of a frozen backbone are trained by one program, or minimised to convergence.
+Heads on the features of a frozen backbone are trained by one program, or minimized to convergence.
 Other settings, and models whose backbone trains, are trained one after the other like an arm.
 """
 
@@ -220,8 +220,8 @@ class _Best:
         return score if math.isfinite(score) else -np.finfo(np.float64).max
 
 
-def minimise(arms: Sequence[Arm], trials: Sequence[Trial]) -> Trained:
-    """Minimise objective + weight_decay / 2 |W|² over linear heads, for each run and setting."""
+def minimize(arms: Sequence[Arm], trials: Sequence[Trial]) -> Trained:
+    """Minimize objective + weight_decay / 2 |W|² over linear heads, for each run and setting."""
     experiment = arms[0].experiment
     problem = _problem(arms, trials)
     began = time.monotonic()

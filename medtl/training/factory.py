@@ -251,7 +251,7 @@ def pretrained(config: Any) -> weights.Pretrained | None:
 
 
 def normalization(config: Any, loaded: weights.Pretrained | None) -> Normalization:
-    """Return the input normalisation: that of the weights; else the config's, or "centered"."""
+    """Return the input normalization: that of the weights; else the config's, or "centered"."""
     if loaded is not None:
         return loaded.normalization.for_channels(config.data.channels)
     name = config.weights.normalization

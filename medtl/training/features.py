@@ -20,7 +20,7 @@ from medtl.weights import Pretrained
 def path(config: Any, examples: Examples, loaded: Pretrained, normalization: Normalization) -> Path:
     """Return the file's path, which depends on everything that the features depend on.
 
-    These are the pixels, the weights, the architecture, the normalisation, the device and JAX.
+    These are the pixels, the weights, the architecture, the normalization, the device and JAX.
     """
     c = config.model
     device = jax.local_devices()[0]

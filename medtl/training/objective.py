@@ -6,7 +6,7 @@
 A domain's mean is the mean over a batch's real examples of `Σ_losses weight · ℓ(outputs, batch)`,
 each example times its own weight. The sums are estimated without bias as n_s · mean_source and
 n_t · mean_target, with n_s and n_t the sizes of the training sets. Both forms have the same
-minimiser where λ_mean = λ_sum · n_t / n_s: with a source ten times as large as the target,
+minimizer where λ_mean = λ_sum · n_t / n_s: with a source ten times as large as the target,
 λ_sum = 1 gives a target example the weight of a source example, which is λ_mean = 0.1. The gradient
 of the sum is n_s times that of the mean: Adam is invariant to it, SGD's learning rate must be
 divided by n_s.

@@ -278,7 +278,7 @@ def prepare(
 ) -> dict[str, dict[str, jax.Array]]:
     """Turn host batches into the model's inputs.
 
-    Images are augmented (where a key is given) and normalised; other inputs pass unchanged.
+    Images are augmented (where a key is given) and normalized; other inputs pass unchanged.
 
     Args:
       batch: domain -> batch.

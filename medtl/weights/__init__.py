@@ -2,7 +2,7 @@
 
 Reads torchvision/timm names from .safetensors, .npz, .pth and .th, and Keras-applications .h5, from
 a local path or from hf://org/repo/file. A file that does not fit the backbone, has another hash, or
-has no known input normalisation is an error. Imports no JAX.
+has no known input normalization is an error. Imports no JAX.
 """
 
 from medtl.weights.naming import torch_name

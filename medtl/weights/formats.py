@@ -37,7 +37,7 @@ class WeightFile:
     Attributes:
       tensors: torchvision name -> array in PyTorch's layout.
       metadata: the file's own; see `metadata.read`.
-      usual_input: the usual input normalisation of this format, "" where there is none.
+      usual_input: the usual input normalization of this format, "" where there is none.
     """
 
     tensors: dict[str, np.ndarray]

@@ -1,6 +1,6 @@
 """The metadata of a weight file: the input that it expects, its strides, its BatchNorm epsilon.
 
-A config that contradicts the file is an error, and so is a file without an input normalisation
+A config that contradicts the file is an error, and so is a file without an input normalization
 where the config has none either.
 """
 
@@ -94,7 +94,7 @@ def check_stride(metadata: Metadata, architecture: Architecture | None, path: st
 def choose_normalization(
     metadata: Metadata, usual: str, configured: str, path: str
 ) -> tuple[Normalization, str]:
-    """Return the input normalisation, and a note about its origin.
+    """Return the input normalization, and a note about its origin.
 
     Args:
       metadata: the file's.
@@ -116,17 +116,17 @@ def choose_normalization(
                 f"{key}: {path} states its input as {stated}, "
                 f"but the config has {configured!r}; set it to 'auto'"
             )
-        return stated, f"input normalisation {stated.name}: stated by the file"
+        return stated, f"input normalization {stated.name}: stated by the file"
     if configured != "auto":
-        note = f"input normalisation {configured}: from the config, the file states none"
+        note = f"input normalization {configured}: from the config, the file states none"
         return NORMALIZATIONS[configured], note
     if usual and not metadata.unclear_input:
-        note = f"input normalisation {usual}: usual for this format, the file states none"
+        note = f"input normalization {usual}: usual for this format, the file states none"
         return NORMALIZATIONS[usual], note
     reason = (
         f"states its input as {metadata.unclear_input!r}"
         if metadata.unclear_input
-        else "does not state its input normalisation"
+        else "does not state its input normalization"
     )
     raise UserError(f"{key}: {path} {reason}; set {key} to {', '.join(NORMALIZATIONS)}")
 

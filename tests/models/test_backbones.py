@@ -102,7 +102,7 @@ def test_any_number_of_channels(name, channels):
     assert shapes(name, channels=channels)[1].shape[-1] == models.parse(name).widths[-1]
 
 
-def test_he_initialisation():
+def test_he_initialization():
     """Convolutions start with variance 2 / fan_out."""
     conv = layers.Conv(512, 3, padding=1)
     kernel = conv.init(jax.random.key(0), jnp.zeros((1, 4, 4, 64)))["params"]["kernel"]

@@ -60,7 +60,7 @@ def test_a_large_mean_cancels_nothing():
     np.testing.assert_allclose(y, (wide - wide.mean((0, 1, 2))) / wide.std((0, 1, 2)), atol=1e-3)
 
 
-def test_initialisation_and_evaluation_leave_the_running_statistics():
+def test_initialization_and_evaluation_leave_the_running_statistics():
     x = jnp.asarray(images(4))
     variables = NORM.init(jax.random.key(0), x, use_batch_stats=True)
     np.testing.assert_array_equal(variables["batch_stats"]["mean"], 0)

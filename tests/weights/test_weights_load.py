@@ -1,4 +1,4 @@
-"""Fitting tensors to a backbone: values, report, surprises, stem, normalisation."""
+"""Fitting tensors to a backbone: values, report, surprises, stem, normalization."""
 
 import jax
 import ml_dtypes
