@@ -30,6 +30,9 @@ TYPED = (
 )
 install_import_hook(TYPED, "beartype.beartype")
 
+# Without PyTorch it cannot be imported to look for examples in docstrings.
+collect_ignore = ["models/torch_reference.py"]
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:

@@ -188,7 +188,7 @@ def test_a_run_is_refused_when_a_file_of_its_plug_ins_has_changed(tmp_path):
     config = tiny(arms=("target_only",), objective__losses__main__loss=f"{file}:loss")
     experiment.train(config, tmp_path / "run")
     file.write_text(f"{file.read_text()}# another formula\n")
-    with pytest.raises(UserError, match=r"mine\.py has changed since .* was trained; put them"):
+    with pytest.raises(UserError, match=r"mine\.py has changed since .* was trained; put it"):
         experiment.train(config, tmp_path / "run")
 
 
