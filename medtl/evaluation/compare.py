@@ -1,9 +1,9 @@
 """Tests of a paired difference between two arms.
 
-DeLong's test for the AUROC, McNemar's for the accuracy, the corrected resampled t-test over folds,
-and the bootstrap's p value; Holm's correction over several of them. Each takes plain arrays, and
-patients where a patient has several examples. A difference is first minus second. What is undefined
-is NaN with the reason in `undefined`; refuses arrays that do not fit each other.
+DeLong's test for the AUROC, McNemar's for the accuracy, and the corrected resampled t-test over
+folds. Each takes plain arrays, and patients where a patient has several examples. A difference is
+first minus second. What is undefined is NaN with the reason in `undefined`; refuses arrays that do
+not fit each other.
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ class ResampledT:
     df: int
     p: float
     undefined: str = ""
+    se: float = _NAN
 
 
 def delong(
@@ -333,7 +334,7 @@ def corrected_resampled_t(
         )
     if np.ptp(values) == 0:
         if values[0] == 0:
-            return ResampledT(0.0, 0.0, 0.0, 0.0, j - 1, 1.0)
+            return ResampledT(0.0, 0.0, 0.0, 0.0, j - 1, 1.0, se=0.0)
         return ResampledT(
             float(values[0]), _NAN, _NAN, _NAN, j - 1, _NAN, f"all {j} differences are equal"
         )
@@ -346,50 +347,8 @@ def corrected_resampled_t(
         mean / se,
         j - 1,
         float(2 * student.sf(abs(mean / se), j - 1)),
+        se=se,
     )
-
-
-def bootstrap_p(draws: np.ndarray) -> float:
-    """Compute the two-sided p value of a difference from its bootstrap draws.
-
-    p = 2 (1 + min(#{d <= 0}, #{d >= 0})) / (R + 1), at most 1 (Davison & Hinkley 1997): up to the
-    1's, the smallest 1 - level at which the percentile interval leaves out 0. Draws that are NaN
-    are left out; NaN where more than one in twenty of the float[R] is, or none is left.
-    """
-    draws = np.asarray(draws, np.float64).ravel()
-    finite = draws[~np.isnan(draws)]
-    if not len(finite) or len(finite) < 0.95 * len(draws):
-        return _NAN
-    return min(
-        1.0, 2 * (1 + min(int(np.sum(finite <= 0)), int(np.sum(finite >= 0)))) / (len(finite) + 1)
-    )
-
-
-def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Correct p values by Holm's (1979) step-down method; NaN stays NaN and is not counted.
-
-    Args:
-      p: float[n].
-
-    Returns:
-      float64[n].
-
-    Raises:
-      UserError: a value is not from 0 to 1.
-
-    >>> holm([0.01, 0.04, 0.03]).tolist()
-    [0.03, 0.06, 0.06]
-    """
-    values = np.asarray(p, np.float64)
-    if np.any((values < 0) | (values > 1)):
-        raise UserError(f"p values must be from 0 to 1; these are {values.tolist()}")
-    tests = np.flatnonzero(~np.isnan(values))
-    order = tests[np.argsort(values[tests], kind="stable")]
-    adjusted = np.full(len(values), _NAN)
-    adjusted[order] = np.minimum(
-        1.0, np.maximum.accumulate(values[order] * np.arange(len(order), 0, -1))
-    )
-    return adjusted
 
 
 def _models(score: np.ndarray, n: int) -> np.ndarray:

@@ -306,6 +306,7 @@ def learning_curve_sentence(
     differences: Sequence[tuple[float, float, float]],
     unit: str = "labels",
     lower_is_better: bool = False,
+    one_model: bool = False,
     level: float = 0.95,
 ) -> str:
     """Say at which sizes an arm pays: where the interval of its difference leaves out 0.
@@ -318,6 +319,7 @@ def learning_curve_sentence(
       differences: at each size arm minus reference, and its interval's ends; NaN where undefined.
       unit: what is counted, in the plural.
       lower_is_better: of the metric.
+      one_model: each arm was trained once at each size, so the sentence is about these models.
       level: of the intervals, which are not corrected for the number of sizes.
     """
     if not sizes or len(sizes) != len(differences):
@@ -326,7 +328,8 @@ def learning_curve_sentence(
         direction(low, high, lower_is_better=lower_is_better) for _, low, high in differences
     ]
     parts = []
-    for verdict, verb in (("helps", "pays"), ("hurts", "hurts")):
+    verbs = ("scores better", "scores worse") if one_model else ("pays", "hurts")
+    for verdict, verb in zip(("helps", "hurts"), verbs, strict=True):
         chosen = [i for i, found in enumerate(verdicts) if found == verdict]
         if chosen:
             most = max(chosen, key=lambda i: abs(differences[i][0]))
@@ -342,7 +345,8 @@ def learning_curve_sentence(
         )
         return f"Inconclusive: no difference of {arm} is shown {span} {unit}, {basis}."
     rest = "; inconclusive at the other sizes" if "cannot_tell" in verdicts else ""
-    return f"{arm} {' and '.join(parts)}, {basis}{rest}."
+    who = f"The trained model of {arm}" if one_model else arm
+    return f"{who} {' and '.join(parts)}, {basis}{rest}."
 
 
 def _where(chosen: Sequence[int], sizes: Sequence[int], unit: str) -> str:

@@ -11,7 +11,7 @@ from sklearn.datasets import make_moons
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import RepeatedStratifiedKFold, cross_val_score
 from sklearn.svm import SVC
-from statsmodels.stats import contingency_tables, multitest
+from statsmodels.stats import contingency_tables
 
 from medtl.errors import UserError
 from medtl.evaluation import compare
@@ -374,38 +374,6 @@ def test_the_corrected_t_keeps_its_level_where_the_naive_one_does_not():
     assert 0.03 < rejected[0] / simulations < 0.07 and rejected[1] / simulations > 0.3, (
         rejected / simulations
     )
-
-
-def test_the_bootstrap_p_turns_the_percentile_interval_round():
-    draws = np.random.default_rng(0).normal(0.0, 1.0, 1999)
-    for shift in np.linspace(1.5, 2.5, 41):
-        moved = np.sort(draws + shift)
-        low = moved[49]  # the 50th of 1999: 50 / 2000 = 2.5 %
-        assert (compare.bootstrap_p(moved) <= 0.05) == (low > 0)
-        assert compare.bootstrap_p(-moved) == compare.bootstrap_p(moved)
-    assert compare.bootstrap_p(np.full(99, 0.3)) == 2 / 100  # never 0
-    assert compare.bootstrap_p(np.zeros(99)) == 1
-    assert math.isnan(compare.bootstrap_p(np.full(99, np.nan))) and math.isnan(
-        compare.bootstrap_p([])
-    )
-    assert compare.bootstrap_p(np.r_[np.full(99, 0.3), np.nan]) == 2 / 100
-    assert math.isnan(compare.bootstrap_p(np.r_[np.full(90, 0.3), np.full(10, np.nan)]))
-
-
-def test_holm_agrees_with_statsmodels_and_does_not_count_what_is_undefined():
-    rng = np.random.default_rng(0)
-    for n in (1, 2, 5, 20):
-        p = np.round(rng.random(n) ** 2, 2)
-        np.testing.assert_allclose(
-            compare.holm(p), multitest.multipletests(p, method="holm")[1], rtol=1e-12
-        )
-        gaps = np.insert(p, n // 2, np.nan)
-        np.testing.assert_allclose(
-            compare.holm(gaps), np.insert(compare.holm(p), n // 2, np.nan), rtol=1e-12
-        )
-    assert len(compare.holm([])) == 0
-    with pytest.raises(UserError, match="from 0 to 1"):
-        compare.holm([0.1, 1.2])
 
 
 def test_arrays_that_do_not_fit_are_refused():

@@ -112,9 +112,20 @@ _OTHERS: tuple[tuple[Callable[[Mapping[str, Any]], bool], Method], ...] = (
     (
         _tested("bootstrap"),
         Method(
-            "Bootstrap test",
-            "p is twice the share of resamples whose difference has the other sign or is zero.",
+            "Test of a difference",
+            "Student's t of the difference; its standard error is the spread over resamples of the "
+            "patients. With one model an arm it is about these trained models only.",
             ["Davison AC, Hinkley DV. Bootstrap Methods and their Application. 1997."],
+        ),
+    ),
+    (
+        _tested("and seeds"),
+        Method(
+            "Variance of training",
+            "The squared standard error adds, to that of the patients, the variance of the mean "
+            "over seeds of the difference between two models of one seed; degrees of freedom by "
+            "Satterthwaite.",
+            ["Satterthwaite FE. Biometrics Bull 1946;2:110."],
         ),
     ),
     (
@@ -153,13 +164,12 @@ _OTHERS: tuple[tuple[Callable[[Mapping[str, Any]], bool], Method], ...] = (
         ),
     ),
     (
-        lambda analysis: any(
-            wording.is_known(c.get("p_holm")) for c in analysis.get("comparisons") or ()
-        ),
+        lambda analysis: len(analysis.get("comparisons") or ()) > 1,
         Method(
-            "Holm's correction",
-            "Keeps the chance of any false finding among the comparisons of arms at its level.",
-            ["Holm S. Scand J Stat 1979;6:65."],
+            "Simultaneous intervals",
+            "The intervals of all arms' differences hold together at their level, by the joint "
+            "distribution of the largest statistic; the adjusted p says the same.",
+            ["Hothorn T, Bretz F, Westfall P. Biom J 2008;50:346."],
         ),
     ),
     (
