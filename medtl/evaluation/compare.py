@@ -19,6 +19,7 @@ from medtl.errors import UserError
 from medtl.evaluation.intervals import binary, column, normal_quantile, patient_numbers
 
 _NAN = math.nan
+_NEGATIVE = "the estimate of its variance is negative, as there are few patients of both classes"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +103,8 @@ def delong(
     has one example it is DeLong's. The single interval is symmetric on the logit scale (Pepe 2003).
 
     Two scores that order the examples alike differ by 0 with p = 1. An AUROC of 0 or 1 has a
-    variance of 0, from which no interval follows.
+    variance of 0, from which no interval follows; nor does one from a negative estimate of it,
+    which few patients with positives and negatives may give.
 
     Args:
       label: bool[N], or 0 and 1.
@@ -138,14 +140,19 @@ def delong(
         )
         return DeLong(auc, nothing, nothing, np.full((k, k), _NAN), difference, undefined=reason)
     covariance = _covariance(positive, negative, label, unit)
-    low, high = _logit_interval(auc, np.sqrt(np.diag(covariance)), z_level)
+    own = np.diag(covariance)
+    low, high = _logit_interval(auc, np.sqrt(np.where(own < 0, _NAN, own)), z_level)
     edge = [f"the AUROC is {value:g}, where its variance is 0" for value in auc if value in (0, 1)]
+    edge += [_NEGATIVE] * bool((own < 0).any())
     single = DeLong(auc, low, high, covariance, undefined=edge[0] if edge else "")
     if k == 1:
         return single
     # Of the difference itself: a11 - 2 a12 + a22 would leave rounding where the scores agree.
     contrast = np.array([[1.0, -1.0]])
     variance = _covariance(contrast @ positive, contrast @ negative, label, unit)[0, 0]
+    if variance < 0:
+        difference = float(auc[0] - auc[1])
+        return dataclasses.replace(single, difference=difference, undefined=_NEGATIVE)
     return dataclasses.replace(
         single, **_wald(float(auc[0] - auc[1]), math.sqrt(variance), z_level, single.undefined)
     )
@@ -285,8 +292,8 @@ def mcnemar(
     discordant, smaller = n10 + n01, min(n10, n01)
     p = min(1.0, 2 * float(binom.cdf(smaller, discordant, 0.5)))
     # Equation 2 of the supplement of Fagerland et al.; for n10 = n01 half the probability of that
-    # outcome is left out.
-    observed = float(binom.pmf(smaller, discordant, 0.5))
+    # outcome is left out. Arms that agree everywhere have one outcome, which says nothing.
+    observed = float(binom.pmf(smaller, discordant, 0.5)) if discordant else 0.0
     p_mid = 1 - observed / 2 if n10 == n01 else p - observed
     p10, p01 = (n10 + 1) / (n + 2), (n01 + 1) / (n + 2)
     half = z * math.sqrt((p10 + p01 - (p10 - p01) ** 2) / (n + 2))

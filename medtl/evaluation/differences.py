@@ -182,15 +182,18 @@ def _on_one_split(a: Evaluated, b: Evaluated, resampled: bootstrap.Resampled, m:
 
 def _over_folds(a: Evaluated, b: Evaluated, resampled: bootstrap.Resampled, m: int) -> Difference:
     """Apply Nadeau and Bengio's test over folds to the means over seeds in each."""
+    from scipy.stats import t as student
+
     means = _folds(a, b, resampled, m)
     t = compare.corrected_resampled_t(means, test_share=a.test_share, level=resampled.level)
-    method, value = "corrected resampled t", float(means.mean())
+    method = "corrected resampled t"
+    value = float(resampled.value[a.arm][m] - resampled.value[b.arm][m])
     undefined = _undefined(a, b, resampled, m) or t.undefined
     if undefined:
-        value = float(resampled.value[a.arm][m] - resampled.value[b.arm][m])
         return Difference(value, method=method, undefined=undefined)
     note = f"over {len(means)} folds, n_test / n_train = {a.test_share:.2f}"
-    return Difference(value, p=t.p, se=t.se, df=t.df, method=method, note=note)
+    p = float(2 * student.sf(abs(value) / t.se, t.df)) if t.se > 0 else t.p
+    return Difference(value, p=p, se=t.se, df=t.df, method=method, note=note)
 
 
 def _half(difference: Difference, alpha: float, units: float) -> float:

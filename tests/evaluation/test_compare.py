@@ -250,7 +250,7 @@ def test_mcnemar_agrees_with_statsmodels():
                 (asymptotic.statistic, asymptotic.pvalue), rel=1e-9
             )
         else:
-            assert (found.p, found.p_mid, each.p, each.difference) == (1, 0.5, 1, 0)
+            assert (found.p, found.p_mid, each.p, each.difference) == (1, 1, 1, 0)
 
 
 def test_mcnemar_agrees_with_the_published_example():
@@ -374,6 +374,29 @@ def test_the_corrected_t_keeps_its_level_where_the_naive_one_does_not():
     assert 0.03 < rejected[0] / simulations < 0.07 and rejected[1] / simulations > 0.3, (
         rejected / simulations
     )
+
+
+def test_a_negative_variance_is_undefined():
+    """Two patients, one of whom has positives and negatives."""
+    label = np.array([1, 1, 0, 0, 0, 1])
+    a = np.array([-0.57, -0.687, 0.103, -0.626, -1.096, -0.117])
+    b = np.array([0.682, 1.257, -0.392, -0.124, -0.552, -0.366])
+    found = compare.delong(label, a, b, patient=np.array([0, 0, 2, 2, 0, 2]))
+    assert "variance is negative" in found.undefined
+    assert found.difference == pytest.approx(found.auc[0] - found.auc[1])
+    assert all(math.isnan(x) for x in (found.low, found.high, found.p))
+    for score in (a, b):
+        alone = compare.delong(label, score, patient=np.array([0, 0, 2, 2, 0, 2]))
+        negative = alone.covariance[0, 0] < 0
+        assert (alone.undefined != "") == bool(np.isnan(alone.auc_low[0]))
+        assert not negative or "negative" in alone.undefined
+
+
+def test_identical_arms_have_a_mid_p_of_1():
+    right = np.array([True, False, True, True])
+    found = compare.mcnemar(right, right)
+    assert (found.p, found.p_mid, found.difference) == (1, 1, 0)
+    assert found.low < 0 < found.high
 
 
 def test_arrays_that_do_not_fit_are_refused():
