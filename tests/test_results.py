@@ -41,7 +41,7 @@ def test_predictions_of_any_tool_get_a_report(tmp_path, capsys, monkeypatch):
     ]
     assert cli.run(arguments) == 0
     output = capsys.readouterr().out
-    assert "mine helps: AUROC +" in output
+    assert "This trained model of mine scores higher than that of theirs: AUROC +" in output
     assert "negative transfer" not in output
     written = json.loads((tmp_path / "out/metrics.json").read_text())
     assert "config" not in written

@@ -17,6 +17,7 @@ from medtl.evaluation import (
     bootstrap,
     comparisons,
     curves,
+    differences,
     metrics,
     mistakes,
     predictions,
@@ -306,8 +307,9 @@ def _learning_curve(
     metric, options = settings.metric, settings.options(positive_class(settings.positive, classes))
     lower_is_better = metric in metrics.LOWER_IS_BETTER
     arms: dict[str, list[dict[str, Any]]] = {}
-    differences: dict[str, list[dict[str, Any]]] = {}
+    of_reference: dict[str, list[dict[str, Any]]] = {}
     shown: list[int] = []
+    one_model = False
     for size in sizes:
         of_size = [p for p in rows if p.size == size]
         evaluated = arm_results.collect(of_size, split, options, rule=settings.threshold)
@@ -321,10 +323,14 @@ def _learning_curve(
         for arm in evaluated:
             estimate = arm_results.estimates(resampled, arm)[metric]
             arms.setdefault(arm, []).append({"size": labels, **estimate})
-            if reference is not None and arm != reference:
-                d = comparisons.difference(resampled, arm, reference, metric)
-                side = verdict.direction(d["low"], d["high"], lower_is_better=lower_is_better)
-                differences.setdefault(arm, []).append({"size": labels, **d, "verdict": side})
+        if reference is None:
+            continue
+        compared = differences.of_arms(evaluated, resampled, reference, metric)
+        one_model = differences.one_model(evaluated[reference])
+        for arm, d in compared.items():
+            side = verdict.direction(d.low, d.high, lower_is_better=lower_is_better)
+            point = {"size": labels, **comparisons.as_estimate(d), "verdict": side}
+            of_reference.setdefault(arm, []).append(point)
     sentences = [
         curves.learning_curve_sentence(
             arm,
@@ -333,13 +339,14 @@ def _learning_curve(
             sizes=[d["size"] for d in points],
             differences=[(d["value"], d["low"], d["high"]) for d in points],
             lower_is_better=lower_is_better,
+            one_model=one_model,
         )
-        for arm, points in differences.items()
+        for arm, points in of_reference.items()
     ]
     return {
         "metric": metric,
         "sizes": shown,
         "arms": arms,
-        "differences": differences,
+        "differences": of_reference,
         "sentences": sentences,
     }

@@ -331,7 +331,7 @@ def curves_of(e: Evaluated, classes: Sequence[str], options: Options) -> dict[st
             of_bins = {field: getattr(bins, field).tolist() for field in fields}
             drawn["reliability"].append({"name": name, **of_bins})
         if e.task == "two_class":
-            d = curves.decision_curve(columns, level=options.level)
+            d = curves.decision_curve(columns, prevalence=options.prevalence, level=options.level)
             parts = ("threshold", "model", "low", "high", "all", "none")
             drawn["decision"] = {part: getattr(d, part).tolist() for part in parts}
     return drawn

@@ -19,9 +19,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from medtl.errors import UserError
-from medtl.evaluation.intervals import UNDEFINED_DRAWS, interval, number_patients
+from medtl.evaluation.intervals import (
+    UNDEFINED_DRAWS,
+    interval,
+    number_patients,
+    predictive_value,
+)
 from medtl.evaluation.metrics import PROPORTIONS, EvaluationSet, Options, Scorer, kernels, support
 
+_RATES = ("sensitivity", "specificity")
 _FEWEST = 200
 _WORK = 4e8  # examples x classes x resamples that are summed at most, but 200 resamples at least
 _BLOCK = 1 << 18  # examples x resamples that a thread holds at a time: 2 MiB an array
@@ -43,6 +49,7 @@ class Resampled:
       patients: P, the number of units resampled.
       resamples: R, those that were made; see `resample`.
       level: of the intervals that the methods return.
+      prevalence: at which PPV and NPV are, by the mean sensitivity and specificity; 0: not stated.
     """
 
     names: tuple[str, ...]
@@ -55,21 +62,39 @@ class Resampled:
     patients: int
     resamples: int
     level: float
+    prevalence: float = 0.0
 
     @property
     def is_share(self) -> np.ndarray:
         """bool[M], the metrics that are shares; see `PROPORTIONS`."""
         return np.array([name in PROPORTIONS for name in self.names])
 
-    def interval(self, arm: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return low and high of each metric, float64[M]."""
-        return interval(
-            self.value[arm],
+    def interval(self, arm: str, units: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return low and high of each metric, float64[M].
+
+        Args:
+          arm: its name.
+          units: int64[M], the patients that bear on each metric; None: `support`.
+        """
+        value = self.value[arm]
+        low, high = interval(
+            value,
             self.draws[arm],
             level=self.level,
-            units=self.support[arm],
+            units=self.support[arm] if units is None else units,
             proportion=self.is_share,
         )
+        if self.prevalence:
+            one, two = (
+                (value[m], low[m], high[m]) for m in (self.names.index(name) for name in _RATES)
+            )
+            for name, a, b, share in (
+                ("ppv", one, two, self.prevalence),
+                ("npv", two, one, 1 - self.prevalence),
+            ):
+                m = self.names.index(name)
+                _, low[m], high[m] = predictive_value(a, b, share)
+        return low, high
 
     def difference(
         self, arm: str, reference: str
@@ -143,6 +168,10 @@ def resample(
     with np.errstate(invalid="ignore"):
         value = {arm: kernels.mean_of_defined(table, axis=0) for arm, table in by_split.items()}
     draws = _draw(scorers, patients, resamples, options.seed, len(names))
+    if options.prevalence:
+        for tables in (value, draws):
+            for table in tables.values():
+                _at_prevalence(table, names, options.prevalence)
     for arm, table in draws.items():
         _center(table[:, names.index("ece")], value[arm][names.index("ece")])
     return Resampled(
@@ -156,7 +185,21 @@ def resample(
         patients=patients,
         resamples=resamples,
         level=options.level,
+        prevalence=options.prevalence,
     )
+
+
+def _at_prevalence(table: np.ndarray, names: Sequence[str], prevalence: float) -> None:
+    """Take PPV and NPV float64[..., M] from the mean rates, in place.
+
+    The mean over small folds of each fold's PPV would be too large: without a false positive it is
+    1, whatever the prevalence.
+    """
+    one, two = (table[..., names.index(name)] for name in _RATES)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ppv = one * prevalence / (one * prevalence + (1 - two) * (1 - prevalence))
+        npv = two * (1 - prevalence) / (two * (1 - prevalence) + (1 - one) * prevalence)
+    table[..., names.index("ppv")], table[..., names.index("npv")] = ppv, npv
 
 
 def _draw(

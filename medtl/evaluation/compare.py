@@ -1,9 +1,9 @@
 """Tests of a paired difference between two arms.
 
-DeLong's test for the AUROC, McNemar's for the accuracy, the corrected resampled t-test over folds,
-and the bootstrap's p value; Holm's correction over several of them. Each takes plain arrays, and
-patients where a patient has several examples. A difference is first minus second. What is undefined
-is NaN with the reason in `undefined`; refuses arrays that do not fit each other.
+DeLong's test for the AUROC, McNemar's for the accuracy, and the corrected resampled t-test over
+folds. Each takes plain arrays, and patients where a patient has several examples. A difference is
+first minus second. What is undefined is NaN with the reason in `undefined`; refuses arrays that do
+not fit each other.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from medtl.errors import UserError
 from medtl.evaluation.intervals import binary, column, normal_quantile, patient_numbers
 
 _NAN = math.nan
+_NEGATIVE = "the estimate of its variance is negative, as there are few patients of both classes"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +82,7 @@ class ResampledT:
     df: int
     p: float
     undefined: str = ""
+    se: float = _NAN
 
 
 def delong(
@@ -101,7 +103,8 @@ def delong(
     has one example it is DeLong's. The single interval is symmetric on the logit scale (Pepe 2003).
 
     Two scores that order the examples alike differ by 0 with p = 1. An AUROC of 0 or 1 has a
-    variance of 0, from which no interval follows.
+    variance of 0, from which no interval follows; nor does one from a negative estimate of it,
+    which few patients with positives and negatives may give.
 
     Args:
       label: bool[N], or 0 and 1.
@@ -137,14 +140,19 @@ def delong(
         )
         return DeLong(auc, nothing, nothing, np.full((k, k), _NAN), difference, undefined=reason)
     covariance = _covariance(positive, negative, label, unit)
-    low, high = _logit_interval(auc, np.sqrt(np.diag(covariance)), z_level)
+    own = np.diag(covariance)
+    low, high = _logit_interval(auc, np.sqrt(np.where(own < 0, _NAN, own)), z_level)
     edge = [f"the AUROC is {value:g}, where its variance is 0" for value in auc if value in (0, 1)]
+    edge += [_NEGATIVE] * bool((own < 0).any())
     single = DeLong(auc, low, high, covariance, undefined=edge[0] if edge else "")
     if k == 1:
         return single
     # Of the difference itself: a11 - 2 a12 + a22 would leave rounding where the scores agree.
     contrast = np.array([[1.0, -1.0]])
     variance = _covariance(contrast @ positive, contrast @ negative, label, unit)[0, 0]
+    if variance < 0:
+        difference = float(auc[0] - auc[1])
+        return dataclasses.replace(single, difference=difference, undefined=_NEGATIVE)
     return dataclasses.replace(
         single, **_wald(float(auc[0] - auc[1]), math.sqrt(variance), z_level, single.undefined)
     )
@@ -284,8 +292,8 @@ def mcnemar(
     discordant, smaller = n10 + n01, min(n10, n01)
     p = min(1.0, 2 * float(binom.cdf(smaller, discordant, 0.5)))
     # Equation 2 of the supplement of Fagerland et al.; for n10 = n01 half the probability of that
-    # outcome is left out.
-    observed = float(binom.pmf(smaller, discordant, 0.5))
+    # outcome is left out. Arms that agree everywhere have one outcome, which says nothing.
+    observed = float(binom.pmf(smaller, discordant, 0.5)) if discordant else 0.0
     p_mid = 1 - observed / 2 if n10 == n01 else p - observed
     p10, p01 = (n10 + 1) / (n + 2), (n01 + 1) / (n + 2)
     half = z * math.sqrt((p10 + p01 - (p10 - p01) ** 2) / (n + 2))
@@ -333,7 +341,7 @@ def corrected_resampled_t(
         )
     if np.ptp(values) == 0:
         if values[0] == 0:
-            return ResampledT(0.0, 0.0, 0.0, 0.0, j - 1, 1.0)
+            return ResampledT(0.0, 0.0, 0.0, 0.0, j - 1, 1.0, se=0.0)
         return ResampledT(
             float(values[0]), _NAN, _NAN, _NAN, j - 1, _NAN, f"all {j} differences are equal"
         )
@@ -346,50 +354,8 @@ def corrected_resampled_t(
         mean / se,
         j - 1,
         float(2 * student.sf(abs(mean / se), j - 1)),
+        se=se,
     )
-
-
-def bootstrap_p(draws: np.ndarray) -> float:
-    """Compute the two-sided p value of a difference from its bootstrap draws.
-
-    p = 2 (1 + min(#{d <= 0}, #{d >= 0})) / (R + 1), at most 1 (Davison & Hinkley 1997): up to the
-    1's, the smallest 1 - level at which the percentile interval leaves out 0. Draws that are NaN
-    are left out; NaN where more than one in twenty of the float[R] is, or none is left.
-    """
-    draws = np.asarray(draws, np.float64).ravel()
-    finite = draws[~np.isnan(draws)]
-    if not len(finite) or len(finite) < 0.95 * len(draws):
-        return _NAN
-    return min(
-        1.0, 2 * (1 + min(int(np.sum(finite <= 0)), int(np.sum(finite >= 0)))) / (len(finite) + 1)
-    )
-
-
-def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Correct p values by Holm's (1979) step-down method; NaN stays NaN and is not counted.
-
-    Args:
-      p: float[n].
-
-    Returns:
-      float64[n].
-
-    Raises:
-      UserError: a value is not from 0 to 1.
-
-    >>> holm([0.01, 0.04, 0.03]).tolist()
-    [0.03, 0.06, 0.06]
-    """
-    values = np.asarray(p, np.float64)
-    if np.any((values < 0) | (values > 1)):
-        raise UserError(f"p values must be from 0 to 1; these are {values.tolist()}")
-    tests = np.flatnonzero(~np.isnan(values))
-    order = tests[np.argsort(values[tests], kind="stable")]
-    adjusted = np.full(len(values), _NAN)
-    adjusted[order] = np.minimum(
-        1.0, np.maximum.accumulate(values[order] * np.arange(len(order), 0, -1))
-    )
-    return adjusted
 
 
 def _models(score: np.ndarray, n: int) -> np.ndarray:

@@ -1,16 +1,16 @@
-"""Every arm against the reference: the paired tests, their correction, and the verdict."""
+"""Every arm against the reference: the difference, the tests beside it, and the verdict."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from medtl.evaluation import arm_results, bootstrap, compare, metrics, verdict
+from medtl.evaluation import arm_results, bootstrap, compare, differences, metrics, verdict
 from medtl.evaluation.arm_results import Evaluated
+from medtl.evaluation.differences import Difference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ def with_reference(
     sources: Sequence[str] | None,
     unit: str,
 ) -> list[Compared]:
-    """Compare every other arm with the reference, with Holm's correction over them.
+    """Compare every other arm with the reference; see `differences.of_arms`.
 
     Args:
       evaluated: the arms.
@@ -42,87 +42,71 @@ def with_reference(
     """
     if reference is None:
         return []
-    other, level = evaluated[reference], resampled.level
-    tests = {
-        arm: _tests(e, other, resampled, metric) for arm, e in evaluated.items() if arm != reference
-    }
-    holm = compare.holm([rows[0]["p"] for rows in tests.values()])
+    other = evaluated[reference]
     names = [name for name in resampled.names if not name.startswith("calibration_")]
+    # A metric without a better side is refused by the verdict.
+    by_metric = {
+        name: differences.of_arms(evaluated, resampled, reference, name)
+        for name in dict.fromkeys([metric, *names])
+    }
     comparisons = []
-    for (arm, rows), p_holm in zip(tests.items(), holm.tolist(), strict=True):
-        main = rows[0]
+    for arm, main in by_metric[metric].items():
         judged = verdict.judge(
             arm,
             reference,
             metric,
-            difference=main["difference"],
-            low=main["low"],
-            high=main["high"],
-            p=main["p"],
-            p_holm=p_holm,
-            n=resampled.patients,
-            standard_error=main["se"],
-            unit=unit,
+            difference=main.value,
+            low=main.low,
+            high=main.high,
+            p=main.p,
+            p_adjusted=main.p_adjusted,
+            sample=sample_words(other, resampled.patients, unit),
+            one_model=differences.one_model(other),
             lower_is_better=metric in metrics.LOWER_IS_BETTER,
             negative_transfer=sources is not None and arm in sources and reference not in sources,
-            level=level,
-            undefined=main["note"],
+            level=resampled.level,
+            undefined=main.undefined,
         )
         as_dict = {
             "arm": arm,
             "reference": reference,
             "metric": metric,
-            "difference": arm_results.estimate(
-                main["difference"], main["low"], main["high"], reason=main["note"]
-            ),
-            "p": main["p"],
-            "p_holm": p_holm,
-            "method": main["name"],
+            "difference": as_estimate(main),
+            "p": main.p,
+            "p_adjusted": main.p_adjusted,
+            "method": main.method,
             "verdict": judged.verdict,
             "sentence": judged.sentence,
-            "needed": judged.needed,
-            "n_unit": unit,
-            "tests": rows,
-            "all_metrics": {name: difference(resampled, arm, reference, name) for name in names},
+            "tests": _tests(evaluated[arm], other, resampled, main, metric),
+            "all_metrics": {name: as_estimate(by_metric[name][arm]) for name in names},
         }
         comparisons.append(Compared(judged, as_dict))
     return comparisons
 
 
-def difference(
-    resampled: bootstrap.Resampled, arm: str, reference: str, name: str
-) -> dict[str, Any]:
-    """Return the estimate of a paired difference in one metric."""
-    m = resampled.names.index(name)
-    value, low, high, _ = resampled.difference(arm, reference)
-    reasons = (resampled.undefined[a].get(name, "") for a in (arm, reference))
-    reason = next(filter(None, reasons), "")
-    return arm_results.estimate(value[m], low[m], high[m], reason=reason)
+def sample_words(e: Evaluated, count: int, unit: str) -> str:
+    """Write how much the comparison rests on: "118 patients and 3 seeds"."""
+    words = f"{count:,} {unit}"
+    if e.several_splits:
+        return f"{words} in {len({(p.repeat, p.fold) for p in e.predictions})} splits"
+    return words if differences.one_model(e) else f"{words} and {len(e.sets)} seeds"
+
+
+def as_estimate(difference: Difference) -> dict[str, Any]:
+    """Return a difference as metrics.json has estimates."""
+    return arm_results.estimate(
+        difference.value, difference.low, difference.high, reason=difference.undefined
+    )
 
 
 def _tests(
-    a: Evaluated, b: Evaluated, resampled: bootstrap.Resampled, metric: str
+    a: Evaluated, b: Evaluated, resampled: bootstrap.Resampled, main: Difference, metric: str
 ) -> list[dict[str, Any]]:
     """Test one arm against the reference; the verdict follows the first test."""
-    m, level = resampled.names.index(metric), resampled.level
-    draws = resampled.draws[a.arm][:, m] - resampled.draws[b.arm][:, m]
-    estimate = difference(resampled, a.arm, b.arm, metric)
-    clustered = a.patients is not None
-    row = _row(
-        f"{'patient' if clustered else 'example'} bootstrap",
-        estimate["value"],
-        estimate["low"],
-        estimate["high"],
-        compare.bootstrap_p(draws) if np.isfinite(estimate["value"]) else math.nan,
-        estimate.get("undefined", ""),
-    )
-    row["se"] = float(np.nanstd(draws, ddof=1)) if np.isfinite(draws).any() else math.nan
-    tests = [row]
-    if a.several_splits:
-        tests.insert(0, _over_folds(a, b, resampled, m))
-        row["note"] = row["note"] or (
-            "of the models trained here: leaves out what other training sets would change"
-        )
+    clustered, level = a.patients is not None, resampled.level
+    note = main.undefined or main.note
+    first = _row(main.method, main.value, main.low, main.high, main.p_adjusted, note)
+    tests = [first | {"se": main.se, "df": main.df}]
     if metric == "auroc" and a.task == "two_class" and a.same_examples:
         tests.append(_delong(a, b, clustered=clustered, level=level))
     if a.task != "multi_label" and a.once:
@@ -140,7 +124,9 @@ def _delong(a: Evaluated, b: Evaluated, *, clustered: bool, level: float) -> dic
         patient=first.patient if clustered else None,
         level=level,
     )
-    note = t.undefined or ("clustered by patient" if clustered else "")
+    seeds = len(a.sets) > 1
+    parts = ["clustered by patient"] * clustered + ["of these trained models"] * seeds
+    note = t.undefined or ", ".join(parts)
     return _row("DeLong", t.difference, t.low, t.high, t.p, note)
 
 
@@ -156,21 +142,6 @@ def _mcnemar(a: Evaluated, b: Evaluated, *, clustered: bool, level: float) -> di
     only = f"{t.n10} right only with {a.arm}, {t.n01} only with {b.arm}"
     note = t.undefined or f"of the accuracy{a.once_words}, {kind}; {only}"
     return _row("McNemar", t.difference, t.low, t.high, t.p if clustered else t.p_mid, note)
-
-
-def _over_folds(
-    a: Evaluated, b: Evaluated, resampled: bootstrap.Resampled, m: int
-) -> dict[str, Any]:
-    """Apply Nadeau and Bengio's test over folds to the means over seeds in each."""
-    difference = resampled.by_split[a.arm][:, m] - resampled.by_split[b.arm][:, m]
-    folds: dict[Any, list[float]] = {}
-    for p, value in zip(a.predictions, difference, strict=True):
-        folds.setdefault((p.repeat, p.fold), []).append(float(value))
-    means = np.array([np.mean(values) for values in folds.values()])
-    t = compare.corrected_resampled_t(means, test_share=a.test_share, level=resampled.level)
-    note = t.undefined or f"over {len(folds)} folds, n_test / n_train = {a.test_share:.2f}"
-    row = _row("corrected resampled t", t.mean, t.low, t.high, t.p, note)
-    return {**row, "se": abs(t.mean / t.t) if t.t else math.nan}
 
 
 def _row(

@@ -177,16 +177,21 @@ def net_benefit(
     label: np.ndarray,
     probability: np.ndarray,
     thresholds: Sequence[float] | np.ndarray = THRESHOLDS,
+    *,
+    prevalence: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Compute the net benefit of treating by the model, of treating all and of treating none.
 
     TP / N - FP / N · t / (1 - t), treating where probability >= t (Vickers & Elkin 2006, Med Decis
-    Making 26, 565).
+    Making 26, 565). At a stated prevalence q it is q times the sensitivity, less 1 - q times the
+    share of false positives and the odds, NaN where a class is absent; the model's probabilities
+    stay as they are.
 
     Args:
       label: bool[N], or 0 and 1.
       probability: float[N].
       thresholds: float[T], from 0 to below 1.
+      prevalence: of the positives; 0: that of the examples.
 
     Raises:
       UserError: the arrays differ in length, a label is neither 0 nor 1, or a threshold is out of
@@ -197,17 +202,30 @@ def net_benefit(
     if not len(label) or np.isnan(probability).any():
         nothing = np.full(len(t), np.nan)
         return nothing, nothing, nothing
-    n, odds, prevalence = len(label), t / (1 - t), label.mean()
+    odds, share = t / (1 - t), prevalence or label.mean()
     true, false = (
         (p := np.sort(probability[side])).size - np.searchsorted(p, t) for side in (label, ~label)
     )
-    return true / n - false / n * odds, prevalence - (1 - prevalence) * odds, np.zeros(len(t))
+    of_true, of_false = _class_weights(label, prevalence)
+    model = true * of_true - false * of_false * odds
+    return model, share - (1 - share) * odds, np.zeros(len(t))
+
+
+def _class_weights(label: np.ndarray, prevalence: float) -> tuple[float, float]:
+    """Return the weight of a positive and of a negative, such that those of all add up to 1."""
+    n, positives = len(label), int(label.sum())
+    if not prevalence:
+        return 1 / n, 1 / n
+    if not 0 < positives < n:
+        return np.nan, np.nan
+    return prevalence / positives, (1 - prevalence) / (n - positives)
 
 
 def decision_curve(
     splits: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
     thresholds: Sequence[float] | np.ndarray = THRESHOLDS,
     *,
+    prevalence: float = 0.0,
     level: float = 0.95,
 ) -> DecisionCurve:
     """Average `net_benefit` over splits, with a pointwise interval whose unit is the patient.
@@ -220,6 +238,7 @@ def decision_curve(
       splits: (label bool[N], probability float[N], patient int[N]) of each, patients numbered alike
         in all.
       thresholds: float[T], from 0 to below 1.
+      prevalence: of the positives, see `net_benefit`; a stated one does not vary.
       level: of the interval.
 
     Raises:
@@ -227,15 +246,14 @@ def decision_curve(
         1.
     """
     t, z = _thresholds(thresholds), normal_quantile(level)
-    model, treat_all, none = (
-        np.mean(c, axis=0) for c in zip(*(net_benefit(y, p, t) for y, p, _ in splits), strict=True)
-    )
+    each = [net_benefit(y, p, t, prevalence=prevalence) for y, p, _ in splits]
+    model, treat_all, none = (np.mean(c, axis=0) for c in zip(*each, strict=True))
     columns = [(*_pair(y, p), np.asarray(patient)) for y, p, patient in splits]
     if any(patient.shape != y.shape or (patient < 0).any() for y, _, patient in columns):
         raise UserError("patient must be a number from 0 for each example")
     if np.isnan(model).any():
         nothing = np.full(len(t), np.nan)
-        reason = "a probability is NaN or a split is empty"
+        reason = "a probability is NaN, or a split is empty or lacks a class"
         return DecisionCurve(t, model, treat_all, none, nothing, nothing, reason)
     patients = len(np.unique(np.concatenate([patient for *_, patient in columns])))
     most = 1 + max(int(patient.max()) for *_, patient in columns)
@@ -243,8 +261,12 @@ def decision_curve(
     for i, threshold in enumerate(t if patients > 1 else ()):
         share = np.zeros(most)
         for y, p, patient in columns:
-            benefit = np.where(p >= threshold, np.where(y, 1.0, -threshold / (1 - threshold)), 0.0)
-            deviation = (benefit - benefit.mean()) / (len(y) * len(columns))
+            gain = np.where(y, 1.0, -threshold / (1 - threshold)) * (p >= threshold)
+            # A stated prevalence fixes the share of each class, so the mean is that of the class.
+            for side in (y, ~y) if prevalence else (np.ones(len(y), bool),):
+                gain[side] -= gain[side].mean()
+            weight = np.where(y, *_class_weights(y, prevalence))
+            deviation = weight * gain / len(columns)
             share += np.bincount(patient, deviation, minlength=most)
         se[i] = np.sqrt(patients / (patients - 1) * np.sum(share**2))
     reason = "" if patients > 1 else "one patient has no interval"
@@ -306,6 +328,7 @@ def learning_curve_sentence(
     differences: Sequence[tuple[float, float, float]],
     unit: str = "labels",
     lower_is_better: bool = False,
+    one_model: bool = False,
     level: float = 0.95,
 ) -> str:
     """Say at which sizes an arm pays: where the interval of its difference leaves out 0.
@@ -318,6 +341,7 @@ def learning_curve_sentence(
       differences: at each size arm minus reference, and its interval's ends; NaN where undefined.
       unit: what is counted, in the plural.
       lower_is_better: of the metric.
+      one_model: each arm was trained once at each size, so the sentence is about these models.
       level: of the intervals, which are not corrected for the number of sizes.
     """
     if not sizes or len(sizes) != len(differences):
@@ -326,7 +350,8 @@ def learning_curve_sentence(
         direction(low, high, lower_is_better=lower_is_better) for _, low, high in differences
     ]
     parts = []
-    for verdict, verb in (("helps", "pays"), ("hurts", "hurts")):
+    verbs = ("scores better", "scores worse") if one_model else ("pays", "hurts")
+    for verdict, verb in zip(("helps", "hurts"), verbs, strict=True):
         chosen = [i for i, found in enumerate(verdicts) if found == verdict]
         if chosen:
             most = max(chosen, key=lambda i: abs(differences[i][0]))
@@ -342,7 +367,8 @@ def learning_curve_sentence(
         )
         return f"Inconclusive: no difference of {arm} is shown {span} {unit}, {basis}."
     rest = "; inconclusive at the other sizes" if "cannot_tell" in verdicts else ""
-    return f"{arm} {' and '.join(parts)}, {basis}{rest}."
+    who = f"The trained model of {arm}" if one_model else arm
+    return f"{who} {' and '.join(parts)}, {basis}{rest}."
 
 
 def _where(chosen: Sequence[int], sizes: Sequence[int], unit: str) -> str:

@@ -94,6 +94,46 @@ def wilson(
     return np.where(share <= 0, 0.0, middle - half), np.where(share >= 1, 1.0, middle + half)
 
 
+def predictive_value(
+    rate: tuple[np.ndarray, np.ndarray, np.ndarray],
+    other: tuple[np.ndarray, np.ndarray, np.ndarray],
+    share: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Compute a predictive value at a stated share of the class, and its interval, from two rates.
+
+    By Bayes it is r o / (1 + r o) with the ratio r = rate / (1 - other) and the odds o of `share`;
+    the interval of r is that of Donner & Zou (2012, Stat Methods Med Res 21, 347; MOVER-R), from
+    the limits of the two rates, which belong to different patients. Wilson's interval of the called
+    examples would leave out that their number at the stated share is another one.
+
+    Args:
+      rate: value, low, high of the sensitivity, for the NPV of the specificity.
+      other: those of the specificity, for the NPV of the sensitivity.
+      share: of the class that the value is about, the prevalence or for the NPV 1 - prevalence.
+
+    Returns:
+      value, low, high: float64[...], NaN where the value or a limit is.
+
+    >>> sensitivity, specificity = (0.9, 0.79, 0.96), (1.0, 0.96, 1.0)
+    >>> value, low, high = predictive_value(sensitivity, specificity, 0.01)
+    >>> f"{value:.3f} {low:.2f} {high:.0f}"
+    '1.000 0.18 1'
+    """
+    a, a_low, a_high = (np.asarray(x, np.float64) for x in rate)
+    b, b_high, b_low = (1 - np.asarray(x, np.float64) for x in other)
+    odds = share / (1 - share)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rising, falling = a_low * (2 * a - a_low), a_high * (2 * a - a_high)
+        root = np.sqrt(np.maximum((a * b) ** 2 - rising * b_high * (2 * b - b_high), 0.0))
+        low = np.where(a_low > 0, rising / (a * b + root), 0.0)
+        root = np.sqrt(np.maximum((a * b) ** 2 - falling * b_low * (2 * b - b_low), 0.0))
+        high = np.where(b_low > 0, (a * b + root) / (b_low * (2 * b - b_low)), np.inf)
+        value = a * odds / (a * odds + b)
+        ends = [np.where(np.isinf(r), 1.0, r * odds / (1 + r * odds)) for r in (low, high)]
+    bad = np.isnan(value) | np.isnan(a_low) | np.isnan(b_low)
+    return value, np.where(bad, np.nan, ends[0]), np.where(bad, np.nan, ends[1])
+
+
 def effective_n(hit: np.ndarray, unit: np.ndarray, group: np.ndarray | None = None) -> np.ndarray:
     """Return how many independent examples the patients' examples are worth, for a share.
 

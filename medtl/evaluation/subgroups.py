@@ -136,10 +136,10 @@ def _of_arm(
 
 def _estimates(resampled: Resampled, arm: str, group: _Group) -> dict[str, dict[str, Any]]:
     key, share = _key(arm, group), resampled.is_share
-    # What `Resampled.interval` does, but with this group's patients, not those of all groups.
+    # This group's patients bear on a metric, not those of all groups.
     units = np.where(share, resampled.support[key], group.units)
-    value, draws = resampled.value[key], resampled.draws[key]
-    low, high = interval(value, draws, level=resampled.level, units=units, proportion=share)
+    value = resampled.value[key]
+    low, high = resampled.interval(key, units)
     estimates = {}
     for m, name in enumerate(resampled.names):
         splits = resampled.by_split[key][:, m]

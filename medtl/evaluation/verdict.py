@@ -1,6 +1,6 @@
-"""The verdict on two arms in words, from a difference, its interval and its p value.
+"""The verdict on two arms in words, from a difference and its interval.
 
-Refuses a verdict that only the interval or only the p value would give.
+Refuses metrics without a better side.
 """
 
 from __future__ import annotations
@@ -8,27 +8,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from statistics import NormalDist
 from typing import Any
 
 from medtl.errors import UserError
 from medtl.evaluation import wording
-from medtl.evaluation.intervals import normal_quantile
-
-
-def needed(
-    difference: float, standard_error: float, n: int, *, power: float = 0.8, level: float = 0.95
-) -> float:
-    """Estimate how many patients would show a true difference of this size.
-
-    n ((z_{(1 + level) / 2} + z_power) se / |difference|)², because the standard error falls with
-    √n. It takes the observed difference for the true one, so it is an order of magnitude. NaN where
-    something is undefined, infinite for no difference.
-    """
-    if math.isnan(difference) or math.isnan(standard_error):
-        return math.nan
-    z = normal_quantile(level) + NormalDist().inv_cdf(power)
-    return math.inf if difference == 0 else n * (z * standard_error / abs(difference)) ** 2
 
 
 def direction(low: float, high: float, *, lower_is_better: bool = False) -> str:
@@ -49,10 +32,9 @@ class Comparison:
     """A verdict on an arm against a reference, by `judge`.
 
     Attributes:
-      verdict: "helps", "hurts" or "cannot_tell".
+      verdict: "helps" or "hurts", of an arm that was trained several times; "model_better" or
+        "model_worse", of one trained model; else "cannot_tell".
       headline, sentence: the verdict in short, and with its numbers.
-      needed: about how many patients would show a difference of this size; None where that says
-        nothing.
     """
 
     arm: str
@@ -61,7 +43,6 @@ class Comparison:
     verdict: str
     headline: str
     sentence: str
-    needed: float | None = None
 
 
 def judge(
@@ -73,10 +54,9 @@ def judge(
     low: float,
     high: float,
     p: float,
-    n: int,
-    p_holm: float | None = None,
-    standard_error: float = math.nan,
-    unit: str = "patients",
+    sample: str,
+    one_model: bool,
+    p_adjusted: float | None = None,
     lower_is_better: bool = False,
     negative_transfer: bool = False,
     level: float = 0.95,
@@ -84,7 +64,8 @@ def judge(
 ) -> Comparison:
     """Put a difference in words.
 
-    An arm helps or hurts only if the difference's interval leaves out 0 and p_holm < 1 - level.
+    An arm helps or hurts where the difference's interval leaves out 0. Of one trained model an arm
+    nothing is known about another training: the words are about these models, never about the arm.
 
     Args:
       arm: its name.
@@ -95,10 +76,9 @@ def judge(
       low: the lower end of its interval.
       high: the upper end.
       p: of the difference by itself.
-      n: how many patients, or `unit`, there are.
-      p_holm: after the correction for several comparisons; None: there is one, so `p`.
-      standard_error: of the difference, for the number needed; NaN: unknown.
-      unit: what was resampled, in the plural.
+      sample: how much the comparison rests on, in words: "118 patients and 3 seeds".
+      one_model: each arm was trained once, on one split.
+      p_adjusted: for the number of arms; None: there is one other, so `p`.
       lower_is_better: of the metric.
       negative_transfer: whether harm is called so: the arm learns from the source and the reference
         does not.
@@ -106,12 +86,15 @@ def judge(
       undefined: why one of the numbers is NaN.
 
     Raises:
-      UserError: the metric has no better side, or `level` is not between 0 and 1.
+      UserError: the metric has no better side.
 
-    >>> numbers = dict(difference=0.05, low=0.01, high=0.09, p=0.01, n=118)
-    >>> judge("transfer", "scratch", "auroc", **numbers).headline
+    >>> numbers = dict(difference=0.05, low=0.01, high=0.09, p=0.01, sample="118 patients")
+    >>> judge("transfer", "scratch", "auroc", **numbers, one_model=False).headline
     'transfer helps.'
-    >>> judge("transfer", "scratch", "auroc", **{**numbers, "low": -0.02}).headline
+    >>> judge("transfer", "scratch", "auroc", **numbers, one_model=True).headline
+    'This trained model of transfer scores higher than that of scratch.'
+    >>> numbers["low"] = -0.02
+    >>> judge("transfer", "scratch", "auroc", **numbers, one_model=False).headline
     'Inconclusive: 118 patients are too few to tell whether transfer helps.'
     """
     if metric.startswith("calibration_"):
@@ -119,34 +102,50 @@ def judge(
             f"arms cannot be compared in {metric}: neither more nor less of it is better; "
             "brier has a better side"
         )
-    p_holm, name = p if p_holm is None else p_holm, wording.metric_in_a_sentence(metric)
+    p_adjusted, name = p if p_adjusted is None else p_adjusted, wording.metric_in_a_sentence(metric)
     if math.isnan(difference) or math.isnan(low) or math.isnan(high):
         short = f"Inconclusive: the difference in {name} of {arm} against {reference} is undefined"
         reason = undefined or "no reason was recorded"
         return Comparison(arm, reference, metric, "cannot_tell", f"{short}.", f"{short}: {reason}.")
-    shown = _numbers(difference, low, high, p, p_holm, lower_is_better, level)
-    numbers = f"{name} {shown} against {reference}"
-    verdict = "cannot_tell"
-    if 1 - p_holm > level:
-        verdict = direction(low, high, lower_is_better=lower_is_better)
-    if verdict != "cannot_tell":
-        harm = " (negative transfer)" if verdict == "hurts" and negative_transfer else ""
-        short = f"{arm} {verdict}{harm}"
-        return Comparison(arm, reference, metric, verdict, f"{short}.", f"{short}: {numbers}.")
-    short = f"Inconclusive: {n:,} {unit} are too few to tell whether {arm} helps."
-    numbers = numbers[0].upper() + numbers[1:]
-    enough = needed(difference, standard_error, n, level=level)
-    if not n < enough < math.inf:
-        return Comparison(arm, reference, metric, verdict, short, f"{short} {numbers}.")
-    more = f"a difference of this size would need about {wording.about(enough)}"
-    return Comparison(arm, reference, metric, verdict, short, f"{short} {numbers}; {more}.", enough)
+    shown = _numbers(difference, low, high, p, p_adjusted, lower_is_better, level)
+    verdict = direction(low, high, lower_is_better=lower_is_better)
+    if verdict == "cannot_tell":
+        what = (
+            f"which of these trained models of {arm} and {reference} is better"
+            if one_model
+            else f"whether {arm} helps"
+        )
+        short = f"Inconclusive: {sample} are too few to tell {what}"
+        numbers = f"{name[0].upper()}{name[1:]} {shown} against {reference}"
+        rest = "; training variance is unknown with one seed." if one_model else "."
+        sentence = f"{short}. {numbers}{rest}"
+        return Comparison(arm, reference, metric, verdict, f"{short}.", sentence)
+    if one_model:
+        side = _SIDES[lower_is_better][verdict]
+        short = f"This trained model of {arm} scores {side} than that of {reference}"
+        kind = "model_better" if verdict == "helps" else "model_worse"
+        sentence = (
+            f"{short}: {name} {shown}; training variance is unknown with one seed: three seeds "
+            f"would tell whether {arm} {verdict}."
+        )
+        return Comparison(arm, reference, metric, kind, f"{short}.", sentence)
+    harm = " (negative transfer)" if verdict == "hurts" and negative_transfer else ""
+    short = f"{arm} {verdict}{harm}"
+    sentence = f"{short}: {name} {shown} against {reference}."
+    return Comparison(arm, reference, metric, verdict, f"{short}.", sentence)
+
+
+_SIDES = (
+    {"helps": "higher", "hurts": "lower"},
+    {"helps": "better", "hurts": "worse"},
+)
 
 
 def headline(comparisons: Sequence[Comparison]) -> dict[str, Any]:
     """Return the verdict of several comparisons, the first of which is the main arm's.
 
-    The headline is the main arm's, followed by the other arms that help or hurt; the sentences are
-    all of them in order.
+    The headline is the main arm's, followed by the other arms that differ; the sentences are all of
+    them in order.
     """
     if not comparisons:
         return {
@@ -165,13 +164,14 @@ def headline(comparisons: Sequence[Comparison]) -> dict[str, Any]:
 
 
 def _numbers(
-    value: float, low: float, high: float, p: float, p_holm: float, lower: bool, level: float
+    value: float, low: float, high: float, p: float, p_adjusted: float, lower: bool, level: float
 ) -> str:
     shown, *ends = wording.signed_alike((value, low, high))
     parts = ["lower is better"] if lower else []
     parts.append(f"{wording.percent(level)} interval {ends[0]} to {ends[1]}")
     if not math.isnan(p):
         parts.append(f"p {wording.p_relation(p)}")
-    if p_holm > p:
-        parts.append(f"{wording.p_relation(p_holm).removeprefix('= ')} after Holm's correction")
+    if p_adjusted > p:
+        adjusted = wording.p_relation(p_adjusted).removeprefix("= ")
+        parts.append(f"{adjusted} adjusted for the number of arms")
     return f"{shown} ({', '.join(parts)})"

@@ -45,6 +45,8 @@ _METRICS = {
 VERDICTS = {
     "helps": "Helps",
     "hurts": "Hurts",
+    "model_better": "This model: better",
+    "model_worse": "This model: worse",
     "cannot_tell": "Inconclusive",
     "no_comparison": "No comparison",
 }
@@ -134,11 +136,6 @@ def count(x: Any) -> str:
     return f"{x:,.0f}" if x == round(x) else f"{x:,.1f}"
 
 
-def about(count: float) -> str:
-    """Write a count of at least 1 in two significant digits: 1,900."""
-    return f"{round(count, 1 - math.floor(math.log10(count))):,.0f}"
-
-
 def interval(low: Any, high: Any, *, sign: bool = False) -> str:
     """Write the ends of an interval, "0.812 to 0.934"; empty where one is NaN."""
     if not (is_known(low) and is_known(high)):
@@ -194,8 +191,8 @@ def main_difference(comparison: Mapping[str, Any], level: Any) -> str:
     parts = [f"{percent(level)} interval{by} {between}" if between else NO_INTERVAL]
     if is_known(comparison.get("p")):
         tested = f"p {p_relation(comparison['p'])}"
-        if is_known(comparison.get("p_holm")):
-            tested += f", with Holm's correction {p_value(comparison['p_holm'])}"
+        if value(comparison.get("p_adjusted")) > value(comparison["p"]):
+            tested += f", adjusted {p_value(comparison['p_adjusted'])}"
         parts.append(tested)
     return f"{signed(difference['value'])} {name} ({'; '.join(parts)})"
 

@@ -206,6 +206,7 @@ class Arm:
             target.label[rows],
             self._probabilities(weights, rows),
             classes=target.classes,
+            positive=self.config.evaluation.positive,
             extra=self.experiment.metrics,
         )
         return metrics.rank(metric, values[metric])

@@ -59,7 +59,7 @@ def write(
         rows, classes, settings, sources=sources, errors=_errors(folder), name=name
     )
     summary = {
-        **_summary(rows, classes, settings.extra),
+        **_summary(rows, classes, settings),
         "evaluation": {**report, "errors": _without_images(report["errors"])},
         **provenance,
     }
@@ -127,7 +127,7 @@ def _provenance(folder: Path) -> dict[str, Any]:
 
 
 def _summary(
-    rows: Sequence[Predictions], classes: Sequence[str], extra: Mapping[str, metrics.Metric]
+    rows: Sequence[Predictions], classes: Sequence[str], settings: analysis.Settings
 ) -> dict[str, Any]:
     """Compute means over the seeds, or over a cross-validation's splits; smaller sizes left out."""
     results: dict[str, dict[str, dict[str, Any]]] = {}
@@ -136,7 +136,13 @@ def _summary(
         parts = (("seed", p.seed), ("repeat", p.repeat), ("fold", p.fold))
         split = ", ".join(f"{name} {value}" for name, value in parts if value is not None)
         run = split if crossed else str(p.seed or 0)
-        entry = metrics.describe(p.label, p.probability, classes=classes, extra=extra)
+        entry = metrics.describe(
+            p.label,
+            p.probability,
+            classes=classes,
+            positive=settings.positive,
+            extra=settings.extra,
+        )
         results.setdefault(run, {}).setdefault(p.arm, {})[p.split] = entry
     return summarize(results, runs="splits" if crossed else "seeds")
 

@@ -214,6 +214,7 @@ class _Best:
             e.label[self._val[r]],
             probability,
             classes=e.classes,
+            positive=self._arms[r].config.evaluation.positive,
             extra=self._arms[r].experiment.metrics,
         )
         score = metrics.rank(self._metric, values[self._metric])

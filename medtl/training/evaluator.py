@@ -222,6 +222,7 @@ class Validation:
             self.examples.label[rows],
             probability,
             classes=self.examples.classes,
+            positive=self.evaluator.config.evaluation.positive,
             extra=self.extra,
         )
 

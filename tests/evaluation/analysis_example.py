@@ -85,9 +85,9 @@ def two_class():
         "arms": arms,
         "reference": "target_only",
         "comparisons": [
-            _comparison(arms, "transfer", 0.019, 0.0004, 0.0012, "helps", None),
-            _comparison(arms, "pooled", 0.028, 0.004, 0.008, "hurts", None),
-            _comparison(arms, "scratch", 0.25, 0.08, 0.08, "cannot_tell", 640),
+            _comparison(arms, "transfer", 0.019, 0.0004, 0.0012, "helps"),
+            _comparison(arms, "pooled", 0.028, 0.004, 0.008, "hurts"),
+            _comparison(arms, "scratch", 0.25, 0.08, 0.08, "cannot_tell"),
         ],
         "learning_curve": _learning_curve(),
         "errors": [_error(rng, i) for i in range(6)],
@@ -308,7 +308,7 @@ def _auroc(label, score):
     return float(np.mean(score[label == 1][:, None] > score[label == 0][None, :]))
 
 
-def _comparison(arms, arm, half, p, p_holm, verdict, needed):
+def _comparison(arms, arm, half, p, p_adjusted, verdict):
     pair = [
         {name: e["value"] for name, e in arms[a]["metrics"].items()} for a in (arm, "target_only")
     ]
@@ -329,12 +329,10 @@ def _comparison(arms, arm, half, p, p_holm, verdict, needed):
         "metric": "auroc",
         "difference": main,
         "p": p,
-        "p_holm": p_holm,
+        "p_adjusted": p_adjusted,
         "method": "patient bootstrap",
         "verdict": verdict,
         "sentence": f"{arm} {words} target_only in AUROC with 216 patients.",
-        "needed": needed,
-        "n_unit": "patients",
         "tests": [
             {"name": "patient bootstrap", **sides, "p": p, "note": ""},
             {"name": "DeLong", **sides, "p": p * 1.1, "note": "scores averaged over the repeats"},

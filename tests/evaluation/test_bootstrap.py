@@ -14,7 +14,7 @@ from scipy.special import expit
 from medtl.errors import UserError
 from medtl.evaluation import bootstrap
 from medtl.evaluation.bootstrap import Resampled, resample
-from medtl.evaluation.intervals import interval
+from medtl.evaluation.intervals import interval, predictive_value, wilson
 from medtl.evaluation.metrics import ALL_NAMES, EvaluationSet, Options, Scorer
 
 CLASSES = ("no", "yes")
@@ -225,6 +225,61 @@ def test_always_right_is_not_certain():
     bound = 1 - 0.025 ** (1 / 40)
     assert difference["accuracy"] == pytest.approx((0, -bound, bound))
     assert difference["brier"] == (0, 0, 0)
+
+
+def at_one_percent(patient):
+    """Nine of ten of 50 positives are called, none of 100 negatives."""
+    label = np.repeat([1, 0], [50, 100])
+    score = np.repeat([0.9, 0.1], [45, 105])
+    cell = EvaluationSet(label, np.stack([1 - score, score], axis=1), patient)
+    found = made({"a": [cell]}, prevalence=0.01, resamples=2000)
+    low, high = (dict(zip(found.names, side, strict=True)) for side in found.interval("a"))
+    return dict(zip(found.names, found.value["a"], strict=True)), low, high
+
+
+def test_a_predictive_value_at_a_prevalence_holds_what_the_rates_leave_open():
+    value, low, high = at_one_percent(np.arange(150))
+    implied = 0.9 * 0.01 / (0.9 * 0.01 + (1 - low["specificity"]) * 0.99)  # 0.19
+    assert value["ppv"] == high["ppv"] == 1
+    assert low["ppv"] == pytest.approx(implied, abs=0.02) and implied < 0.2
+    assert value["npv"] == pytest.approx(0.99 / (0.99 + 0.1 * 0.01))
+    assert low["npv"] < value["npv"] < high["npv"]
+    # Ten images a patient are worth as many patients.
+    _, clustered, _ = at_one_percent(np.arange(150) // 10)
+    assert clustered["ppv"] < low["ppv"] - 0.1 and clustered["npv"] < low["npv"]
+
+
+@pytest.mark.parametrize(
+    "q, se, sp, n1, n0",
+    [
+        (0.01, 0.9, 0.99, 50, 100),
+        (0.05, 0.95, 0.97, 40, 60),
+        (0.01, 0.9, 0.9, 50, 100),
+        (0.3, 0.9, 0.9, 50, 100),
+        (0.01, 0.9, 0.98, 100, 200),
+    ],
+)
+def test_predictive_values_at_a_prevalence_cover_the_truth(q, se, sp, n1, n0):
+    rng = np.random.default_rng(0)
+    one, two = rng.binomial(n1, se, 20_000) / n1, rng.binomial(n0, sp, 20_000) / n0
+    one, two = ((p, *wilson(p, n, 1.96)) for p, n in ((one, n1), (two, n0)))
+    for truth, (_, low, high) in (
+        (se * q / (se * q + (1 - sp) * (1 - q)), predictive_value(one, two, q)),
+        (sp * (1 - q) / (sp * (1 - q) + (1 - se) * q), predictive_value(two, one, 1 - q)),
+    ):
+        assert 0.93 < np.mean((low <= truth) & (truth <= high)) < 0.985
+
+
+def test_folds_without_a_false_positive_do_not_raise_the_ppv_at_a_prevalence():
+    label = np.repeat([1, 0], [5, 10])
+    score = np.repeat([0.9, 0.1], [5, 10])
+    wrong = np.repeat([0.9, 0.1], [6, 9])
+    cells = [
+        EvaluationSet(label, np.stack([1 - s, s], axis=1), np.arange(15) + 15 * i)
+        for i, s in enumerate((score, wrong))
+    ]
+    found = made({"a": cells}, prevalence=0.01)
+    assert found.value["a"][found.names.index("ppv")] == pytest.approx(0.01 / (0.01 + 0.05 * 0.99))
 
 
 def test_a_share_has_wilsons_interval():

@@ -194,6 +194,28 @@ def test_without_clusters_the_net_benefits_interval_is_that_of_a_mean():
     )
 
 
+def test_the_net_benefit_at_a_prevalence_weighs_the_classes():
+    label, probability = case(5, n=40)
+    q, t = 0.02, np.array([0.1, 0.4])
+    sensitivity = [(probability[label] >= x).mean() for x in t]
+    false = np.array([(probability[~label] >= x).mean() for x in t])
+    model, treat_all, _ = curves.net_benefit(label, probability, t, prevalence=q)
+    np.testing.assert_allclose(model, q * np.array(sensitivity) - (1 - q) * false * t / (1 - t))
+    np.testing.assert_allclose(treat_all, q - (1 - q) * t / (1 - t))
+    own, stated = (
+        curves.net_benefit(label, probability, t, prevalence=x) for x in (0.0, label.mean())
+    )
+    np.testing.assert_allclose(own[0], stated[0])
+    # The variance of two shares of known weights.
+    found = curves.decision_curve([(label, probability, np.arange(40))], t, prevalence=q)
+    parts = zip((q, 1 - q), (1, t / (1 - t)), (sensitivity, false), (label, ~label), strict=True)
+    variance = sum((w * v) ** 2 * np.array(s) * (1 - np.array(s)) / c.sum() for w, v, s, c in parts)
+    half = stats.norm.ppf(0.975) * np.sqrt(variance * 40 / 39)
+    np.testing.assert_allclose(found.high - found.model, half, rtol=1e-9)
+    one_class = curves.decision_curve([([1, 1], [0.2, 0.7], [0, 1])], t, prevalence=q)
+    assert np.isnan(one_class.model).all() and "lacks a class" in one_class.undefined
+
+
 def test_the_net_benefits_interval_covers():
     rng, t, simulations, covered = np.random.default_rng(1), 0.4, 600, 0
     treated = [

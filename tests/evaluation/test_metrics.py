@@ -31,7 +31,13 @@ def test_one_label_agrees_with_scikit_learn(k, decimals, n):
     close(got["balanced_accuracy"], sk.balanced_accuracy_score(label, predicted))
     close(got["f1_macro"], sk.f1_score(label, predicted, average="macro"))
     close(got["auroc"], sk.roc_auc_score(label, p[:, 1] if k == 2 else p, multi_class="ovr"))
-    close(got["auprc"], sk.average_precision_score(one_hot, p, average="macro"))
+    of = (label, p[:, 1]) if k == 2 else (one_hot, p)
+    close(got["auprc"], sk.average_precision_score(*of))
+    if k == 2:  # of the positive class, which a class of the source's need not be
+        first = metrics.describe(label, p, classes=NAMES[:2], positive=NAMES[0])["auprc"]
+        close(first, sk.average_precision_score(label == 0, p[:, 0]))
+        other = metrics.describe(label, p, classes=NAMES[:2], positive="another")["auprc"]
+        close(other, got["auprc"])
     close(got["loss"], sk.log_loss(label, p))
     assert got["confusion"] == sk.confusion_matrix(label, predicted).tolist()
 
@@ -94,8 +100,8 @@ def test_relabelling_the_classes_changes_no_metric():
         label[p[:, 0] != p[:, 1]],
         p[p[:, 0] != p[:, 1]],
     )  # of equal probabilities the first class is predicted
-    one = metrics.describe(label, p, classes=("a", "b"))
-    other = metrics.describe(1 - label, p[:, ::-1], classes=("b", "a"))
+    one = metrics.describe(label, p, classes=("a", "b"), positive="b")
+    other = metrics.describe(1 - label, p[:, ::-1], classes=("b", "a"), positive="b")
     for name in metrics.NAMES:
         close(one[name], other[name])
 
@@ -103,7 +109,7 @@ def test_relabelling_the_classes_changes_no_metric():
 def test_equal_probabilities_are_chance():
     got = metrics.describe(np.array([0, 1, 1, 1]), np.full((4, 2), 0.5), classes=("a", "b"))
     close(got["auroc"], 0.5)
-    close(got["auprc"], 0.5)  # the mean of the prevalences 1/4 and 3/4
+    close(got["auprc"], 3 / 4)  # the prevalence of b
     close(got["loss"], math.log(2))
     close(got["balanced_accuracy"], 0.5)
 

@@ -188,7 +188,7 @@ def test_every_metric_of_every_arm_is_in_the_tables(trees):
     comparison = analysis["comparisons"][1]
     row = cells(tree, "Differences in AUROC")["pooled − target_only"]
     assert row["AUROC"][0] == f"−{-comparison['difference']['value']:.3f}"
-    assert (row["p"][0], row["p, Holm"][0], row["First arm"][0]) == ("0.004", "0.008", "Hurts")
+    assert (row["p"][0], row["p, adjusted"][0], row["First arm"][0]) == ("0.004", "0.008", "Hurts")
 
 
 def test_what_is_undefined_says_why(trees):

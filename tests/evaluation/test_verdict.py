@@ -3,31 +3,20 @@
 import math
 
 import pytest
-from statsmodels.stats import power
 
 from medtl.errors import UserError
 from medtl.evaluation import verdict
 
 
-def test_needed_is_the_sample_size_of_the_normal_test():
-    for difference, se, n in ((0.01, 0.02, 118), (-0.03, 0.011, 400)):
-        wanted = power.normal_sample_size_one_tail(abs(difference), 0.8, 0.025, se * math.sqrt(n))
-        assert verdict.needed(difference, se, n) == pytest.approx(wanted, rel=1e-9)
-    assert verdict.needed(0.0, 0.1, 10) == math.inf
-    assert math.isnan(verdict.needed(math.nan, 0.1, 10)) and math.isnan(
-        verdict.needed(0.1, math.nan, 10)
-    )
-    assert verdict.needed(0.1, 0.05, 100, power=0.9) > verdict.needed(0.1, 0.05, 100)
-
-
 def judged(difference=0.0516, low=0.012, high=0.0911, p=0.0098, **options):
-    options = {"metric": "auroc", "arm": "transfer", "reference": "target_only", "n": 118} | options
+    options = {"metric": "auroc", "arm": "transfer", "reference": "target_only"} | options
+    options = {"sample": "118 patients and 3 seeds", "one_model": False} | options
     return verdict.judge(difference=difference, low=low, high=high, p=p, **options)
 
 
 def test_a_verdict_says_its_numbers():
-    found = judged(standard_error=0.02)
-    assert found.verdict == "helps" and found.needed is None and found.headline == "transfer helps."
+    found = judged()
+    assert found.verdict == "helps" and found.headline == "transfer helps."
     wanted = (
         "transfer helps: AUROC +0.052 (95 % interval +0.012 to +0.091, p = 0.010) against "
         "target_only."
@@ -42,36 +31,46 @@ def test_a_verdict_says_its_numbers():
     assert "negative transfer" not in judged(-0.04, -0.07, -0.01, 0.0004).sentence
 
 
-def test_an_inconclusive_verdict_says_how_many_would_tell():
-    found = judged(0.01, -0.03, 0.05, 0.62, standard_error=0.0143)
-    assert found.verdict == "cannot_tell" and found.needed == pytest.approx(1894, abs=1)
+def test_an_inconclusive_verdict_names_what_was_too_little():
+    found = judged(0.01, -0.03, 0.05, 0.62)
+    assert found.verdict == "cannot_tell"
     assert found.sentence == (
-        "Inconclusive: 118 patients are too few to tell whether transfer helps. AUROC +0.010 "
-        "(95 % interval −0.030 to +0.050, p = 0.620) against target_only; a difference of this "
-        "size would need about 1,900."
+        "Inconclusive: 118 patients and 3 seeds are too few to tell whether transfer helps. "
+        "AUROC +0.010 (95 % interval −0.030 to +0.050, p = 0.620) against target_only."
     )
-    assert judged(0.01, -0.03, 0.05, 0.62).needed is None
-    same = judged(0.0, 0.0, 0.0, 1.0, standard_error=0.0, unit="examples", n=1200)
+    same = judged(0.0, 0.0, 0.0, 1.0, sample="1,200 examples")
     wanted = "AUROC 0 (95 % interval 0 to 0, p > 0.999) against target_only."
     assert same.headline.startswith("Inconclusive: 1,200 examples are too few")
-    assert same.sentence == f"{same.headline} {wanted}" and same.needed is None
+    assert same.sentence == f"{same.headline} {wanted}"
 
 
-def test_a_verdict_takes_both_the_interval_and_the_corrected_p():
-    assert judged(p=0.01, p_holm=0.03).verdict == "helps"
-    corrected = judged(p=0.03, p_holm=0.06)
-    assert (
-        corrected.verdict == "cannot_tell"
-        and "p = 0.030, 0.060 after Holm's correction" in corrected.sentence
+def test_one_trained_model_neither_helps_nor_hurts():
+    better = judged(one_model=True, negative_transfer=True)
+    assert better.verdict == "model_better"
+    assert better.sentence == (
+        "This trained model of transfer scores higher than that of target_only: AUROC +0.052 "
+        "(95 % interval +0.012 to +0.091, p = 0.010); training variance is unknown with one "
+        "seed: three seeds would tell whether transfer helps."
     )
-    # By itself it would be told with fewer patients than there are, so their number is no advice.
-    many = judged(0.05, 0.02, 0.08, 0.001, p_holm=0.06, standard_error=0.015)
-    assert (
-        many.verdict == "cannot_tell" and many.needed is None and "would need" not in many.sentence
+    worse = judged(-0.04, -0.07, -0.01, 0.0004, one_model=True, negative_transfer=True)
+    assert worse.verdict == "model_worse" and "scores lower than" in worse.headline
+    brier = judged(
+        -0.04, -0.07, -0.01, 0.0004, one_model=True, metric="brier", lower_is_better=True
     )
-    assert judged(0.05, -0.001, 0.1, 0.04).verdict == "cannot_tell"
-    assert judged(p=0.05).verdict == "cannot_tell" and judged(p=math.nan).verdict == "cannot_tell"
-    assert judged(p=0.03, level=0.99).verdict == "cannot_tell"
+    assert brier.verdict == "model_better" and "scores better than" in brier.headline
+    unknown = judged(0.01, -0.03, 0.05, 0.62, one_model=True, sample="118 patients")
+    assert unknown.verdict == "cannot_tell" and unknown.headline == (
+        "Inconclusive: 118 patients are too few to tell which of these trained models of "
+        "transfer and target_only is better."
+    )
+    assert unknown.sentence.endswith("training variance is unknown with one seed.")
+
+
+def test_a_verdict_follows_the_interval():
+    several = judged(0.03, -0.001, 0.06, 0.03, p_adjusted=0.06)
+    assert several.verdict == "cannot_tell"
+    assert "p = 0.030, 0.060 adjusted for the number of arms" in several.sentence
+    assert "adjusted" not in judged(p=0.01, p_adjusted=0.01).sentence
 
 
 def test_less_loss_helps():
@@ -96,7 +95,7 @@ def test_an_undefined_difference_says_why():
     found = judged(
         math.nan, math.nan, math.nan, math.nan, undefined="no example has the label 'covid'"
     )
-    assert found.verdict == "cannot_tell" and found.needed is None
+    assert found.verdict == "cannot_tell"
     assert found.sentence == (
         "Inconclusive: the difference in AUROC of transfer against target_only is undefined: "
         "no example has the label 'covid'."
@@ -116,6 +115,6 @@ def test_the_headline_is_the_main_arms_and_names_the_others_that_differ():
     assert (
         alone["kind"] == "cannot_tell"
         and alone["headline"]
-        == "Inconclusive: 118 patients are too few to tell whether scratch helps."
+        == "Inconclusive: 118 patients and 3 seeds are too few to tell whether scratch helps."
     )
     assert verdict.headline([])["kind"] == "no_comparison"

@@ -31,7 +31,6 @@ from medtl.evaluation import wording
         (wording.p_relation(0.0499), "= 0.050"),
         (wording.metric("f1_macro"), "F1, macro"),
         (wording.metric_in_a_sentence("f1_macro"), "macro F1"),
-        (wording.about(1894), "1,900"),
         (wording.duration(59.6), "1 min 00 s"),
         (wording.duration(7500), "2 h 05 min"),
         (wording.listed(["a", "b", "c"]), "a, b and c"),

@@ -20,6 +20,7 @@ def compute(
     probability: np.ndarray,
     *,
     classes: Sequence[str],
+    positive: str = "",
     extra: Mapping[str, Metric] | None = None,
 ) -> dict[str, float]:
     """Return the metrics that training logs; each agrees with scikit-learn's where that is defined.
@@ -31,8 +32,8 @@ def compute(
     - f1_macro: mean over the K classes of 2TP / (2TP + FP + FN), `f1_score(average="macro")`.
     - auroc: K = 2: `roc_auc_score` of the second class's probability, which is the same for either
       class. K > 2: mean over the classes of one against the rest.
-    - auprc: mean over the classes, also for K = 2, of `average_precision_score` of one against the
-      rest. Unlike the AUROC it depends on the positive class; the mean favours neither.
+    - auprc: K = 2: `average_precision_score` of the positive class. K > 2: mean over the classes of
+      one against the rest.
     - loss: mean -log p of the label's class, p clipped to [eps, 1 - eps] of float32, `log_loss`.
 
     Several labels per example, each a question of its own, predicted where p > 0.5: each metric is
@@ -46,6 +47,7 @@ def compute(
         (unknown). Examples without a known label are left out.
       probability: float[N, K], the model's probabilities.
       classes: the K names, at least two unless there are several labels per example.
+      positive: of two classes the one whose AUPRC is taken; the second where it is none of them.
       extra: the user's metrics, see `from_config`; their weight is 1 for each example.
 
     Returns:
@@ -60,7 +62,7 @@ def compute(
     >>> values["accuracy"], values["auroc"]
     (0.5, 0.75)
     """
-    entry = describe(label, probability, classes=classes, extra=extra)
+    entry = describe(label, probability, classes=classes, positive=positive, extra=extra)
     return {name: entry[name] for name in (*NAMES, *(extra or {}))}
 
 
@@ -69,6 +71,7 @@ def describe(
     probability: np.ndarray,
     *,
     classes: Sequence[str],
+    positive: str = "",
     extra: Mapping[str, Metric] | None = None,
 ) -> dict[str, Any]:
     """Return the metrics of one evaluation set with their counts and reasons.
@@ -92,7 +95,8 @@ def describe(
     names = (*NAMES, *(extra or {}))
     if len(label) and is_number.all():
         data = EvaluationSet(label, probability, np.arange(len(label)))
-        options = Options(extra=extra or {})
+        number = list(classes).index(positive) if positive in classes else len(classes) - 1
+        options = Options(positive=number, extra=extra or {})
         scorer = Scorer(data, classes=classes, options=options, names=NAMES)
         row = scorer(np.ones((1, scorer.units)))[0]
         values = dict(zip(scorer.names, row.tolist(), strict=True))

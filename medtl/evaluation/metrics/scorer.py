@@ -105,8 +105,8 @@ class Scorer:
       largest probability, as scikit-learn's `accuracy_score`, `balanced_accuracy_score`,
       `f1_score`, `matthews_corrcoef` and `cohen_kappa_score(weights="quadratic")`, but NaN where
       those put 0 for 0/0.
-    - auroc: K = 2: `roc_auc_score`; above: macro. auprc: macro `average_precision_score`, also for
-      K = 2.
+    - auroc: K = 2: `roc_auc_score`; above: macro. auprc: K = 2: `average_precision_score` of the
+      positive class; above: macro.
     - sensitivity, specificity, ppv, npv: K = 2: of the positive class at the set's threshold;
       above: macro, of the class of the largest probability. At a stated prevalence q, by Bayes:
       ppv = se q / (se q + (1 - sp)(1 - q)).
@@ -315,11 +315,12 @@ class Scorer:
         two, options = not self.multi_label and len(self.classes) == 2, self.options
         by_name: dict[str, list[np.ndarray]] = {}
         for j, ranking in enumerate(self._rankings):
-            functions: dict[str, _Ranked] = {"auprc": ranks.average_precision}
+            functions: dict[str, _Ranked] = {}
             if not two or j == 1:
                 functions["auroc"] = ranks.auroc
             if not two or j == options.positive:
                 functions |= {
+                    "auprc": ranks.average_precision,
                     "sensitivity_at_specificity": lambda r, w: ranks.sensitivity_at(
                         r, w, options.specificity
                     ),

@@ -71,8 +71,15 @@ def _operating(analysis: Mapping[str, Any]) -> Iterator[Method]:
         share = wording.percent(settings["prevalence"])
         stated = f"a prevalence of {share}" if settings["prevalence"] else ""
         parts.append(f"PPV and NPV are at {stated or 'the prevalence of the evaluated examples'}")
+    text, sources = "; ".join(parts), []
+    if settings.get("prevalence"):
+        text += (
+            ", by Bayes from sensitivity and specificity, whose limits give theirs (MOVER-R). Net "
+            "benefit is at the same prevalence"
+        )
+        sources = ["Donner A, Zou GY. Stat Methods Med Res 2012;21:347."]
     if parts:
-        yield Method("Operating points", f"{'; '.join(parts)}.")
+        yield Method("Operating points", f"{text}.", sources)
 
 
 def _tested(part: str) -> Callable[[Mapping[str, Any]], bool]:
@@ -112,9 +119,20 @@ _OTHERS: tuple[tuple[Callable[[Mapping[str, Any]], bool], Method], ...] = (
     (
         _tested("bootstrap"),
         Method(
-            "Bootstrap test",
-            "p is twice the share of resamples whose difference has the other sign or is zero.",
+            "Test of a difference",
+            "Student's t of the difference; its standard error is the spread over resamples of the "
+            "patients. With one model an arm it is about these trained models only.",
             ["Davison AC, Hinkley DV. Bootstrap Methods and their Application. 1997."],
+        ),
+    ),
+    (
+        _tested("and seeds"),
+        Method(
+            "Variance of training",
+            "The squared standard error adds, to that of the patients, the variance of the mean "
+            "over seeds of the difference between two models of one seed; degrees of freedom by "
+            "Satterthwaite.",
+            ["Satterthwaite FE. Biometrics Bull 1946;2:110."],
         ),
     ),
     (
@@ -153,13 +171,30 @@ _OTHERS: tuple[tuple[Callable[[Mapping[str, Any]], bool], Method], ...] = (
         ),
     ),
     (
-        lambda analysis: any(
-            wording.is_known(c.get("p_holm")) for c in analysis.get("comparisons") or ()
-        ),
+        lambda analysis: len(analysis.get("comparisons") or ()) > 1,
         Method(
-            "Holm's correction",
-            "Keeps the chance of any false finding among the comparisons of arms at its level.",
-            ["Holm S. Scand J Stat 1979;6:65."],
+            "Simultaneous intervals",
+            "The intervals of all arms' differences hold together at their level, by the joint "
+            "distribution of the largest statistic; the adjusted p says the same.",
+            ["Hothorn T, Bretz F, Westfall P. Biom J 2008;50:346."],
+        ),
+    ),
+    (
+        _measured("auroc"),
+        Method(
+            "AUROC",
+            "The chance that a random positive has a higher score than a random negative; of "
+            "several classes the mean over each against the rest.",
+            ["Hanley JA, McNeil BJ. Radiology 1982;143:29."],
+        ),
+    ),
+    (
+        _measured("auprc"),
+        Method(
+            "AUPRC",
+            "Average precision of the positive class; by chance it is the class's share of the "
+            "examples. Of several classes the mean over each against the rest.",
+            ["Davis J, Goadrich M. ICML 2006:233."],
         ),
     ),
     (

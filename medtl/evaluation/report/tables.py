@@ -137,37 +137,27 @@ def comparisons(analysis: Mapping[str, Any]) -> Table | None:
     items, notes = analysis.get("comparisons") or (), Footnotes()
     if not items:
         return None
-    needed = any(wording.is_known(c.get("needed")) for c in items)
+    several = len(items) > 1
     rows = []
     for c in items:
-        unit = (
-            f"{wording.about(c['needed'])} {c.get('n_unit', '')}".strip()
-            if wording.is_known(c.get("needed"))
-            else "–"
-        )
+        adjusted = TableCell(wording.p_value(c.get("p_adjusted")), numeric=True)
         rows.append(
             (
                 TableCell(wording.difference_name(c)),
                 _estimate(c["difference"], notes, sign=True),
                 TableCell(wording.p_value(c.get("p")), numeric=True),
-                TableCell(wording.p_value(c.get("p_holm")), numeric=True),
+                *((adjusted,) if several else ()),
                 TableCell(wording.VERDICTS.get(c["verdict"], c["verdict"])),
-                *((TableCell(unit, numeric=True),) if needed else ()),
             )
         )
     name = wording.metric(items[0]["metric"])
-    head = (
-        "Difference",
-        f"{name}",
-        "p",
-        "p, Holm",
-        "First arm",
-        *(("Needed to tell, about",) if needed else ()),
-    )
+    adjusted_head = ("p, adjusted",) if several else ()
+    head = ("Difference", name, "p", *adjusted_head, "First arm")
     methods = wording.listed(list(dict.fromkeys(c["method"] for c in items if c.get("method"))))
     caption = f"Differences in {name}, with {_interval(analysis)}" + (
         f", by {methods}" if methods else ""
     )
+    caption += ", simultaneous over the arms" if several else ""
     return Table(caption, head, rows, notes.all)
 
 
@@ -190,7 +180,7 @@ def tests(analysis: Mapping[str, Any]) -> Table | None:
             )
     level = wording.percent(analysis["design"]["level"])
     head = ("Difference", "Test", "Estimate", f"{level} interval", "p", "Note")
-    caption = "Every test of every difference; p without correction"
+    caption = "Every test of every difference; the verdict follows the first of each"
     return Table(caption, head, rows) if rows else None
 
 
@@ -208,9 +198,9 @@ def all_differences(analysis: Mapping[str, Any]) -> Table | None:
         for name in _names(c["all_metrics"] for c in items)
     ]
     head = ("Metric", *map(wording.difference_name, items))
-    caption = (
-        f"Differences in all metrics, with {_interval(analysis)} of the bootstrap, uncorrected"
-    )
+    methods = wording.listed(list(dict.fromkeys(c["method"] for c in items if c.get("method"))))
+    caption = f"Differences in all metrics, with {_interval(analysis)}"
+    caption += f", by {methods}" if methods else ""
     return Table(caption, head, rows, notes.all)
 
 
