@@ -12,6 +12,7 @@ def tiny(**fields):
     c.model.last_layer = "layer1"
     c.stages.source = stage(epochs=1, batch_size=16, learning_rate=1e-3)
     c.stages.target = stage(epochs=2, batch_size=16, learning_rate=1e-3)
+    c.seeds = (0,)
     c.evaluation.times = 2
     c.evaluation.resamples = 200
     c.parallel = "none"

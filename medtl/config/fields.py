@@ -399,8 +399,8 @@ _SWEEP: Section = {
 SCHEMA: Section = {
     "name": Field("phantom", "The experiment's name.", NAME),
     "seeds": Field(
-        (0,),
-        "Every arm runs once with each seed.",
+        (0, 1, 2),
+        "Every arm runs once with each seed; the verdict needs several.",
         Rule("at least one whole number", len),
         each("whole numbers in 0 .. 2**32 - 1", lambda s: type(s) is int and 0 <= s < 2**32),
         UNIQUE,
