@@ -11,7 +11,7 @@ machine; Python 3.11, JAX 0.10.2 (benchmarks/results/breastmnist.json):
 
                                                        AUROC            accuracy
     target_only: CIFAR-10 ResNet-20, fine-tuned        0.901 ± 0.016    0.874 ± 0.025
-    scratch: ResNet-20, same steps                     0.894 ± 0.026    0.849 ± 0.017
+    scratch: ResNet-20, same steps                     0.894 ± 0.014    0.849 ± 0.017
 
     published (MedMNIST v2, Sci Data 2023):
     ResNet-18 from scratch, 28 px                      0.901            0.863
