@@ -22,8 +22,9 @@ deviation of 5 seeds; 2 CPU cores, Python 3.13, JAX 0.12.0
               sequential    0.824 ± 0.002  0.719 ± 0.042
 
 Negative transfer: pooling with São Paulo at λ = 1 costs 0.096 AUROC against COVID-CT alone (95 %
-interval 0.024 to 0.177 over patients, Holm's p = 0.024). Training on São Paulo first and on
-COVID-CT alone afterwards (sequential) neither helps nor hurts.
+interval 0.010 to 0.183 over patients and training, p = 0.028 adjusted for three arms). Training on
+São Paulo first and on COVID-CT alone afterwards (sequential) makes no difference that 56 patients
+show: -0.0001 (-0.0061 to +0.0060).
 
 Cross-validation over all 543 images (289 patients), 5 folds x 3 repeats x 4 arms: differences in
 AUROC, pooled - target_only (target_only: 0.871). benchmarks/results/covid_ct_cv.json: 51 s, and

@@ -28,7 +28,7 @@ def test_the_same_command_resumes_and_another_config_is_refused(calls, capsys):
     assert cli.run(["--workdir=w"]) == 0
     message = error_of(capsys, "--workdir=w", "--config.seeds=1")
     assert message.startswith(
-        "--workdir=w holds a run of another config: seeds is (0,) there and (1,) here\n"
+        "--workdir=w holds a run of another config: seeds is (0, 1, 2) there and (1,) here\n"
     )
     assert len(calls) == 2
 

@@ -105,7 +105,7 @@ def test_another_config_is_refused_with_the_first_three_fields_that_differ(tmp_p
         "augment.flip is True there and False here; name is 'phantom' there and 'other' here; "
         in message
     )
-    assert "seeds is (0,) there and (0, 1) here; and 2 more\n" in message
+    assert "seeds is (0, 1, 2) there and (0, 1) here; and 2 more\n" in message
     assert "another --workdir" in message
     assert run_folder.load_config(tmp_path).to_dict() == configs.default().to_dict()
 
