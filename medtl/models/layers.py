@@ -179,7 +179,7 @@ class Conv(nn.Module):
         kernel = self.param(
             "kernel", he_normal, (self.size, self.size, x.shape[-1], self.features), jnp.float32
         )
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        x, kernel = jnp.asarray(x, self.dtype), jnp.asarray(kernel, self.dtype)
         y = convolve(x, kernel, stride=self.stride, padding=self.padding)
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(
