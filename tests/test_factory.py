@@ -11,6 +11,7 @@ from tiny_run import tiny
 from medtl.errors import UserError
 from medtl.experiment import experiment
 from medtl.training import factory
+from medtl.training.parallel import Parallel
 from medtl.training.step import prepare
 
 
@@ -28,7 +29,9 @@ def test_prior_bias_makes_an_untrained_head_predict_the_frequencies():
         jax.nn.sigmoid(jnp.array(factory.prior(several))), frequencies, rtol=1e-5
     )
     examples = {"target": target}
-    bias = draw(config, factory.model(config, examples), examples)["params"]["heads"]["shared"]
+    bias = draw(config, factory.model(config, examples, Parallel.create("none"), None), examples)[
+        "params"
+    ]["heads"]["shared"]
     np.testing.assert_allclose(bias["logits"]["bias"], np.log(frequencies), rtol=1e-6)
 
 

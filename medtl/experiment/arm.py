@@ -88,10 +88,7 @@ class Arm:
         e = self.experiment
         if not self._prior:
             return e.model
-        epsilon = e.loaded.epsilon if e.loaded else 1e-5
-        return factory.model(
-            self.config, self.examples, axis_name=e.parallel.axis_name, epsilon=epsilon
-        )
+        return factory.model(self.config, self.examples, e.parallel, e.loaded)
 
     @property
     def _prior(self) -> str:

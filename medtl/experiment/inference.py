@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from medtl.data import loading
 from medtl.errors import UserError
 from medtl.evaluation import predictions
 from medtl.examples import Normalization
-from medtl.experiment import run_folder
+from medtl.experiment import provenance, run_folder
 from medtl.models.model import Model
 from medtl.training import factory
 from medtl.training.checkpoint import Store, nested
@@ -166,7 +165,9 @@ def load_checkpoint(folder: str | Path, checkpoint: str | Path | None = None) ->
         step = store.chosen_step()
         record, arrays = store.record(step), store.arrays(step)
     config = ConfigDict(configs.upgrade(record["config"]))
-    _check_plugins(config, record, stage)
+    texts = configs.plugin_strings(config)
+    encoders = {key: text for key, text in texts.items() if key.startswith("config.model.")}
+    provenance.check_files(record, plugins.source_files(encoders), stage, advice="put it back")
     classes = {domain: tuple(names) for domain, names in record["classes"].items()}
     model = factory.model_for(config, classes, epsilon=record["epsilon"])
     params = factory.overlaid(nested(arrays, "params"), nested(arrays, "ema"))
@@ -174,13 +175,3 @@ def load_checkpoint(folder: str | Path, checkpoint: str | Path | None = None) ->
     n = record["normalization"]
     normalization = Normalization(n["name"], tuple(n["mean"]), tuple(n["std"]))
     return Stored(f"{stage}/checkpoints/{step}", record, config, model, variables, normalization)
-
-
-def _check_plugins(config: Any, record: Mapping[str, Any], stage: Path) -> None:
-    """Refuse a checkpoint whose encoders are no longer what they were when it was trained."""
-    texts = configs.plugin_strings(config)
-    encoders = {k: v for k, v in texts.items() if k.startswith("config.model.")}
-    trained = record.get("plugins", {})
-    for path, digest in plugins.source_files(encoders).items():
-        if trained.get(path, digest) != digest:
-            raise UserError(f"{path} has changed since {stage} was trained; put it back")

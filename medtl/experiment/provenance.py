@@ -20,6 +20,7 @@ from medtl.errors import UserError
 from medtl.examples import Examples, Normalization
 from medtl.experiment import run_folder
 from medtl.experiment.trials import with_values
+from medtl.training import factory
 
 _IDENTITY = {
     "classes": "the classes have",
@@ -74,7 +75,7 @@ def record(
         "fingerprint": {d: e.fingerprint for d, e in examples.items()},
         "split_hash": {d: e.split_hash for d, e in examples.items()},
         "normalization": dataclasses.asdict(normalization),
-        "epsilon": loaded.epsilon if loaded else 1e-5,
+        "epsilon": factory.epsilon(loaded),
         "weights": {"path": loaded.path, "sha256": loaded.sha256} if loaded else None,
         "plugins": dict(plugin_files),
         "config": config.to_dict(),
@@ -110,13 +111,7 @@ def check_same(
             old, new = ({d: side[d] for d in old.keys() & new.keys()} for side in (old, new))
         if old != new:
             raise UserError(f"{words} changed since {folder} was trained; {advice}")
-    old_files = there.get("plugins", {})  # older versions recorded none
-    for path, digest in here["plugins"].items():
-        if old_files.get(path, digest) != digest:
-            raise UserError(
-                f"{path} has changed since {folder} was trained; put it back, or give another "
-                "--workdir"
-            )
+    check_files(there, here["plugins"], folder, advice="put it back, or give another --workdir")
     old_config, new_config = (
         with_values(ConfigDict(configs.upgrade(side["config"])), tried or {})
         for side in (there, here)
@@ -124,3 +119,22 @@ def check_same(
     if differing := run_folder.differences(old_config, new_config):
         shown = "; ".join(differing[:3])
         raise UserError(f"the settings have changed since {folder} was trained: {shown}; {advice}")
+
+
+def check_files(
+    there: Mapping[str, Any], files: Mapping[str, str], folder: Path, *, advice: str
+) -> None:
+    """Compare plug-in files with those that the record of a checkpoint names.
+
+    Args:
+      there: the checkpoint's record; older versions recorded no files.
+      files: file or module of a plug-in string -> sha256.
+      folder: of the checkpoint, for errors.
+      advice: what the user can do.
+
+    Raises:
+      UserError: a file has changed; names the first.
+    """
+    for path, digest in files.items():
+        if there.get("plugins", {}).get(path, digest) != digest:
+            raise UserError(f"{path} has changed since {folder} was trained; {advice}")

@@ -121,8 +121,7 @@ class Experiment:
         loaded = factory.pretrained(config)
         parallel = Parallel.create(config.parallel)
         normalization = factory.normalization(config, loaded)
-        epsilon = loaded.epsilon if loaded else 1e-5
-        model = factory.model(config, examples, axis_name=parallel.axis_name, epsilon=epsilon)
+        model = factory.model(config, examples, parallel, loaded)
         sizes = {domain: len(e.indices("train")) for domain, e in examples.items()}
         return cls(
             config=config,
@@ -153,9 +152,7 @@ class Experiment:
         # Not by name: arms without λ number their trials differently.
         key = tuple(trial.values.items())
         if key not in self.cache.trials:
-            epsilon = self.loaded.epsilon if self.loaded else 1e-5
-            axis_name = self.parallel.axis_name
-            model = factory.model(config, self.examples, axis_name=axis_name, epsilon=epsilon)
+            model = factory.model(config, self.examples, self.parallel, self.loaded)
             self.cache.trials[key] = dataclasses.replace(
                 self,
                 config=config,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,12 +59,18 @@ def trials(section: Any, *, joint: bool) -> list[Trial]:
       joint: False for an arm without λ, which then makes no trials of its own.
     """
     grid = {p: v for p, v in configs.paths(section).items() if joint or p != "objective.lambda_"}
-    if not grid:
-        return []
-    combinations = itertools.product(*grid.values())
+    return combinations(grid) if grid else []
+
+
+def combinations(grid: Mapping[str, Sequence[Any]]) -> list[Trial]:
+    """Return a trial for every combination of values; the last path's values change fastest.
+
+    >>> [dict(t.values) for t in combinations({"a": (1, 2), "b": (3,)})]
+    [{'a': 1, 'b': 3}, {'a': 2, 'b': 3}]
+    """
     return [
         Trial(f"trial_{i}", dict(zip(grid, values, strict=True)))
-        for i, values in enumerate(combinations)
+        for i, values in enumerate(itertools.product(*grid.values()))
     ]
 
 

@@ -9,7 +9,6 @@ test is not used.
 from __future__ import annotations
 
 import html
-import itertools
 import math
 import shlex
 import time
@@ -31,7 +30,7 @@ from medtl.experiment import run_folder
 from medtl.experiment.arm import Arm
 from medtl.experiment.experiment import open_experiment
 from medtl.experiment.provenance import versions
-from medtl.experiment.trials import Trial
+from medtl.experiment.trials import Trial, combinations
 from medtl.sweep import trainer
 
 LAMBDA = "objective.lambda_"
@@ -104,10 +103,7 @@ def settings(config: Any) -> list[Trial]:
     for path, values in grid.items():
         if all(type(v) in (int, float) for v in values):
             grid[path] = tuple(sorted(values))
-    return [
-        Trial(f"trial_{i}", dict(zip(grid, values, strict=True)))
-        for i, values in enumerate(itertools.product(*grid.values()))
-    ]
+    return combinations(grid)
 
 
 def _compared(

@@ -114,12 +114,16 @@ def _term(name: str, section: Any) -> Term:
     return Term(name, plugin() if is_module else plugin, section.weight)
 
 
+def epsilon(loaded: weights.Pretrained | None) -> float:
+    """Return the epsilon of BatchNorm: that of the pretrained weights, else PyTorch's."""
+    return loaded.epsilon if loaded else 1e-5
+
+
 def model(
     config: Any,
     examples: Mapping[str, Examples],
-    *,
-    axis_name: str | None = None,
-    epsilon: float = 1e-5,
+    parallel: Parallel,
+    loaded: weights.Pretrained | None,
 ) -> Model:
     """Return the model of `config.model`.
 
@@ -127,12 +131,14 @@ def model(
       config: the experiment's.
       examples: domain -> examples: their classes, and with `prior_bias` the initial bias of the
         heads.
-      axis_name: of pmap, for BatchNorm.
-      epsilon: BatchNorm's, as the pretrained weights were trained with.
+      parallel: the devices, over which BatchNorm takes its statistics.
+      loaded: the pretrained weights; None: there are none.
     """
     classes = {domain: e.classes for domain, e in examples.items()}
     priors = {d: prior(e) for d, e in examples.items()} if config.model.prior_bias else {}
-    return model_for(config, classes, priors=priors, axis_name=axis_name, epsilon=epsilon)
+    return model_for(
+        config, classes, priors=priors, axis_name=parallel.axis_name, epsilon=epsilon(loaded)
+    )
 
 
 def model_for(
@@ -291,10 +297,10 @@ def variables(
     for i, term in enumerate(components.terms):
         if isinstance(term.term, nn.Module):
             context = tracing.toy_context(base, drawn, inputs, examples)
-            own = _drawn_term(term, jax.random.fold_in(key, 2000 + i), context)
-            if "params" in own:
+            of_term = _drawn_term(term, jax.random.fold_in(key, 2000 + i), context)
+            if "params" in of_term:
                 parameters = drawn["params"].setdefault("terms", {})
-                parameters[term.name] = jax.device_get(own["params"])
+                parameters[term.name] = jax.device_get(of_term["params"])
     if loaded is None:
         return drawn
     for collection, values in loaded.variables.items():
@@ -310,15 +316,15 @@ def _drawn_term(term: Term, key: jax.Array, context: Context) -> Mapping[str, An
     path = inspect.getsourcefile(type(module)) or ""
     try:
         with plugins.blame(path, key=f"config.objective.terms.{term.name}.term"):
-            own = module.init(key, context)
+            of_term = module.init(key, context)
     except AbsentDomainError:
         return {}
-    if own.keys() - {"params"}:
+    if others := sorted(of_term.keys() - {"params"}):
         raise UserError(
-            f"config.objective.terms.{term.name}.term has {', '.join(own.keys() - {'params'})}; a "
-            "term can own parameters alone"
+            f"config.objective.terms.{term.name}.term has {', '.join(others)}; a term can own "
+            "parameters alone"
         )
-    return own
+    return of_term
 
 
 def overlaid(tree: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
@@ -359,12 +365,11 @@ def step(
       parallel: the devices.
     """
     c = config.stages[stage]
-
-    def remake(fields: Mapping[str, Any]) -> Any:
-        section = types.SimpleNamespace(**{**c.to_dict(), **fields})
-        return optimizers.optimizer(section, steps=steps, key=f"config.stages.{stage}")
-
+    remake = functools.partial(_optimizer, c, steps, f"config.stages.{stage}")
     optimizer, rate = remake({})
+    objective = Objective(
+        components.losses, components.lambda_, config.objective.reduction, sizes, used.terms
+    )
     trained = optimizers.trained_paths(
         params,
         freeze="none" if random_backbone else c.freeze,
@@ -374,9 +379,7 @@ def step(
     )
     return Step(
         model=base,
-        objective=Objective(
-            components.losses, components.lambda_, config.objective.reduction, sizes, used.terms
-        ),
+        objective=objective,
         optimizer=optimizer,
         trained=trained,
         augmentation=components.augmentation,
@@ -389,3 +392,9 @@ def step(
         ema=c.ema,
         axis_name=parallel.axis_name,
     )
+
+
+def _optimizer(section: Any, steps: int, key: str, fields: Mapping[str, Any]) -> Any:
+    """Return the optimizer and rate of a training stage, with these fields in place of its own."""
+    changed = types.SimpleNamespace(**{**section.to_dict(), **fields})
+    return optimizers.optimizer(changed, steps=steps, key=key)
