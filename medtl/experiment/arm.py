@@ -18,7 +18,7 @@ import numpy as np
 
 from medtl import files
 from medtl.errors import UserError
-from medtl.evaluation import metrics, predictions, to_json
+from medtl.evaluation import predictions, to_json
 from medtl.evaluation.predictions import Predictions
 from medtl.examples import Examples
 from medtl.experiment import provenance
@@ -191,22 +191,15 @@ class Arm:
     def _probabilities(self, weights: Weights, rows: np.ndarray) -> np.ndarray:
         e = self.experiment
         variables = e.parallel.replicate(weights.variables)
-        target, replaced = self.examples["target"], None
-        if weights.is_loaded:
-            replaced = {"encoded_image": e.frozen_features("target")}
+        target = self.examples["target"]
+        replaced = e.replaced("target", encoded=weights.is_loaded)
         return e.evaluator.probabilities(variables, "target", target, rows, replaced)
 
     def _score(self, weights: Weights) -> float:
-        target, metric = self.examples["target"], self.config.checkpoint.metric
+        target, evaluator = self.examples["target"], self.experiment.evaluator
         rows = target.indices("val")
-        values = metrics.compute(
-            target.label[rows],
-            self._probabilities(weights, rows),
-            classes=target.classes,
-            positive=self.config.evaluation.positive,
-            extra=self.experiment.metrics,
-        )
-        return metrics.rank(metric, values[metric])
+        probability = self._probabilities(weights, rows)
+        return evaluator.score(evaluator.metrics_of(target, rows, probability))
 
     def _finished(self) -> Outcome:
         """Read back a split that is done."""

@@ -16,7 +16,6 @@ import numpy as np
 
 from medtl import data, plugins
 from medtl.errors import UserError
-from medtl.evaluation import metrics
 from medtl.experiment.arm import Arm
 from medtl.experiment.setup import Experiment
 from medtl.experiment.stage import Stage
@@ -56,9 +55,7 @@ def _check_one(experiment: Experiment, arms: Sequence[str], *, shows_terms: bool
         tracing.check_losses(losses, examples, experiment.feature_width)
         n, k = min(len(examples), 50), len(examples.classes)
         uniform = np.full((n, k), 1 / k)
-        metrics.compute(
-            examples.label[:n], uniform, classes=examples.classes, extra=experiment.metrics
-        )
+        experiment.evaluator.metrics_of(examples, np.arange(n), uniform)
     for name in arms:
         arm = Arm(experiment, experiment.split, experiment.config.seeds[0], name)
         for stage in experiment.stages(name):

@@ -62,7 +62,6 @@ class Experiment:
       split: the data's own split of the target.
       parallel: the devices.
       components: the config's plug-ins.
-      metrics: the user's metrics by name.
       model: the model.
       inputs: shape and dtype of each encoder's input.
       normalization: of the images.
@@ -82,7 +81,6 @@ class Experiment:
     split: Split
     parallel: Parallel
     components: Components
-    metrics: Mapping[str, Any]
     model: Model
     inputs: Mapping[str, jax.ShapeDtypeStruct]
     normalization: Normalization
@@ -130,12 +128,18 @@ class Experiment:
             split=Split(examples["target"].split),
             parallel=parallel,
             components=components,
-            metrics=metrics.from_config(config.evaluation),
             model=model,
             inputs=factory.input_specs(config, examples),
             normalization=normalization,
             loaded=loaded,
-            evaluator=Evaluator(config, parallel, model, normalization, loaded),
+            evaluator=Evaluator(
+                config,
+                parallel,
+                model,
+                normalization,
+                loaded,
+                metrics.from_config(config.evaluation),
+            ),
             training=training,
             sizes=sizes | {"target": train_size},
             plugin_files=identity_files(config),
@@ -220,12 +224,19 @@ class Experiment:
             lambda: self.initial(self.config.seeds[0], self.model, "", pretrained=True),
         )
 
+    def replaced(self, domain: str, *, encoded: bool) -> dict[str, np.ndarray]:
+        """Return the features that replace a domain's images where they are `encoded`."""
+        return {"encoded_image": self.frozen_features(domain)} if encoded else {}
+
+    def columns(self, domain: str, *, encoded: bool) -> dict[str, Any]:
+        """Return the columns of a domain's batches, on the host."""
+        return loading.columns(self.examples[domain], self.replaced(domain, encoded=encoded))
+
     def on_device(self, domain: str, *, encoded: bool) -> dict[str, jax.Array]:
         """Return the columns of a domain's batches, on every device."""
         key = (domain, encoded)
         if key not in self.cache.resident:
-            replaced = {"encoded_image": self.frozen_features(domain)} if encoded else None
-            columns = loading.columns(self.examples[domain], replaced)
+            columns = self.columns(domain, encoded=encoded)
             arrays = {name: np.asarray(values) for name, values in columns.items()}
             self.cache.resident[key] = self.parallel.replicate(arrays)
         return self.cache.resident[key]
@@ -238,8 +249,7 @@ class Experiment:
         resident = self.config.data.resident
         arrays: list[Any] = []
         for domain in domains:
-            replaced = {"encoded_image": self.frozen_features(domain)} if encoded else None
-            arrays += loading.columns(self.examples[domain], replaced).values()
+            arrays += self.columns(domain, encoded=encoded).values()
         if resident == "never" or not all(isinstance(a, np.ndarray) for a in arrays):
             return False
         if encoded or resident == "always":

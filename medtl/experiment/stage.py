@@ -248,20 +248,17 @@ class Stage:
     def replaced(self) -> dict[str, Replaced]:
         """The features that replace the images in the stage's batches, by domain."""
         e = self.arm.experiment
-        domains = self.domains if self.is_encoded else ()
-        return {d: {"encoded_image": e.frozen_features(d)} for d in domains}
+        return {d: e.replaced(d, encoded=True) for d in self.domains if self.is_encoded}
 
     @property
     def _validation(self) -> Validation:
-        e, checkpoint = self.arm.experiment, self.arm.config.checkpoint
         return Validation(
-            evaluator=e.evaluator,
+            evaluator=self.arm.experiment.evaluator,
             variables_of=self.compiled.step.variables,
             domain=self.name,
             examples=self.arm.examples[self.name],
             replaced=self.replaced.get(self.name),
-            metric=checkpoint.metric if checkpoint.select == "best" else "",
-            extra=e.metrics,
+            ranks=self.arm.config.checkpoint.select == "best",
         )
 
 

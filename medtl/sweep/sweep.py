@@ -180,7 +180,7 @@ def _resampled(arms: Sequence[Arm], probabilities: Sequence[np.ndarray]) -> boot
     options = metrics.Options(
         positive=analysis.positive_class(config.evaluation.positive, target.classes),
         resamples=config.evaluation.resamples,
-        extra=arms[0].experiment.metrics,
+        extra=arms[0].experiment.evaluator.extra,
     )
     return bootstrap.resample(sets, classes=target.classes, options=options)
 

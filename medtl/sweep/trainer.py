@@ -19,7 +19,7 @@ import numpy as np
 from medtl import plugins
 from medtl.config import check
 from medtl.data import loading
-from medtl.evaluation import metrics, predictions
+from medtl.evaluation import predictions
 from medtl.examples import Examples
 from medtl.experiment.arm import Arm
 from medtl.experiment.stage import Stage
@@ -140,12 +140,7 @@ def _program(arms: Sequence[Arm], trials: Sequence[Trial]) -> tuple[Program, lis
             TRACED_PATHS[path]: np.array([t.values[path] for t in trials])
             for path in trials[0].values
         },
-        {
-            d: loading.columns(
-                experiment.examples[d], {"encoded_image": experiment.frozen_features(d)}
-            )
-            for d in domains
-        },
+        {d: experiment.columns(d, encoded=True) for d in domains},
         sizes={d: [len(a.examples[d].indices("train")) for a in arms] for d in domains},
         devices=experiment.parallel.devices,
     )
@@ -186,7 +181,7 @@ class _Best:
     """The val probabilities of each run's and setting's best checkpoint, the earliest of equals."""
 
     def __init__(self, arms: Sequence[Arm], settings: int):
-        self._arms, self._metric = arms, arms[0].config.checkpoint.metric
+        self._evaluator = arms[0].experiment.evaluator
         self._scores = np.full((len(arms), settings), -np.inf)
         self._targets = [arm.examples["target"] for arm in arms]
         self._val = [e.indices("val") for e in self._targets]
@@ -209,15 +204,8 @@ class _Best:
                     self._scores[r, h], self.probabilities[r][h] = score, probability
 
     def _score(self, r: int, probability: np.ndarray) -> float:
-        e = self._targets[r]
-        values = metrics.compute(
-            e.label[self._val[r]],
-            probability,
-            classes=e.classes,
-            positive=self._arms[r].config.evaluation.positive,
-            extra=self._arms[r].experiment.metrics,
-        )
-        score = metrics.rank(self._metric, values[self._metric])
+        values = self._evaluator.metrics_of(self._targets[r], self._val[r], probability)
+        score = self._evaluator.score(values)
         return score if math.isfinite(score) else -np.finfo(np.float64).max
 
 

@@ -40,6 +40,7 @@ class Evaluator:
       model: the model.
       normalization: of the images.
       loaded: the pretrained backbone.
+      extra: the user's metrics by name.
     """
 
     config: Any
@@ -47,6 +48,7 @@ class Evaluator:
     model: Model
     normalization: Normalization
     loaded: Pretrained | None
+    extra: Mapping[str, metrics.Metric] = dataclasses.field(default_factory=dict)
     _compiled: dict[Any, Any] = dataclasses.field(default_factory=dict)
     _features: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
@@ -74,6 +76,23 @@ class Evaluator:
         step = make_eval_step(self.model, domain, self.normalization)
         logits = self._run(("logits", domain), step, variables, examples, rows, replaced)
         return predictions.probabilities(logits, multi_label=examples.multi_label)
+
+    def metrics_of(
+        self, examples: Examples, rows: np.ndarray, probability: np.ndarray
+    ) -> dict[str, float]:
+        """Return the metrics of class probabilities float64[n, K] for the rows int[n]."""
+        return metrics.compute(
+            examples.label[rows],
+            probability,
+            classes=examples.classes,
+            positive=self.config.evaluation.positive,
+            extra=self.extra,
+        )
+
+    def score(self, values: Mapping[str, float]) -> float:
+        """Return the score by which checkpoints and settings are ranked: higher is better."""
+        name = self.config.checkpoint.metric
+        return metrics.rank(name, values[name])
 
     def frozen_features(
         self, domain: str, examples: Examples, initial: Callable[[], Any]
@@ -193,8 +212,7 @@ class Validation:
       domain: the training stage's own domain.
       examples: the domain's.
       replaced: of the domain; None: nothing is replaced.
-      metric: by which checkpoints are ranked, the higher the better; "": they are not ranked.
-      extra: the user's metrics by name.
+      ranks: whether checkpoints are ranked.
     """
 
     evaluator: Evaluator
@@ -202,29 +220,17 @@ class Validation:
     domain: str
     examples: Examples
     replaced: Replaced | None
-    metric: str
-    extra: Mapping[str, Any]
+    ranks: bool
 
     def __call__(self, state: TrainState) -> tuple[dict[str, float], float | None]:
         """Return the metrics, and the score; nothing where the domain has no val split."""
         if "val" not in self.examples.splits:
             return {}, None
-        values = self.metrics(self.variables_of(state))
-        return values, metrics.rank(self.metric, values[self.metric]) if self.metric else None
-
-    def metrics(self, variables: Any) -> dict[str, float]:
-        """Return the metrics on val for variables on the devices."""
-        rows = self._rows
         probability = self.evaluator.probabilities(
-            variables, self.domain, self.examples, rows, self.replaced
+            self.variables_of(state), self.domain, self.examples, self._rows, self.replaced
         )
-        return metrics.compute(
-            self.examples.label[rows],
-            probability,
-            classes=self.examples.classes,
-            positive=self.evaluator.config.evaluation.positive,
-            extra=self.extra,
-        )
+        values = self.evaluator.metrics_of(self.examples, self._rows, probability)
+        return values, self.evaluator.score(values) if self.ranks else None
 
     @functools.cached_property
     def _rows(self) -> np.ndarray:
