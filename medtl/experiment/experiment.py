@@ -31,7 +31,7 @@ from medtl.experiment.arm import Arm, Outcome
 from medtl.experiment.provenance import versions
 from medtl.experiment.setup import Experiment, reported_splits, uses_source
 from medtl.experiment.splits import Split
-from medtl.experiment.trials import trials, with_values
+from medtl.experiment.trials import Trial, trials, with_values
 from medtl.profiling.trace import Profile
 from medtl.training import parallel
 from medtl.training.factory import Components
@@ -90,6 +90,7 @@ def open_experiment(
     *,
     training: bool,
     arms: Sequence[str] | None = None,
+    settings: Sequence[Trial] | None = None,
     subsets: bool = True,
 ) -> tuple[Experiment, SplitsBySeed]:
     """Read data and weights, and print a summary of them; write nothing into the folder.
@@ -99,6 +100,7 @@ def open_experiment(
       folder: the run folder.
       training: False where nothing may be trained.
       arms: which of the config's will run; None: all.
+      settings: that will be tried; None: those of nested selection.
       subsets: with the splits of a learning curve, which train on fewer labels.
 
     Returns:
@@ -107,10 +109,10 @@ def open_experiment(
     parallel.keep_compiled(cache.folder(config.data.cache_dir) / "compiled")
     _check_devices()
     components = Components.create(config)
-    for section in (config.evaluation.tune, config.sweep.grid):
-        for trial in trials(section, joint=True):
-            if not trial.is_traced:  # before data is read: a plug-in string may be wrong
-                Components.create(with_values(config, trial.values))
+    tuned = trials(config.evaluation.tune, joint=True)
+    for trial in (*tuned, *trials(config.sweep.grid, joint=True)):
+        if not trial.is_traced:  # before data is read: a plug-in string may be wrong
+            Components.create(with_values(config, trial.values))
     examples = load_data(config)
     by_seed = {seed: splits.splits_of(config, examples["target"], seed) for seed in config.seeds}
     if not subsets:
@@ -125,7 +127,7 @@ def open_experiment(
         training=training,
         train_size=max(splits.largest_train(made) for made in by_seed.values()),
     )
-    preflight.check(experiment, arms or config.arms)
+    preflight.check(experiment, arms or config.arms, tuned if settings is None else settings)
     shown = [_named("arm", arms or config.arms), _named("seed", config.seeds)]
     print("; ".join([*shown, versions()["device"], str(folder)]))
     if config.evaluation.folds:

@@ -14,22 +14,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from medtl import config as configs
 from medtl import data, plugins
 from medtl.errors import UserError
 from medtl.experiment.arm import Arm
 from medtl.experiment.setup import Experiment
 from medtl.experiment.stage import Stage
-from medtl.experiment.trials import trials
+from medtl.experiment.trials import Trial
 from medtl.training import factory, tracing
 from medtl.training.objective import Objective
 
 
-def check(experiment: Experiment, arms: Sequence[str]) -> None:
+def check(experiment: Experiment, arms: Sequence[str], settings: Sequence[Trial]) -> None:
     """Refuse an experiment that would fail, or train something other than what was meant.
 
     Args:
       experiment: the opened experiment.
       arms: the arms that will run.
+      settings: that nested selection or a sweep will try.
 
     Raises:
       UserError: names the config's key.
@@ -38,9 +40,7 @@ def check(experiment: Experiment, arms: Sequence[str]) -> None:
     for domain in experiment.examples:
         if config.checkpoint.select == "best" and not _has_val(experiment, domain):
             print(f"{domain} has no val split: the last checkpoint is used, not the best")
-    sections = (config.evaluation.tune, config.sweep.grid)
-    settings = [trial for section in sections for trial in trials(section, joint=True)]
-    if trials(sections[0], joint=True) and not _has_val(experiment, "target"):
+    if configs.paths(config.evaluation.tune) and not _has_val(experiment, "target"):
         raise UserError("config.evaluation.tune selects on val, and the target has no val part")
     _check_one(experiment, arms, shows_terms=True)
     for trial in settings:

@@ -65,7 +65,7 @@ def sweep(config: Any, folder: str | Path, *, command: str = "") -> dict[str, An
     run_folder.check(folder, config)
     name, trials = check.swept_arm(config), settings(config)
     experiment, by_seed = open_experiment(
-        config, folder, training=True, arms=(name,), subsets=False
+        config, folder, training=True, arms=(name,), settings=trials, subsets=False
     )
     # A minimum does not depend on where the search began: other seeds would give the same heads.
     uses_seeds = config.sweep.solver == "train"
