@@ -25,7 +25,7 @@ from medtl.config import check, lookup
 from medtl.config.rules import KINDS
 from medtl.errors import UserError, nearest
 from medtl.experiment import results, run_folder
-from medtl.training import memory
+from medtl.training import memory, stopping
 
 HELP = """\
 medtl: transfer learning for medical diagnosis. It trains pretrained weights -> source stage ->
@@ -88,18 +88,19 @@ def run(argv: Sequence[str] | None = None) -> int:
 
     Returns:
       The exit code: 0; 1 where the machine is at fault (disk full, no permission, out of memory);
-      2 after a user's mistake; 130 after Ctrl-C.
+      2 after a user's mistake; 130 after Ctrl-C, 143 after SIGTERM.
     """
     if os.getcwd() not in sys.path:  # for `my_package.losses:focal`, as with `python -m`
         sys.path.append(os.getcwd())
     try:
-        _run(list(sys.argv[1:] if argv is None else argv))
+        with stopping.raised():
+            _run(list(sys.argv[1:] if argv is None else argv))
     except UserError as error:
         print(f"medtl: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
         print(f"medtl: stopped; {str(stopped) or 'the same command resumes'}", file=sys.stderr)
-        return 130
+        return getattr(stopped, "exit_code", 130)
     except Exception as error:
         message = _machine_message(error)
         if message is None:
@@ -177,11 +178,12 @@ def _start(values: flags.FlagValues, folder: Path, command: str) -> None:
 
         try:
             sweep.sweep(values.config, folder, command=command)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(
+        except KeyboardInterrupt as stopped:
+            stopped.args = (
                 "the same command begins the sweep again; finished features and source stages are "
-                "kept"
-            ) from None
+                "kept",
+            )
+            raise
     elif values.mode == "predict":
         from medtl.experiment import inference
 

@@ -29,6 +29,7 @@ from medtl.training.objective import DOMAINS, Batch
 from medtl.training.parallel import Parallel
 from medtl.training.progress import Progress
 from medtl.training.step import TrainState
+from medtl.training.stopping import Request, deferred
 
 STAGES = ("source", "target")
 AHEAD = 2  # dispatches the host may be ahead of the device
@@ -312,16 +313,20 @@ def fit(
 
     Raises:
       DivergedError: a loss part is NaN or infinite; the last good checkpoint stays.
+      Stopped: SIGTERM or Ctrl-C came; the state after the step in progress is saved.
     """
     with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(deferred())
         stack.callback(feed.close)
         for logger in loggers:
             stack.callback(logger.close)
         log = stack.enter_context(_Log(store.folder / "log.jsonl", int(state.step), loggers))
-        state = _steps(state, feed, schedule, evaluate, record, store, progress, log)
+        state = _steps(state, feed, schedule, evaluate, record, store, progress, log, stop)
     if schedule.steps == 0 and store.last_step is None:
         store.save(0, state, record, score=evaluate(state)[1])
     store.wait()
+    if stop:
+        raise stop.stopped()
     return state
 
 
@@ -334,6 +339,7 @@ def _steps(
     store: Store,
     progress: Progress,
     log: _Log,
+    stop: Request,
 ) -> TrainState:
     step = int(state.step)
     pending: list[tuple[int, int, Any]] = []  # step before, steps, metrics
@@ -349,7 +355,7 @@ def _steps(
             jax.block_until_ready(pending[-1 - AHEAD][2])
         last = step == schedule.steps
         evaluating = last or step % schedule.evaluate_every == 0
-        save_due = schedule.save_every > 0 and step % schedule.save_every == 0
+        save_due = bool(stop) or (schedule.save_every > 0 and step % schedule.save_every == 0)
         progress.count(step, taken.examples)
         # Metrics are checked for NaN before anything is evaluated or saved.
         if evaluating or save_due or time.monotonic() - flushed > 0.5:
@@ -370,6 +376,9 @@ def _steps(
             with progress.apart():
                 store.save(step, state, record, score=score)
             saved = time.monotonic()
+        if save_due and stop:
+            store.wait()
+            raise stop.stopped(f"step {step} is saved; the same command resumes")
     return state
 
 
