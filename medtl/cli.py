@@ -24,7 +24,7 @@ from medtl import config as configs
 from medtl.config import check, lookup
 from medtl.config.rules import KINDS
 from medtl.errors import UserError, nearest
-from medtl.experiment import results, run_folder
+from medtl.experiment import results, run_folder, trust
 from medtl.training import memory, stopping
 
 HELP = """\
@@ -42,6 +42,7 @@ embedded experiment on synthetic images.
                          predict: score the images of a manifest
                          sweep: try all combinations of config.sweep.grid and compare them on val
   --profile              write a trace of some training steps, and print the costliest operations
+  --accept_code          run the code that the run folder names though it never ran here before
   --help, --version
 
 with --mode=report, which takes --config.evaluation.FIELD=VALUE and writes to --workdir:
@@ -160,6 +161,7 @@ def _run(argv: list[str]) -> None:
         if path or any(map(_OVERRIDE.fullmatch, rest)):
             run_folder.check(folder, values.config)
         if values.mode == "evaluate":
+            trust.check(configs.plugin_strings(config), folder, accept=values.accept_code)
             check.check(config)
     if values.mode == "predict":
         data.check(
@@ -188,7 +190,11 @@ def _start(values: flags.FlagValues, folder: Path, command: str) -> None:
         from medtl.experiment import inference
 
         inference.predict(
-            folder, manifest=values.manifest, checkpoint=values.checkpoint, output=values.output
+            folder,
+            manifest=values.manifest,
+            checkpoint=values.checkpoint,
+            output=values.output,
+            accept_code=values.accept_code,
         )
     elif values.mode == "check":
         from medtl.experiment import preview
@@ -223,6 +229,11 @@ def _report(
                     "alone"
                 )
         stored = run_folder.load_config(folder).copy_and_resolve_references()
+        trust.check(
+            configs.plugin_strings(ConfigDict({"evaluation": stored.evaluation})),
+            folder,
+            accept=values.accept_code,
+        )
         config = _parse(rest, stored.unlock() or stored).config
     check.check_evaluation(config)
     results.rebuild(folder, config, file=Path(values.predictions) if values.predictions else None)
@@ -282,7 +293,8 @@ def _parse(argv: list[str], config: ConfigDict) -> flags.FlagValues:
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", "", "", flag_values=values)
     flags.DEFINE_string("mode", "train", "", flag_values=values)
-    flags.DEFINE_bool("profile", False, "", flag_values=values)
+    for name in ("profile", "accept_code"):
+        flags.DEFINE_bool(name, False, "", flag_values=values)
     for name in _ONLY.keys() - {"profile"}:
         flags.DEFINE_string(name, "", "", flag_values=values)
     names = [f"--{name}" for name in (*values, "config", "help", "version")]

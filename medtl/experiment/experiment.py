@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from medtl import config as configs
 from medtl import data, files, plugins
 from medtl.config import check
 from medtl.data import cache
@@ -26,7 +27,7 @@ from medtl.errors import UserError
 from medtl.evaluation import analysis, predictions
 from medtl.evaluation.predictions import Predictions
 from medtl.examples import Examples, class_counts
-from medtl.experiment import mistakes, preflight, results, run_folder, splits
+from medtl.experiment import mistakes, preflight, results, run_folder, splits, trust
 from medtl.experiment.arm import Arm, Outcome
 from medtl.experiment.provenance import versions
 from medtl.experiment.setup import Experiment, reported_splits, uses_source
@@ -73,6 +74,8 @@ def _run(
     run_folder.check(folder, config)
     experiment, splits_by_seed = open_experiment(config, folder, training=training)
     with run_folder.opened(folder, config):
+        if training:
+            trust.remember(configs.plugin_strings(config))
         if config.evaluation.folds:
             text = io.StringIO()
             rows = splits.fold_rows(experiment.examples["target"], splits_by_seed[config.seeds[0]])

@@ -26,7 +26,7 @@ from medtl.evaluation import analysis, bootstrap, metrics, to_json
 from medtl.evaluation.intervals import number_patients
 from medtl.evaluation.report import plots
 from medtl.evaluation.wording import text_table
-from medtl.experiment import run_folder
+from medtl.experiment import run_folder, trust
 from medtl.experiment.arm import Arm
 from medtl.experiment.experiment import open_experiment
 from medtl.experiment.provenance import versions
@@ -82,6 +82,7 @@ def sweep(config: Any, folder: str | Path, *, command: str = "") -> dict[str, An
             where = arm.split.path or "config.data.target"
             raise UserError(f"--mode=sweep compares on val, and {where} has no val part")
     with run_folder.opened(folder, config):
+        trust.remember(configs.plugin_strings(config))
         trained = (trainer.train if uses_seeds else trainer.minimize)(arms, trials)
         result = _compared(arms, trials, trained.probabilities)
         result["trained"] = "heads" if heads_alone else "models"
