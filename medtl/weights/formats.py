@@ -12,7 +12,6 @@ import importlib.util
 import pickle
 import re
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +26,7 @@ SUFFIXES = (".safetensors", ".npz", ".pth", ".th", ".pt", ".bin", ".h5")
 _TORCH = (".pth", ".th", ".pt", ".bin")
 _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"
+_DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")  # safetensors'
 _HUB_HASH = re.compile(r"-([0-9a-f]{8})\.(?:pth|th|pt)")
 
 
@@ -69,7 +69,7 @@ def check(path: str) -> None:
     elif suffix == ".h5":
         keras_h5.check(path)
     elif head.startswith(_ZIP):
-        if not zipfile.is_zipfile(path):
+        if not _is_zip(path):
             raise UserError(
                 f"config.weights.path: {path} is truncated: its zip directory is missing"
             )
@@ -81,6 +81,13 @@ def check(path: str) -> None:
         raise UserError(
             f"config.weights.path: reading {path} needs PyTorch: pip install medtl[torch]"
         )
+
+
+def _is_zip(path: str) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return False
 
 
 def check_sha256(sha256: str) -> None:
@@ -161,30 +168,47 @@ def _open_safetensors(path: str) -> Iterator[Any]:
     """Open the file, which compares its size with its header."""
     import safetensors
 
+    with (
+        _damaged(path, "is truncated, damaged or no safetensors file"),
+        safetensors.safe_open(path, "numpy") as file,
+    ):
+        yield file
+
+
+@contextmanager
+def _damaged(path: str, words: str) -> Iterator[None]:
+    """Turn whatever a reader raises for a damaged file into one line; headers can hold anything."""
     try:
-        with safetensors.safe_open(path, "numpy") as file:
-            yield file
-    except (safetensors.SafetensorError, TypeError) as error:
-        raise UserError(
-            f"config.weights.path: {path} is truncated, damaged or no safetensors file ({error})"
-        ) from error
+        yield
+    except (UserError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0][:160] or type(error).__name__
+        raise UserError(f"config.weights.path: {path} {words} ({reason})") from error
 
 
 def _read_safetensors(path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     import ml_dtypes  # noqa: F401  registers bfloat16 with NumPy
 
     with _open_safetensors(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        tensors = {}
+        for name in file.keys():  # noqa: SIM118  a safe_open is no dict
+            dtype = file.get_slice(name).get_dtype()
+            if dtype not in _DTYPES:
+                raise UserError(
+                    f"config.weights.path: {name} in {path} has dtype {dtype}; the tensors must be "
+                    f"{', '.join(_DTYPES)}"
+                )
+            tensors[name] = file.get_tensor(name)
+        return tensors, file.metadata() or {}
 
 
 def _read_npz(path: str) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(
-            f"config.weights.path: {path} is damaged or holds more than arrays ({error})"
-        ) from error
+    with (
+        _damaged(path, "is damaged or holds more than arrays"),
+        np.load(path, allow_pickle=False) as file,
+    ):
+        return {name: file[name] for name in file.files}
 
 
 def _read_torch(path: str) -> dict[str, np.ndarray]:
@@ -221,7 +245,15 @@ def _state_dict(content: Any) -> Mapping[str, Any] | None:
         if isinstance(content.get(key), Mapping):
             content = content[key]
             break
-    return content if all(isinstance(value, torch.Tensor) for value in content.values()) else None
+    is_named = all(
+        isinstance(name, str)
+        and isinstance(value, torch.Tensor)
+        and value.layout is torch.strided
+        and not value.is_quantized
+        and not value.is_meta
+        for name, value in content.items()
+    )
+    return content if is_named else None
 
 
 def _from_timm(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
