@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from medtl.config.rules import (
     INSIDE,
     NAME,
+    NORMALIZATION,
     SHARE,
     SIZES,
     SPLIT,
@@ -34,7 +35,6 @@ from medtl.config.rules import (
 )
 from medtl.data import cache, images
 from medtl.evaluation.metrics.names import NAMES
-from medtl.examples import NORMALIZATIONS
 from medtl.models import DTYPES
 
 Section = dict[str, Node]
@@ -284,8 +284,9 @@ _WEIGHTS: Section = {
     ),
     "normalization": Field(
         "auto",
-        "The input's normalization. auto: as the file or its family states.",
-        one_of("auto", *NORMALIZATIONS),
+        "The input's normalization. auto: as the file states, or as is usual in its format. Numbers"
+        " are in units of 0..255, one or one a channel.",
+        NORMALIZATION,
     ),
     "allow": Field(
         (),

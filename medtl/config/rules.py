@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from medtl import plugins
 from medtl.errors import UserError, nearest
+from medtl.examples import NORMALIZATIONS, parse_normalization
 
 KINDS: Mapping[type, str] = {
     bool: "true or false",
@@ -53,6 +54,23 @@ class Choice:
     def check(self, value: Any, key: str) -> None:
         """Raise UserError for a value that is none of them; names the nearest."""
         choose(value, self.choices, key)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Normalization:
+    """The value is "auto", or as `examples.parse_normalization` takes it."""
+
+    words: str = ", ".join(
+        [*map(repr, ("auto", *NORMALIZATIONS)), "'mean(123.7,116.3,103.5) std(58.4,57.1,57.4)'"]
+    )
+
+    def check(self, value: Any, key: str) -> None:
+        """Raise UserError for a value that does not fit."""
+        if value != "auto":
+            parse_normalization(value, key=key)
+
+
+NORMALIZATION = _Normalization()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from medtl.errors import UserError, nearest
-from medtl.weights import keras_h5
+from medtl.weights import families, keras_h5
 
 SUFFIXES = (".safetensors", ".npz", ".pth", ".th", ".pt", ".bin", ".h5")
 _TORCH = (".pth", ".th", ".pt", ".bin")
@@ -38,11 +38,13 @@ class WeightFile:
       tensors: torchvision name -> array in PyTorch's layout.
       metadata: the file's own; see `metadata.read`.
       usual_input: the usual input normalization of this format, "" where there is none.
+      note: where in the file the tensors were, "" where there is no choice.
     """
 
     tensors: dict[str, np.ndarray]
     metadata: dict[str, str]
     usual_input: str
+    note: str = ""
 
 
 def check(path: str) -> None:
@@ -130,7 +132,7 @@ def read(path: str) -> WeightFile:
     Raises:
       UserError: it is damaged, or holds anything but named tensors.
     """
-    suffix = Path(path).suffix
+    suffix, note = Path(path).suffix, ""
     metadata: dict[str, str] = {}
     if suffix == ".safetensors":
         tensors, metadata = _read_safetensors(path)
@@ -139,12 +141,11 @@ def read(path: str) -> WeightFile:
     elif suffix == ".h5":
         tensors, metadata = keras_h5.read(path)
     else:
-        tensors = _read_torch(path)
+        tensors, note = _read_torch(path)
     if not tensors:
         raise UserError(f"config.weights.path: {path} holds no tensor")
-    if all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    return WeightFile(_from_timm(tensors), metadata, "" if suffix == ".npz" else "torchvision")
+    usual = {".npz": "", ".h5": "caffe"}.get(suffix, "torchvision")
+    return WeightFile(_from_timm(tensors), metadata, usual, note)
 
 
 def _check_exists(path: Path) -> None:
@@ -211,49 +212,44 @@ def _read_npz(path: str) -> dict[str, np.ndarray]:
         return {name: file[name] for name in file.files}
 
 
-def _read_torch(path: str) -> dict[str, np.ndarray]:
+def _read_torch(path: str) -> tuple[dict[str, np.ndarray], str]:
     import torch
 
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"config.weights.path: {path} is damaged, or a pickle of more than tensors, "
-            "which is never run; save its state_dict"
+            f"config.weights.path: {path} is damaged, or a pickle of more than tensors, which is "
+            "never run; if you trust it, convert it in an environment that has its code:\n"
+            "  import torch\n"
+            f"  model = torch.load({path!r}, map_location='cpu', weights_only=False)\n"
+            "  torch.save(model.state_dict(), 'weights.pth')"
         ) from error
     except Exception as error:  # the unpickler raises anything for a damaged stream
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"config.weights.path: {path} is truncated or damaged ({reason})"
         ) from error
-    tensors = _state_dict(content)
+    tensors, note = families.state_dict(content, _is_plain_tensor)
     if tensors is None:
-        raise UserError(f"config.weights.path: {path} holds no state_dict of named tensors")
+        keys = ", ".join(map(repr, list(content)[:8])) if isinstance(content, Mapping) else ""
+        held = f"it has the keys {keys}" if keys else f"it holds a {type(content).__name__}"
+        raise UserError(f"config.weights.path: {path} holds no state_dict of named tensors; {held}")
     return {
         name: (tensor.float() if tensor.is_floating_point() else tensor).detach().numpy()
         for name, tensor in tensors.items()
-    }
+    }, note
 
 
-def _state_dict(content: Any) -> Mapping[str, Any] | None:
-    """Return the tensors by name, at the top or under the usual keys."""
+def _is_plain_tensor(value: Any) -> bool:
     import torch
 
-    if not isinstance(content, Mapping):
-        return None
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    is_named = all(
-        isinstance(name, str)
-        and isinstance(value, torch.Tensor)
+    return (
+        isinstance(value, torch.Tensor)
         and value.layout is torch.strided
         and not value.is_quantized
         and not value.is_meta
-        for name, value in content.items()
     )
-    return content if is_named else None
 
 
 def _from_timm(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
