@@ -56,13 +56,8 @@ class Choice:
         choose(value, self.choices, key)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Normalization:
+class _Normalization(Rule):
     """The value is "auto", or as `examples.parse_normalization` takes it."""
-
-    words: str = ", ".join(
-        [*map(repr, ("auto", *NORMALIZATIONS)), "'mean(123.7,116.3,103.5) std(58.4,57.1,57.4)'"]
-    )
 
     def check(self, value: Any, key: str) -> None:
         """Raise UserError for a value that does not fit."""
@@ -70,7 +65,12 @@ class _Normalization:
             parse_normalization(value, key=key)
 
 
-NORMALIZATION = _Normalization()
+NORMALIZATION = _Normalization(
+    ", ".join(
+        [*map(repr, ("auto", *NORMALIZATIONS)), "'mean(123.7,116.3,103.5) std(58.4,57.1,57.4)'"]
+    ),
+    bool,
+)
 
 
 @dataclasses.dataclass(frozen=True)

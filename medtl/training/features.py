@@ -44,8 +44,9 @@ def path(config: Any, examples: Examples, loaded: Pretrained, normalization: Nor
 def read(path: Path, n: int) -> np.ndarray | None:
     """Return f32[n, D], or None where the file is absent or damaged."""
     values = arrays.read(path, np.float32)
-    fits = values is not None and values.ndim == 2 and len(values) == n
-    return np.array(values) if fits and np.isfinite(values).all() else None
+    if values is None or values.ndim != 2 or len(values) != n or not np.isfinite(values).all():
+        return None
+    return np.array(values)
 
 
 def keep(path: Path, values: np.ndarray) -> bool:

@@ -105,7 +105,8 @@ def renamed(
     >>> renamed({"net.0.weight": 1, "net.1.bias": 2}, {"conv1.weight", "bn1.bias"}, bool)[0]
     {'conv1.weight': 1, 'bn1.bias': 2}
     """
-    best, notes = dict(tensors), ()
+    best: dict[str, T] = dict(tensors)
+    notes: tuple[str, ...] = ()
     most = sum(name in wanted for name in tensors)
     for family, rules in (("", ()), *_TABLES.items()):
         translated = {name: _translate(name, rules) for name in tensors}
