@@ -26,7 +26,8 @@ from medtl.experiment.stage import Stage
 from medtl.experiment.trials import TRACED_PATHS, Trial
 from medtl.sweep import logistic
 from medtl.sweep.program import Program
-from medtl.training.loop import CHUNK, STAGES, DivergedError, batch_sizes, order_seed
+from medtl.training.log import DivergedError
+from medtl.training.loop import CHUNK, STAGES, batch_sizes, order_seed
 from medtl.training.objective import DOMAINS
 from medtl.training.parallel import Parallel
 from medtl.training.progress import Progress

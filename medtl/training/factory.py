@@ -23,7 +23,7 @@ from medtl.examples import Examples, Normalization, parse_normalization
 from medtl.models import architectures
 from medtl.models.model import Head, Model, init_variables
 from medtl.training import optimizers, tracing
-from medtl.training.loop import Logger
+from medtl.training.log import Logger
 from medtl.training.objective import AbsentDomainError, Context, Loss, Objective, Term
 from medtl.training.parallel import Parallel
 from medtl.training.step import Step
