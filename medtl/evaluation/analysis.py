@@ -18,6 +18,7 @@ from medtl.evaluation import (
     comparisons,
     curves,
     differences,
+    flow,
     metrics,
     mistakes,
     predictions,
@@ -167,12 +168,14 @@ def analyse(
         evaluated, resampled, settings.metric, reference, sources=sources, unit=design["unit"]
     )
     first = next(iter(evaluated.values()))
+    is_two = first.task == "two_class"
     return {
         "task": first.task,
         "classes": list(classes),
-        "positive": classes[positive] if first.task == "two_class" else None,
+        "positive": classes[positive] if is_two else None,
         "split": split,
         **first.counts(classes),
+        "flow": flow.of_predictions(rows, positive=positive if is_two else None),
         "design": design,
         "settings": settings.as_dict(),
         "metric": settings.metric,
@@ -183,10 +186,11 @@ def analyse(
         "learning_curve": _learning_curve(rows, split, classes, settings, reference),
         "errors": list(errors) or mistakes.of_first_arm(evaluated, classes),
         "notes": [
+            *flow.notes(rows, split),
             *notes,
             *first.notes,
             *_notes(resampled, settings),
-            *([_TWO_RULES] if first.task == "two_class" else []),
+            *([_TWO_RULES] if is_two else []),
         ],
     }
 

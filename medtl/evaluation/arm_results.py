@@ -202,14 +202,14 @@ def collect(
     # Models of the same examples, as several seeds on one split, in one order.
     first = [_like(p, first[0]) if _same_ids(p, first[0]) else p for p in first]
     by_arm[first[0].arm] = first
-    known = all(p.patient is not None for p in first)
+    with_patients = all(p.patient is not None for p in first)
     patients, numbers = number_patients(
-        [p.patient if known and p.patient is not None else p.id for p in first]
+        [p.patient if with_patients and p.patient is not None else p.id for p in first]
     )
     n = len(np.unique(np.concatenate([p.id for p in first])))
     position = {p.model: i for i, p in enumerate(first)}
     notes = []
-    if not known and any(p.patient is not None for p in first):
+    if not with_patients and any(p.patient is not None for p in first):
         notes.append(
             "Patients are known for some predictions only; intervals take each example for a "
             "patient of its own."
@@ -229,15 +229,14 @@ def collect(
             )
             for p, v, number in zip(models, tuned, numbers, strict=True)
         ]
-        count = patients if known else None
+        count = patients if with_patients else None
         evaluated[arm] = Evaluated(arm, models, tuned, sets, options.positive, count, n, notes)
     return evaluated
 
 
 def _labelled(p: Predictions) -> Predictions:
     """Leave out the examples whose label is unknown."""
-    known = p.label >= 0 if p.label.ndim == 1 else ~np.isnan(p.label).all(axis=1)
-    return p if known.all() else p.take(np.flatnonzero(known))
+    return p if p.labelled.all() else p.take(np.flatnonzero(p.labelled))
 
 
 def _like(p: Predictions, other: Predictions) -> Predictions:
@@ -302,11 +301,17 @@ def estimates(resampled: bootstrap.Resampled, arm: str) -> dict[str, dict[str, A
             resampled.value[arm][m],
             low[m],
             high[m],
-            std=float(by_split[:, m].std(ddof=1)) if len(by_split) > 1 else None,
+            std=_std(by_split[:, m]),
             reason=resampled.undefined[arm].get(name, ""),
         )
         for m, name in enumerate(resampled.names)
     }
+
+
+def _std(values: np.ndarray) -> float | None:
+    """Return the standard deviation over splits where the metric is defined; None of fewer than 2."""
+    values = values[~np.isnan(values)]
+    return float(values.std(ddof=1)) if len(values) > 1 else None
 
 
 def curves_of(e: Evaluated, classes: Sequence[str], options: Options) -> dict[str, Any]:
@@ -344,8 +349,8 @@ def _column(data: EvaluationSet, k: int) -> tuple[np.ndarray, np.ndarray, np.nda
     """
     if data.label.ndim == 1:
         return data.label == k, data.probability[:, k], data.patient
-    known = ~np.isnan(data.label[:, k])
-    return data.label[known, k] == 1, data.probability[known, k], data.patient[known]
+    rows = ~np.isnan(data.label[:, k])
+    return data.label[rows, k] == 1, data.probability[rows, k], data.patient[rows]
 
 
 def calibration_of(e: Evaluated, classes: Sequence[str], options: Options) -> dict[str, Any]:

@@ -67,9 +67,8 @@ _MAIN = {
         "accuracy",
         "kappa_quadratic",
         "loss",
-        "ece",
     ),
-    "multi_label": ("auroc", "auprc", "f1_macro", "brier", "ece"),
+    "multi_label": ("auroc", "auprc", "f1_macro", "brier"),
 }
 
 

@@ -24,7 +24,7 @@ from medtl import data, files, plugins
 from medtl.config import check
 from medtl.data import cache
 from medtl.errors import UserError
-from medtl.evaluation import analysis, predictions
+from medtl.evaluation import analysis, flow, predictions
 from medtl.evaluation.predictions import Predictions
 from medtl.examples import Examples, class_counts
 from medtl.experiment import mistakes, preflight, results, run_folder, splits, trust
@@ -217,15 +217,27 @@ def _provenance(
 
 
 def _data_card(e: Examples, config: Any) -> dict[str, Any]:
+    two = not e.multi_label and len(e.classes) == 2
+    positive = config.evaluation.positive
+    number = e.classes.index(positive) if positive in e.classes else 1
     return {
         "name": e.name,
         "synthetic": e.synthetic,
         "classes": list(e.classes),
         "splits": {s: class_counts(e.label[e.indices(s)], e.classes) for s in e.splits},
         "patients": len(set(e.patient)) if e.patient is not None else None,
+        "flow": {s: _flow(e, s, positive=number if two else None) for s in e.splits},
         "fingerprint": e.fingerprint,
         "allowed": [f"weights: {pattern}" for pattern in config.weights.allow],
     }
+
+
+def _flow(e: Examples, split: str, *, positive: int | None) -> dict[str, Any]:
+    """Count the examples of a split as `evaluation.flow` does, and those without a label."""
+    rows = e.split == split
+    patient = None if e.patient is None else e.patient[rows]
+    counted = flow.count(e.id[rows], e.label[rows], patient, positive=positive)
+    return counted | {"unlabelled": int(rows.sum()) - counted["examples"]}
 
 
 def load_data(config: Any) -> dict[str, Examples]:

@@ -15,6 +15,7 @@ from medtl.errors import UserError
 from medtl.evaluation import (
     analysis,
     arm_results,
+    flow,
     metrics,
     mistakes,
     predictions,
@@ -58,6 +59,9 @@ def write(
     report = analysis.analyse(
         rows, classes, settings, sources=sources, errors=_errors(folder), name=name
     )
+    if not any(p.fold is not None or p.repeat is not None for p in rows):
+        card = provenance.get("data", {}).get("target")
+        report["flow"] = flow.with_data(report["flow"], card)
     summary = {
         **_summary(rows, classes, settings),
         "evaluation": {**report, "errors": _without_images(report["errors"])},
