@@ -13,6 +13,9 @@ from typing import Any
 
 from medtl.errors import UserError, nearest
 from medtl.evaluation import (
+    arm_calibration,
+    arm_classes,
+    arm_curves,
     arm_results,
     bootstrap,
     comparisons,
@@ -145,10 +148,7 @@ def analyse(
     if settings.metric not in choices:
         hint = nearest(settings.metric, choices)
         raise UserError(f"config.checkpoint.metric is {settings.metric!r}{hint}")
-    split = next(
-        (s for s in ("test", "val") if any(p.split == s for p in rows)),
-        rows[0].split if rows else "test",
-    )
+    split = _reported(rows)
     notes = predictions.check(rows, classes, split=split, name=name)
     positive = positive_class(settings.positive, classes)
     options = settings.options(positive)
@@ -193,6 +193,12 @@ def analyse(
             *([_TWO_RULES] if is_two else []),
         ],
     }
+
+
+def _reported(rows: Sequence[Predictions]) -> str:
+    """Return the split that is reported: test, else val, else the one there is."""
+    there = [p.split for p in rows]
+    return next((split for split in ("test", "val", *there) if split in there), "test")
 
 
 def _only_main(options: metrics.Options, settings: Settings) -> metrics.Options:
@@ -281,18 +287,24 @@ def _arms(
         )
         for column in first.columns
     }
-    return {
+    by_class = arm_classes.of_classes(evaluated, classes, options)
+    arms = {
         arm: {
             "metrics": arm_results.estimates(resampled, arm),
             "threshold": e.threshold_card(settings.threshold),
             "confusion": e.confusion(),
-            "curves": arm_results.curves_of(e, classes, options),
-            "calibration": arm_results.calibration_of(e, classes, options),
+            "curves": arm_curves.curves_of(e, classes, options),
+            "per_class": by_class[arm][0],
+            "calibration": arm_calibration.calibration_of(e, classes, options, by_class[arm][1]),
             "conformal": arm_results.conformal_sets(e, classes, level=settings.coverage),
             "subgroups": {column: by_arm[arm] for column, by_arm in groups.items()},
         }
         for arm, e in evaluated.items()
     }
+    for results in arms.values():
+        by_chance = results["calibration"]["before"]["ece_if_calibrated"]
+        results["metrics"]["ece"]["if_calibrated"] = by_chance
+    return arms
 
 
 def _learning_curve(

@@ -1,4 +1,4 @@
-"""One arm's results: its evaluation sets, curves, calibration, conformal sets and worst mistakes.
+"""One arm's results: its evaluation sets, its metrics with intervals, and its conformal sets.
 
 Thresholds, calibration maps and conformal quantiles are fitted on the val predictions of the same
 model and used on the evaluated split; where there are none, the results say so.
@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from medtl.evaluation import bootstrap, calibration, conformal, curves
+from medtl.evaluation import bootstrap, conformal
 from medtl.evaluation.intervals import number_patients
-from medtl.evaluation.metrics import EvaluationSet, Options, Scorer, kernels, operating_threshold
+from medtl.evaluation.metrics import EvaluationSet, Options, kernels, operating_threshold
 from medtl.evaluation.predictions import Predictions
 from medtl.examples import class_counts
 
-CALIBRATED = ("loss", "brier", "ece", "calibration_slope", "calibration_intercept")
+NO_VAL = "there are no predictions of val to fit it on"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,40 +309,17 @@ def estimates(resampled: bootstrap.Resampled, arm: str) -> dict[str, dict[str, A
 
 
 def _std(values: np.ndarray) -> float | None:
-    """Return the standard deviation over splits where the metric is defined; None of fewer than 2."""
+    """Return the standard deviation over splits that have the metric; None of fewer than 2."""
     values = values[~np.isnan(values)]
     return float(values.std(ddof=1)) if len(values) > 1 else None
 
 
-def curves_of(e: Evaluated, classes: Sequence[str], options: Options) -> dict[str, Any]:
-    """Return the arm's curves: of two classes the positive one's, else one for each class."""
-    chosen = [options.positive] if e.task == "two_class" else range(len(classes))
-    drawn: dict[str, Any] = {"roc": [], "pr": [], "reliability": [], "decision": None}
-    for k in chosen:
-        name, columns = classes[k], [_column(data, k) for data in e.sets]
-        pairs = [(label, score) for label, score, _ in columns]
-        single = len(pairs) == 1
-        roc = curves.roc(*pairs[0]) if single else curves.mean_roc(pairs)
-        pr = curves.precision_recall(*pairs[0]) if single else curves.mean_precision_recall(pairs)
-        label, score, patient = (np.concatenate(part) for part in zip(*columns, strict=True))
-        bins = curves.reliability(label, score, patient=patient, level=options.level)
-        if not roc.undefined:
-            drawn["roc"].append({"name": name, "x": roc.x.tolist(), "y": roc.y.tolist()})
-            prevalence = float(np.mean([label.mean() for label, _ in pairs]))
-            points = {"name": name, "x": pr.x.tolist(), "y": pr.y.tolist()}
-            drawn["pr"].append({**points, "prevalence": prevalence})
-        if not bins.undefined:
-            fields = ("predicted", "observed", "low", "high", "n")
-            of_bins = {field: getattr(bins, field).tolist() for field in fields}
-            drawn["reliability"].append({"name": name, **of_bins})
-        if e.task == "two_class":
-            d = curves.decision_curve(columns, prevalence=options.prevalence, level=options.level)
-            parts = ("threshold", "model", "low", "high", "all", "none")
-            drawn["decision"] = {part: getattr(d, part).tolist() for part in parts}
-    return drawn
+def chosen_classes(e: Evaluated, classes: Sequence[str]) -> Sequence[int]:
+    """Return the classes that are shown one against the rest: of two the positive one."""
+    return [e.positive] if e.task == "two_class" else range(len(classes))
 
 
-def _column(data: EvaluationSet, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def class_column(data: EvaluationSet, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return one class against the rest where its label is known.
 
     (label bool[n], probability f[n], patient int[n])
@@ -353,61 +330,17 @@ def _column(data: EvaluationSet, k: int) -> tuple[np.ndarray, np.ndarray, np.nda
     return data.label[rows, k] == 1, data.probability[rows, k], data.patient[rows]
 
 
-def calibration_of(e: Evaluated, classes: Sequence[str], options: Options) -> dict[str, Any]:
-    """Measure calibration as trained and after each map fitted on val; means over the models."""
-    measured: dict[str, Any] = {"before": _measure(e.sets, classes, options)}
-    for kind in calibration.KINDS:
-        maps: list[calibration.Calibrator] = []
-        reasons = []
-        for v in e.val:
-            fitted: calibration.Calibrator | str = _NO_VAL
-            if v is not None:
-                fitted = calibration.fit(kind, v.label, v.probability, classes=classes)
-            if isinstance(fitted, str):
-                reasons.append(fitted)
-            else:
-                maps.append(fitted)
-        if reasons:
-            where = f"in {len(reasons)} of {len(e.val)} splits " if len(e.val) > 1 else ""
-            measured[kind] = {"undefined": where + reasons[0]}
-            continue
-        after = [
-            dataclasses.replace(data, probability=m(data.probability))
-            for data, m in zip(e.sets, maps, strict=True)
-        ]
-        measured[kind] = _measure(after, classes, options)
-        if len(maps) == 1:
-            measured[kind]["parameters"] = dict(maps[0].parameters)
-        left = sorted({f"{name}: {reason}" for m in maps for name, reason in m.undefined.items()})
-        if left:
-            measured[kind]["left_as_it_was"] = left
-    return measured
-
-
-_NO_VAL = "there are no predictions of val to fit it on"
-
-
-def _measure(
-    sets: Sequence[EvaluationSet], classes: Sequence[str], options: Options
-) -> dict[str, Any]:
-    table = []
-    for data in sets:
-        scorer = Scorer(data, classes=classes, options=options)
-        values = dict(zip(scorer.names, scorer(np.ones((1, scorer.units)))[0], strict=True))
-        table.append([values[name] for name in CALIBRATED])
-    with np.errstate(invalid="ignore"):
-        means = kernels.mean_of_defined(np.array(table), axis=0)
-    return dict(zip(CALIBRATED, means.tolist(), strict=True))
-
-
 def conformal_sets(e: Evaluated, classes: Sequence[str], *, level: float) -> dict[str, Any]:
-    """Fit conformal prediction sets on val; return how often they hold the label."""
+    """Fit conformal prediction sets on val; return how often they hold the label.
+
+    Those that hold it in each class come first: overall ones may leave out a rare class altogether.
+    """
     measured: dict[str, Any] = {}
-    for kind in (conformal.split, conformal.class_conditional):
+    for kind in (conformal.class_conditional, conformal.split):
         labels, sets, units = [], [], []
         reason, notes = "", []
         for data, v in zip(e.sets, e.val, strict=True):
-            fitted: conformal.Thresholds | str = _NO_VAL
+            fitted: conformal.Thresholds | str = NO_VAL
             if v is not None:
                 patient = v.patient if e.patients is not None else None
                 fitted = kind(v.label, v.probability, classes=classes, level=level, patient=patient)

@@ -1,10 +1,13 @@
 """Metrics in resamples of the patients: the same patients for all arms, which pairs their draws.
 
 The estimate of a metric is the mean over evaluation sets (folds, repeats, seeds) of the metric
-within each: scores of different models are not comparable, so nothing is pooled (Forman & Scholz
-2010). A draw takes as many patients as there are, with replacement, and counts each of their
-examples as often as they were drawn, in every set (the cluster bootstrap; Field & Welsh 2007): the
-interval includes that images of one patient are alike, which resampling images would leave out.
+within each: scores of different models are not comparable, so ranks are not pooled (Forman & Scholz
+2010). The calibration line of two classes is that of all sets together, since probabilities are on
+one scale: a small fold in which the model is nearly constant has a slope of any size.
+
+A draw takes as many patients as there are, with replacement, and counts each of their examples as
+often as they were drawn, in every set (the cluster bootstrap; Field & Welsh 2007): the interval
+includes that images of one patient are alike, which resampling images would leave out.
 
 Refuses arms that differ in their number of evaluation sets.
 """
@@ -30,6 +33,7 @@ from medtl.evaluation.metrics import PROPORTIONS, EvaluationSet, Options, Scorer
 _RATES = ("sensitivity", "specificity")
 _FEWEST = 200
 _WORK = 4e8  # examples x classes x resamples that are summed at most, but 200 resamples at least
+_POOLED = ("calibration_slope", "calibration_intercept")
 _BLOCK = 1 << 18  # examples x resamples that a thread holds at a time: 2 MiB an array
 
 
@@ -118,7 +122,11 @@ class Resampled:
 
 
 def resample(
-    arms: Mapping[str, Sequence[EvaluationSet]], *, classes: Sequence[str], options: Options
+    arms: Mapping[str, Sequence[EvaluationSet]],
+    *,
+    classes: Sequence[str],
+    options: Options,
+    names: Sequence[str] | None = None,
 ) -> Resampled:
     """Compute every metric of every arm, and of resamples of the patients.
 
@@ -131,6 +139,7 @@ def resample(
       arms: name -> its evaluation sets; set i of all arms has the same examples.
       classes: the K names.
       options: see there.
+      names: the metrics, see `Scorer`; None: all.
 
     Returns:
       The metrics. Draws in which a set lacks a class are means over the sets that have it.
@@ -139,54 +148,108 @@ def resample(
       UserError: the arms have no sets or not the same number of them, the options do not fit the
         task, or a metric of the user's fails.
     """
-    lengths = {len(sets) for sets in arms.values()}
-    if len(lengths) != 1 or 0 in lengths:
-        raise UserError(
-            "each arm must have the same number of evaluation sets, at least 1; "
-            f"they have {sorted(lengths)}"
-        )
-    every_set = [data for sets in arms.values() for data in sets]
-    patients, numbers = number_patients([data.patient for data in every_set])
-    made = iter(
-        Scorer(
-            dataclasses.replace(data, patient=number),
-            classes=classes,
-            options=options,
-            units=patients,
-        )
-        for data, number in zip(every_set, numbers, strict=True)
-    )
-    scorers = {arm: [next(made) for _ in sets] for arm, sets in arms.items()}
-    names = next(iter(scorers.values()))[0].names
-    examples = sum(len(data.label) for data in every_set)
-    resamples = min(options.resamples, max(_FEWEST, int(_WORK / max(1, examples * len(classes)))))
+    patients, numbered = _numbered(arms)
 
-    ones = np.ones((1, patients))
+    def scorer(data: EvaluationSet) -> Scorer:
+        return Scorer(data, classes=classes, options=options, units=patients, names=names)
+
+    scorers = {arm: list(map(scorer, sets)) for arm, sets in numbered.items()}
+    made = next(iter(scorers.values()))[0].names
+    examples = sum(len(data.label) for sets in numbered.values() for data in sets)
+    resamples = min(options.resamples, max(_FEWEST, int(_WORK / max(1, examples * len(classes)))))
     by_split = {
-        arm: np.concatenate([score(ones) for score in each]) for arm, each in scorers.items()
+        arm: np.concatenate([score(np.ones((1, patients))) for score in each])
+        for arm, each in scorers.items()
     }
     with np.errstate(invalid="ignore"):
         value = {arm: kernels.mean_of_defined(table, axis=0) for arm, table in by_split.items()}
-    draws = _draw(scorers, patients, resamples, options.seed, len(names))
-    if options.prevalence:
-        for tables in (value, draws):
-            for table in tables.values():
-                _at_prevalence(table, names, options.prevalence)
-    for arm, table in draws.items():
-        _center(table[:, names.index("ece")], value[arm][names.index("ece")])
-    return Resampled(
-        names=names,
+    result = Resampled(
+        names=made,
         value=value,
         by_split=by_split,
-        draws=draws,
+        draws=_draw(scorers, patients, resamples, options.seed, len(made)),
         undefined={arm: _reasons(scorers[arm], by_split[arm]) for arm in arms},
-        notes={arm: _notes(scorers[arm], by_split[arm], draws[arm]) for arm in arms},
+        notes={},
         support={arm: support(scorers[arm]) for arm in arms},
         patients=patients,
         resamples=resamples,
         level=options.level,
         prevalence=options.prevalence,
     )
+    _pool(result, numbered, classes, options)
+    _adjust(result)
+    notes = {arm: _notes(scorers[arm], by_split[arm], result.draws[arm]) for arm in arms}
+    return dataclasses.replace(result, notes=notes)
+
+
+def _numbered(
+    arms: Mapping[str, Sequence[EvaluationSet]],
+) -> tuple[int, dict[str, list[EvaluationSet]]]:
+    """Return the number of patients, and the sets with patients numbered from 0 without gaps."""
+    lengths = {len(sets) for sets in arms.values()}
+    if len(lengths) != 1 or 0 in lengths:
+        raise UserError(
+            "each arm must have the same number of evaluation sets, at least 1; "
+            f"they have {sorted(lengths)}"
+        )
+    columns = [data.patient for sets in arms.values() for data in sets]
+    patients, numbers = number_patients(columns)
+    number = iter(numbers)
+    return patients, {
+        arm: [dataclasses.replace(data, patient=next(number)) for data in sets]
+        for arm, sets in arms.items()
+    }
+
+
+def _pool(
+    result: Resampled,
+    arms: Mapping[str, Sequence[EvaluationSet]],
+    classes: Sequence[str],
+    options: Options,
+) -> None:
+    """Take the calibration line from all sets of an arm together, in place; of one set it is so."""
+    names = [name for name in result.names if name in _POOLED]
+    columns = [result.names.index(name) for name in names]
+    if not names or len(next(iter(arms.values()))) == 1:
+        return
+    pooled = {
+        arm: [
+            Scorer(
+                pool(sets),
+                classes=classes,
+                options=dataclasses.replace(options, extra={}),
+                units=result.patients,
+                names=names,
+            )
+        ]
+        for arm, sets in arms.items()
+    }
+    draws = _draw(pooled, result.patients, result.resamples, options.seed, len(names))
+    for arm, (scorer,) in pooled.items():
+        value = scorer(np.ones((1, result.patients)))[0]
+        result.value[arm][columns], result.draws[arm][:, columns] = value, draws[arm]
+        result.by_split[arm][:, columns] = np.nan
+        for name in names:
+            result.undefined[arm].pop(name, None)
+        result.undefined[arm].update(scorer.explain(value))
+
+
+def pool(sets: Sequence[EvaluationSet]) -> EvaluationSet:
+    """Put the examples of several sets, with patients numbered alike, into one."""
+    parts = zip(*((data.label, data.probability, data.patient) for data in sets), strict=True)
+    return EvaluationSet(*map(np.concatenate, parts))
+
+
+def _adjust(result: Resampled) -> None:
+    """Put PPV and NPV at the stated prevalence, and center the draws of the ECE, in place."""
+    if result.prevalence:
+        for tables in (result.value, result.draws):
+            for table in tables.values():
+                _at_prevalence(table, result.names, result.prevalence)
+    if "ece" in result.names:
+        ece = result.names.index("ece")
+        for arm, table in result.draws.items():
+            _center(table[:, ece], result.value[arm][ece])
 
 
 def _at_prevalence(table: np.ndarray, names: Sequence[str], prevalence: float) -> None:

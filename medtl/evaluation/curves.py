@@ -140,7 +140,7 @@ def mean_roc(splits: Sequence[tuple[np.ndarray, np.ndarray]], *, points: int = 1
     rates, reason = _each(splits)
     if reason:
         return Curve(undefined=reason)
-    tpr = np.mean([_interpolate(fpr, tpr, grid, side="right") for fpr, tpr, _ in rates], axis=0)
+    tpr = np.mean([interpolate(fpr, tpr, grid, side="right") for fpr, tpr, _ in rates], axis=0)
     return Curve(np.r_[0.0, grid], np.r_[0.0, tpr])
 
 
@@ -168,7 +168,7 @@ def mean_precision_recall(
     for fpr, tpr, odds in rates:
         # The prevalence's odds turn rates into counts of true and of false positives.
         true = np.r_[tpr[1], grid[1:]] * odds
-        false = np.r_[fpr[1], _interpolate(tpr, fpr, grid[1:], side="left")]
+        false = np.r_[fpr[1], interpolate(tpr, fpr, grid[1:], side="left")]
         precisions.append(true / (true + false))
     return Curve(grid, np.mean(precisions, axis=0))
 
@@ -412,7 +412,7 @@ def _thin(x: np.ndarray, y: np.ndarray, points: int) -> Curve:
     return Curve(x[keep], y[keep])
 
 
-def _interpolate(x: np.ndarray, y: np.ndarray, at: np.ndarray, *, side: str) -> np.ndarray:
+def interpolate(x: np.ndarray, y: np.ndarray, at: np.ndarray, *, side: str) -> np.ndarray:
     """Return y at `at` on the line through points of ascending x.
 
     Where x repeats, the "left" or "right" end of the jump counts.

@@ -40,11 +40,11 @@ def of_predictions(rows: Sequence[Predictions], *, positive: int | None = None) 
         if not one.labelled.all():
             excluded.append(_without_label(one))
     all_ids, first = np.unique(np.concatenate([i for i, _ in ids]), return_index=True)
-    labelled = int(np.concatenate([known for _, known in ids])[first].sum())
+    of_all = int(np.concatenate([labelled for _, labelled in ids])[first].sum())
     return {
         "rows": len(all_ids),
-        "labelled": labelled,
-        "unlabelled": len(all_ids) - labelled,
+        "labelled": of_all,
+        "unlabelled": len(all_ids) - of_all,
         "excluded": excluded,
         "splits": counts,
     }
@@ -61,7 +61,8 @@ def count(
       patient: str[N]; None where patients are unknown.
       positive: the positive class of two, else None.
 
-    >>> count(np.array(["a", "b", "c"]), np.array([1, 1, -1]), np.array(["p", "p", "q"]), positive=1)
+    >>> ids, patient = np.array(["a", "b", "c"]), np.array(["p", "p", "q"])
+    >>> count(ids, np.array([1, 1, -1]), patient, positive=1)
     {'examples': 2, 'patients': 1, 'positive_patients': 1}
     """
     labelled = label >= 0 if label.ndim == 1 else ~np.isnan(label).all(axis=1)

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from medtl.evaluation import metrics
-from medtl.evaluation.arm_results import CALIBRATED
+from medtl.evaluation.arm_calibration import CALIBRATED
 
 ARMS = ("transfer", "pooled", "target_only", "scratch")
 SHIFT = {"transfer": 1.9, "pooled": 1.35, "target_only": 1.6, "scratch": 0.7}
@@ -235,7 +235,7 @@ def _arm(rng, label, score, classes, i):
         "calibration": {
             "before": before,
             "temperature": better | {"parameters": {"temperature": 1.43}},
-            "vector": {"undefined": "in 2 of 15 splits val has fewer than 20 examples"},
+            "platt": {"undefined": "in 2 of 15 splits val has fewer than 20 examples"},
             "isotonic": better | {"loss": NAN, "undefined": "fold 2: an example has probability 0"},
         },
         "conformal": {

@@ -88,8 +88,8 @@ def describe(
     label, probability = np.asarray(label), np.asarray(probability, np.float64)
     check_probability(probability, len(label), len(classes), allow_nan=True)
     check_label(label, len(label), len(classes))
-    known = label >= 0 if label.ndim == 1 else ~np.isnan(label).all(axis=1)
-    label, probability = label[known], probability[known]
+    labelled = label >= 0 if label.ndim == 1 else ~np.isnan(label).all(axis=1)
+    label, probability = label[labelled], probability[labelled]
     is_number = ~np.isnan(probability).any(axis=1)
     confusion = kernels.confusion(label[is_number], probability[is_number])
     names = (*NAMES, *(extra or {}))

@@ -23,7 +23,6 @@ from medtl.evaluation.metrics.user import Metric, value_of
 
 _Ranked = Callable[[ranks.Ranking, ranks.Weights], np.ndarray]
 _EPS = float(np.finfo(np.float32).eps)
-_PER_BIN = 10  # examples that a bin of the ECE must hold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +36,14 @@ class EvaluationSet:
       patient: int64[N] from 0, the same numbering in all sets and arms.
       threshold: for two classes, the probability from which on the positive class is called; NaN:
         there is none.
+      called: bool[N], for two classes, whether the positive class is called; None: by `threshold`.
     """
 
     label: np.ndarray
     probability: np.ndarray
     patient: np.ndarray
     threshold: float = 0.5
+    called: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         arrays = (self.label, self.probability, self.patient)
@@ -115,12 +116,13 @@ class Scorer:
       specificity_at_sensitivity likewise. Above K = 2 macro.
     - brier: sum over the classes of (y - p)², halved for K = 2 (Brier 1950; `brier_score_loss`).
     - loss: mean -log p of the label's class, p clipped to [eps, 1 - eps] of float32 (`log_loss`).
-    - ece: see `kernels.expected_calibration_error`; of the positive class for K = 2, of the
-      predicted class's probability above.
+    - ece: see `kernels.expected_calibration_error`, above 0 for a perfect model, too; of the
+      positive class for K = 2, of the predicted class's probability above.
     - calibration_slope: b of logit P(y) = a + b logit(p) by maximum likelihood (Cox 1958); 1 is
       right, below 1 the model is too sure. calibration_intercept: a of logit P(y) = a + logit(p),
-      calibration in the large; 0 is right, above 0 the predictions are too low. K = 2: the positive
-      class; above: macro. p is clipped as in the loss.
+      calibration in the large; 0 is right, above 0 the predictions are too low. Of the positive
+      class for K = 2 alone: over several classes, errors of opposite sign would cancel in a mean,
+      see `arm_classes`. p is clipped as in the loss.
     - the user's metrics, `options.extra`: called once per resample with `weight` float64[N], how
       often each example counts.
 
@@ -159,15 +161,18 @@ class Scorer:
         self.classes, self.options = tuple(classes), options
         self._label = np.asarray(data.label)
         self._probability = np.asarray(data.probability, np.float64)
-        self._threshold = data.threshold
+        self._threshold, self._of_positive = data.threshold, data.called
         self.multi_label = self._label.ndim == 2
         _check(self._probability.shape[1], self.multi_label, self.classes, options)
-        built_in = (n for n in ALL_NAMES if n != "kappa_quadratic" or options.ordinal)
+        two = not self.multi_label and len(self.classes) == 2
+        left_out = set() if options.ordinal else {"kappa_quadratic"}
+        left_out |= set() if two else {"calibration_slope", "calibration_intercept"}
+        built_in = (n for n in ALL_NAMES if n not in left_out)
         self.names = (*(n for n in built_in if names is None or n in names), *options.extra)
         with_line = any(name.startswith("calibration_") for name in self.names)
         self._unit = np.asarray(data.patient, np.intp)
         self.units = int(self._unit.max(initial=-1)) + 1 if units is None else units
-        known, positive, self._called = self._questions()
+        labelled, positive, self._called = self._questions()
         table = SumTable(self.units)
         (self._add_labels if self.multi_label else self._add_one_label)(table, self._unit)
         self._matrix, self._columns = table.matrix(), table.columns
@@ -175,12 +180,12 @@ class Scorer:
             ranks.Ranking.of(
                 positive[s, j], self._probability[s, j], self._unit[s], with_line=with_line
             )
-            for j, s in enumerate(known.T)
+            for j, s in enumerate(labelled.T)
         ]
         self.size = len(self._unit)
         self.sides = np.zeros((4, len(self.classes), self.units), bool)
         for side, rows in enumerate((positive, ~positive, self._called, ~self._called)):
-            for j, chosen in enumerate((rows & known).T):
+            for j, chosen in enumerate((rows & labelled).T):
                 self.sides[side, j, self._unit[chosen]] = True
 
     def __call__(self, counts: np.ndarray) -> np.ndarray:
@@ -219,7 +224,10 @@ class Scorer:
         classes = np.arange(p.shape[1])
         called = p.argmax(axis=1)[:, None] == classes
         if len(classes) == 2:
-            called[:, self.options.positive] = p[:, self.options.positive] >= self._threshold
+            of_positive = p[:, self.options.positive] >= self._threshold
+            if self._of_positive is not None:
+                of_positive = self._of_positive
+            called[:, self.options.positive] = of_positive
             called[:, 1 - self.options.positive] = ~called[:, self.options.positive]
         return np.ones(p.shape, bool), label[:, None] == classes, called
 
@@ -240,14 +248,14 @@ class Scorer:
         self._add_bins(table, "bins", unit, positive, score)
 
     def _add_labels(self, table: SumTable, unit: np.ndarray) -> None:
-        known, p = ~np.isnan(self._label), self._probability
+        labelled, p = ~np.isnan(self._label), self._probability
         clipped = np.clip(p, _EPS, 1 - _EPS)
         entropy = np.where(self._label == 1, -np.log(clipped), -np.log1p(-clipped))
-        entropy = np.where(known, entropy, 0.0).sum(axis=1)
-        labelled = known.any(axis=1)
-        table.add("n", unit[labelled])
-        table.add("loss", unit[labelled], entropy[labelled] / known[labelled].sum(axis=1))
-        for j, rows in enumerate(known.T):
+        entropy = np.where(labelled, entropy, 0.0).sum(axis=1)
+        some = labelled.any(axis=1)
+        table.add("n", unit[some])
+        table.add("loss", unit[some], entropy[some] / labelled[some].sum(axis=1))
+        for j, rows in enumerate(labelled.T):
             positive, score, who = self._label[rows, j] == 1, p[rows, j], unit[rows]
             table.add(f"confusion{j}", who, column=2 * positive + (score > 0.5), width=4)
             table.add(f"brier{j}", who, np.square(positive - score))
@@ -256,7 +264,7 @@ class Scorer:
     def _add_bins(
         self, table: SumTable, name: str, unit: np.ndarray, positive: np.ndarray, score: np.ndarray
     ) -> None:
-        bins = max(1, min(self.options.bins, len(score) // _PER_BIN))
+        bins = kernels.number_of_bins(len(score), self.options.bins)
         column = kernels.equal_mass_bins(score, bins)
         parts = {"n": np.ones(len(score)), "y": positive.astype(np.float64), "p": score}
         for part, value in parts.items():

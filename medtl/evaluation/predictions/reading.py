@@ -102,8 +102,8 @@ def _by_model(
         groups = {name: text[name][table.code[name][rows]] for name in described}
         patient = groups.pop("patient_id", None)
         if patient is not None:
-            known = patients[table.code["patient_id"][rows]]
-            patient = patient if known.all() else np.where(known, patient, alone(ids))
+            named = patients[table.code["patient_id"][rows]]
+            patient = patient if named.all() else np.where(named, patient, alone(ids))
         predictions.append(
             Predictions(
                 id=ids,
