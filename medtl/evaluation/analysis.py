@@ -288,7 +288,7 @@ def _arms(
         for column in first.columns
     }
     by_class = arm_classes.of_classes(evaluated, classes, options)
-    arms = {
+    arms: dict[str, Any] = {
         arm: {
             "metrics": arm_results.estimates(resampled, arm),
             "threshold": e.threshold_card(settings.threshold),

@@ -35,7 +35,11 @@ def curves_of(e: Evaluated, classes: Sequence[str], options: Options) -> dict[st
 
 
 def _add_ranked(
-    drawn: dict[str, Any], name: str, columns: Sequence[tuple[np.ndarray, ...]], *, level: float
+    drawn: dict[str, Any],
+    name: str,
+    columns: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    *,
+    level: float,
 ) -> None:
     """Add a class's ROC and precision-recall curve and their bands, where there are any."""
     pairs = [(label, score) for label, score, _ in columns]

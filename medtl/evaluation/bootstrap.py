@@ -236,8 +236,11 @@ def _pool(
 
 def pool(sets: Sequence[EvaluationSet]) -> EvaluationSet:
     """Put the examples of several sets, with patients numbered alike, into one."""
-    parts = zip(*((data.label, data.probability, data.patient) for data in sets), strict=True)
-    return EvaluationSet(*map(np.concatenate, parts))
+    return EvaluationSet(
+        np.concatenate([data.label for data in sets]),
+        np.concatenate([data.probability for data in sets]),
+        np.concatenate([data.patient for data in sets]),
+    )
 
 
 def _adjust(result: Resampled) -> None:

@@ -52,7 +52,7 @@ def of_predictions(rows: Sequence[Predictions], *, positive: int | None = None) 
 
 def count(
     ids: np.ndarray, label: np.ndarray, patient: np.ndarray | None, *, positive: int | None = None
-) -> dict[str, int | None]:
+) -> dict[str, Any]:
     """Count the labelled examples, their patients, and the patients with a positive example.
 
     Args:

@@ -88,7 +88,8 @@ def smooth(
     units = int(patient.max()) + 1 if units is None else units
     table = binned(label, _logit(probability), patient, units=units, bins=_BINS, seed=seed)
     risk = _mean_risk(probability, table)
-    x = np.linspace(*np.quantile(probability, (0.01, 0.99)), _POINTS)
+    first, last = np.quantile(probability, (0.01, 0.99))
+    x = np.linspace(float(first), float(last), _POINTS)
     basis = Basis.of(table)
     points = basis(_logit(x))
     both = np.concatenate([table.counts[None], table.drawn])

@@ -237,7 +237,7 @@ def _flow(e: Examples, split: str, *, positive: int | None) -> dict[str, Any]:
     rows = e.split == split
     patient = None if e.patient is None else e.patient[rows]
     counted = flow.count(e.id[rows], e.label[rows], patient, positive=positive)
-    return counted | {"unlabelled": int(rows.sum()) - counted["examples"]}
+    return counted | {"unlabelled": int(np.sum(rows)) - counted["examples"]}
 
 
 def load_data(config: Any) -> dict[str, Examples]:
