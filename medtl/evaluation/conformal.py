@@ -250,9 +250,18 @@ def _measured(hit: np.ndarray, size: np.ndarray, unit: np.ndarray, level: float)
 
     held = by_patient(hit)
     low, high = _interval(held, n, level)
-    shares = [float(by_patient(v).mean()) for v in (size, size == 0, size == 1)]
-    of_examples = float(hit.mean())
-    return Coverage(float(held.mean()), low, high, n, len(count), *shares, of_examples, {})
+    return Coverage(
+        float(held.mean()),
+        low,
+        high,
+        n,
+        units=len(count),
+        size=float(by_patient(size).mean()),
+        empty=float(by_patient(size == 0).mean()),
+        singleton=float(by_patient(size == 1).mean()),
+        of_examples=float(hit.mean()),
+        by_class={},
+    )
 
 
 def _interval(held: np.ndarray, n: int, level: float) -> tuple[float, float]:
