@@ -12,6 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from medtl.config.comparison_fields import COMPARISON
 from medtl.config.rules import (
     INSIDE,
     NAME,
@@ -354,12 +355,6 @@ _EVALUATION: Section = {
         " subsets.",
         SIZES,
     ),
-    "size_repeats": Field(
-        1,
-        "Subsets of each of target_sizes and seed; more of them show how much the choice of labels"
-        " matters. In a cross-validation each fold and repeat has its own.",
-        at_least(1),
-    ),
     "metrics": Entries(
         Field(
             "",
@@ -383,24 +378,10 @@ _EVALUATION: Section = {
     "sensitivity": Field(0.9, "The sensitivity at which specificity is reported.", INSIDE),
     "specificity": Field(0.9, "The specificity at which sensitivity is reported.", INSIDE),
     "prevalence": Field(0.0, "The prevalence for PPV and NPV; 0: that of the examples.", SHARE),
-    "margin": Field(
-        0.02,
-        "A difference below it does not matter: arms whose interval is within ± margin are"
-        " equivalent. In the unit of checkpoint.metric; for loss, where less is better, a share of"
-        " the reference's. 0: none are.",
-        at_least(0),
-    ),
-    "net_benefit_range": Field(
-        (0.05, 0.5),
-        "The thresholds between which the net benefit of arms is compared.",
-        Rule(
-            "two rising numbers above 0 and below 1",
-            lambda value: len(value) == 2 and 0 < value[0] < value[1] < 1,
-        ),
-    ),
     "ordinal": Field(False, "The classes are ordered grades: adds Cohen's quadratic kappa."),
     "coverage": Field(0.9, "The coverage of conformal prediction sets.", INSIDE),
     "resamples": Field(2000, "Bootstrap resamples of the patients.", at_least(100)),
+    **COMPARISON,
 }
 
 _SWEEP: Section = {
