@@ -109,7 +109,7 @@ def curve(
         one_model = differences.one_model(sizes[0].evaluated[arm])
         made["differences"][arm], made["labels_saved"][arm] = points, saved
         made["sentences"].append(sentence(*names, points=points, one_model=one_model))
-        if "undefined" not in saved:
+        if "undefined" not in saved and (saved["low"][0] or math.isfinite(saved["high"][0])):
             made["sentences"].append(saved_sentence(*names, saved=saved, level=options.level))
     return made
 
@@ -197,24 +197,27 @@ def sentence(
 def saved_sentence(
     arm: str, reference: str, metric: str, *, saved: dict[str, Any], level: float
 ) -> str:
-    """Say how many labels the reference would need for what the arm reaches with the fewest.
+    """Say how many labels the reference needs for what the arm reaches with the fewest.
 
     >>> saved = {"sizes": [25, 400], "labels": [90.0, math.inf], "low": [50.0, 300.0],
-    ...          "high": [math.inf, math.inf], "most": 400}
+    ...          "high": [math.inf, math.inf]}
     >>> print(saved_sentence("transfer", "scratch", "auroc", saved=saved, level=0.95))
-    scratch would need 90 labels (95 % interval 50 to more than 400) to reach the AUROC of transfer
+    scratch needs 90 labels (95 % interval 50 to more than 400) to reach the AUROC of transfer
     with 25, by the fitted laws.
     """
+    fewest, most = (f"{saved['sizes'][i]:,}" for i in (0, -1))
 
     def count(x: float) -> str:
-        return f"{x:,.0f}" if math.isfinite(x) else f"more than {saved['most']:,}"
+        return (
+            f"more than {most}" if math.isinf(x) else f"{x:,.0f}" if x else f"fewer than {fewest}"
+        )
 
     value, low, high = (count(saved[part][0]) for part in ("labels", "low", "high"))
     ends = f"from {low}" if low == high else f"{low} to {high}"
     name = wording.metric_in_a_sentence(metric)
     return (
-        f"{reference} would need {value} labels ({wording.percent(level)} interval {ends}) to "
-        f"reach the {name} of {arm} with {saved['sizes'][0]:,}, by the fitted laws."
+        f"{reference} needs {value} labels ({wording.percent(level)} interval {ends}) to "
+        f"reach the {name} of {arm} with {fewest}, by the fitted laws."
     )
 
 
@@ -322,7 +325,8 @@ def _labels_saved(
 ) -> dict[str, Any]:
     """Return how many labels the reference needs for what an arm reaches with each number.
 
-    Infinity is more than the largest number that was tried: laws are not extrapolated.
+    Laws are not extrapolated: infinity is more than the largest number that was tried, and 0 fewer
+    than the smallest.
     """
     if arm.law is None or arm.drawn is None or reference.law is None or reference.drawn is None:
         return {"undefined": arm.undefined or reference.undefined}
@@ -332,9 +336,11 @@ def _labels_saved(
     tails = ((1 - level) / 2, (1 + level) / 2)
     low, high = np.quantile(drawn, tails, axis=0, method="inverted_cdf")
     columns = {"labels": needed[0], "low": low, "high": high}
-    most = sizes[-1].labels
-    limited = {k: np.where(v > most, np.inf, v).tolist() for k, v in columns.items()}
-    return {"sizes": [s.labels for s in sizes], **limited, "most": most}
+    limited = {
+        name: np.where(x > n[-1], np.inf, np.where(x < n[0] - 1e-9, 0.0, x)).tolist()
+        for name, x in columns.items()
+    }
+    return {"sizes": [s.labels for s in sizes], **limited}
 
 
 def _where(chosen: Sequence[int], sizes: Sequence[int]) -> str:

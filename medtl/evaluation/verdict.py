@@ -222,7 +222,7 @@ def single(
         shown = f"{wording.metric_in_a_sentence(name)} {wording.number(entry['value'])}"
         parts.append(f"{shown} ({between or entry.get('undefined', wording.NO_REASON)})")
     short = f"{arm}: {', '.join(parts)}."
-    basis = f"The intervals are those of {sample} and keep the trained models as they are."
+    basis = f"The intervals cover other samples of {sample}, not another training."
     return {"kind": "no_comparison", "headline": short, "sentences": [short, basis]}
 
 

@@ -89,11 +89,11 @@ def test_labels_saved_are_those_of_the_laws():
     at = [np.interp(n, fit["x"], fit["y"]) for n in (20, 400)]
     np.testing.assert_allclose(at, [better(20), better(400)], atol=0.04)
     assert all(a <= b <= c for a, b, c in zip(fit["low"], fit["y"], fit["high"], strict=True))
-    assert saved["sizes"] == [20, 50, 100, 400] and saved["most"] == 400
+    assert saved["sizes"] == [20, 50, 100, 400]
     assert saved["low"][0] < 80 < saved["high"][0] and 40 < saved["labels"][0] < 160
     assert saved["labels"][-1] == math.inf  # 1,600 labels were not tried
     assert any(
-        s.startswith("scratch would need") and s.endswith("of good with 20, by the fitted laws.")
+        s.startswith("scratch needs") and s.endswith("of good with 20, by the fitted laws.")
         for s in curve["sentences"]
     )
     assert '"Infinity"' in to_json(report)

@@ -193,7 +193,10 @@ def test_a_single_arm_has_a_headline_of_its_own():
         "target_only: AUROC 0.830 (95 % interval 0.770 to 0.880), sensitivity 0.900 "
         "(0.800 to 0.950), specificity undefined (no negatives)."
     )
-    assert made["sentences"][1].startswith("The intervals are those of 118 patients")
+    assert made["sentences"] == [
+        made["headline"],
+        "The intervals cover other samples of 118 patients, not another training.",
+    ]
     graded = {"balanced_accuracy": estimate(0.7, 0.6, 0.8), "loss": estimate(0.9, 0.8, 1.0)}
     made = verdict.single("mine", graded, task="multi_class", metric="loss", sample="9 patients")
     assert made["headline"] == (
