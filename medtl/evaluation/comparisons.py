@@ -52,7 +52,7 @@ def with_reference(
         for name in dict.fromkeys([metric, *names])
     }
     value = resampled.value[reference][resampled.names.index(metric)]
-    shared = {
+    shared: dict[str, Any] = {
         "reference": reference,
         "metric": metric,
         "sample": sample_words(other, resampled.patients, unit),

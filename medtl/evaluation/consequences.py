@@ -77,7 +77,8 @@ def compare(
     """
     if a.task != "two_class":
         return {}
-    t = np.linspace(*bounds, THRESHOLDS)
+    lowest, highest = bounds
+    t = np.linspace(lowest, highest, THRESHOLDS)
     return {
         "net_benefit": net_benefit(a, b, t, prevalence=prevalence, level=level),
         "reclassified": reclassified(a, b, prevalence=prevalence, level=level),
@@ -111,19 +112,19 @@ def net_benefit(
         for of in columns
     )
     patients, width = _patients(a)
-    shares = [
-        curves.net_benefit_shares(columns[0], t, width, prevalence=prevalence)
-        - curves.net_benefit_shares(columns[1], t, width, prevalence=prevalence)
-        for t in (thresholds if not np.isnan(one).any() else ())
-    ]
-    variance = np.full(len(thresholds), np.nan)
-    if shares and patients > 1:
-        variance = patients / (patients - 1) * np.sum(np.square(shares), axis=1)
+    variance, is_defined = np.full(len(thresholds), np.nan), not np.isnan(one - two).any()
+    if is_defined and patients > 1:
+        both = (
+            curves.net_benefit_shares(of, thresholds, width, prevalence=prevalence)
+            for of in columns
+        )
+        total = [np.sum(np.square(x - y)) for x, y in zip(*both, strict=True)]
+        variance = patients / (patients - 1) * np.array(total)
     se, df = differences.standard_error(a, one - two, variance, max(patients, 2))
     middle, half = (one - two).mean(axis=0), student.isf((1 - level) / 2, df) * se
     curve = {"threshold": thresholds, "difference": middle, "low": middle - half}
     made = {k: x.tolist() for k, x in (curve | {"high": middle + half}).items()}
-    reason = _LACKING if not shares else "one patient or one fold has no interval"
+    reason = _LACKING if not is_defined else "one patient or one fold has no interval"
     return made | ({"undefined": reason} if np.isnan(half).any() else {})
 
 

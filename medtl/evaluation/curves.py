@@ -9,7 +9,7 @@ and thresholds that are no probabilities.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -256,8 +256,9 @@ def decision_curve(
     patients = len(np.unique(np.concatenate([patient for *_, patient in columns])))
     most = 1 + max(int(patient.max()) for *_, patient in columns)
     se = np.full(len(t), np.nan)
-    for i, threshold in enumerate(t if patients > 1 else ()):
-        share = net_benefit_shares(columns, threshold, most, prevalence=prevalence)
+    for i, share in enumerate(
+        net_benefit_shares(columns, t, most, prevalence=prevalence) if patients > 1 else ()
+    ):
         se[i] = np.sqrt(patients / (patients - 1) * np.sum(share**2))
     reason = "" if patients > 1 else "one patient has no interval"
     return DecisionCurve(t, model, treat_all, none, model - z * se, model + z * se, reason)
@@ -265,28 +266,36 @@ def decision_curve(
 
 def net_benefit_shares(
     splits: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
-    threshold: float,
+    thresholds: np.ndarray,
     patients: int,
     *,
     prevalence: float = 0.0,
-) -> np.ndarray:
-    """Return each patient's share in the deviation of the mean net benefit, float64[patients].
+) -> Iterator[np.ndarray]:
+    """Yield each patient's share in the deviation of the mean net benefit, for each threshold.
 
     Args:
       splits: (label bool[N], probability float[N], patient int[N]) of each.
-      threshold: from 0 to below 1.
+      thresholds: float64[T], from 0 to below 1.
       patients: their number.
-      prevalence: of the positives, see `net_benefit`.
+      prevalence: of the positives, see `net_benefit`; a stated one fixes the share of each class,
+        so that a deviation is that from the mean of its class.
+
+    Yields:
+      float64[patients].
     """
-    share = np.zeros(patients)
+    parts = []
     for y, p, patient in splits:
-        gain = np.where(y, 1.0, -threshold / (1 - threshold)) * (p >= threshold)
-        # A stated prevalence fixes the share of each class, so the mean is that of the class.
+        weight = np.where(y, *_class_weights(y, prevalence)) / len(splits)
         for side in (y, ~y) if prevalence else (np.ones(len(y), bool),):
-            gain[side] -= gain[side].mean()
-        weight = np.where(y, *_class_weights(y, prevalence))
-        share += np.bincount(patient, weight * gain / len(splits), minlength=patients)
-    return share
+            held = np.bincount(patient[side], weight[side], minlength=patients)
+            parts.append((y[side], p[side], patient[side], weight[side], held / held.sum()))
+    for threshold in thresholds:
+        share = np.zeros(patients)
+        for y, p, patient, weight, held in parts:
+            called = p >= threshold
+            gain = weight[called] * np.where(y[called], 1.0, -threshold / (1 - threshold))
+            share += np.bincount(patient[called], gain, minlength=patients) - gain.sum() * held
+        yield share
 
 
 def reliability(

@@ -146,8 +146,8 @@ def fit(n: np.ndarray, error: np.ndarray, weight: np.ndarray) -> Law:
         best = (np.square(residual) @ w).argmin(axis=1)
         grid = np.broadcast_to(c, a.shape)
         law = Law(a[rows, best], b[rows, best], grid[rows, best])
-        ends = (np.maximum(best - 1, 0), np.minimum(best + 1, _GRID - 1))
-        c = np.geomspace(*(grid[rows, end] for end in ends), _GRID, axis=1)
+        below, above = np.maximum(best - 1, 0), np.minimum(best + 1, _GRID - 1)
+        c = np.geomspace(grid[rows, below], grid[rows, above], _GRID, axis=1)
     return dataclasses.replace(law, b=law.b * n[0] ** law.c)
 
 

@@ -210,7 +210,7 @@ def single(
     >>> single("mine", auroc, task="two_class", metric="auroc", sample="118 patients")["headline"]
     'mine: AUROC 0.830 (95 % interval 0.770 to 0.880).'
     """
-    parts = []
+    parts: list[str] = []
     for name in dict.fromkeys((metric, *_SINGLE[task])):
         if name not in estimates:
             continue
