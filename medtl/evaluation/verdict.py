@@ -174,15 +174,14 @@ def judge(measured: Measured) -> Comparison:
 def headline(comparisons: Sequence[Comparison]) -> dict[str, Any]:
     """Return the verdict of several comparisons, the first of which is the main arm's.
 
-    The headline is the main arm's, followed by the other arms that differ or are equivalent; the
-    sentences are all of them in order.
+    The headline is the main arm's sentence, followed by the other arms that differ or are
+    equivalent; the sentences are all of them in order.
     """
     main, *others = comparisons
-    first = main.headline if main.verdict == "inconclusive" else main.sentence
     rest = [other.headline for other in others if other.verdict != "inconclusive"]
     return {
         "kind": main.verdict,
-        "headline": " ".join([first, *rest]),
+        "headline": " ".join([main.sentence, *rest]),
         "sentences": [c.sentence for c in comparisons],
     }
 
