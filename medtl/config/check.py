@@ -172,6 +172,11 @@ def _check_evaluation(config: ConfigDict, *, arms: Collection[str] | None) -> No
             f"config.evaluation.repeats is {c.repeats}, but folds is 0; only a cross-validation is "
             "repeated"
         )
+    if c.size_repeats > 1 and (c.folds or not c.target_sizes):
+        why = "each fold and repeat has subsets of its own" if c.folds else "target_sizes is empty"
+        raise UserError(
+            f"config.evaluation.size_repeats is {c.size_repeats}, but {why}; set it to 1"
+        )
     if c.reference and arms is not None:
         choose(c.reference, arms, "config.evaluation.reference")
     for name in c.metrics:

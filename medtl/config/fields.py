@@ -12,6 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from medtl.config.comparison_fields import COMPARISON
 from medtl.config.rules import (
     INSIDE,
     NAME,
@@ -380,6 +381,7 @@ _EVALUATION: Section = {
     "ordinal": Field(False, "The classes are ordered grades: adds Cohen's quadratic kappa."),
     "coverage": Field(0.9, "The coverage of conformal prediction sets.", INSIDE),
     "resamples": Field(2000, "Bootstrap resamples of the patients.", at_least(100)),
+    **COMPARISON,
 }
 
 _SWEEP: Section = {
