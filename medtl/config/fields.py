@@ -13,6 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from medtl.config.comparison_fields import COMPARISON
+from medtl.config.plan_fields import PLAN
 from medtl.config.rules import (
     INSIDE,
     NAME,
@@ -437,4 +438,5 @@ SCHEMA: Section = {
     "checkpoint": _CHECKPOINT,
     "evaluation": _EVALUATION,
     "sweep": _SWEEP,
+    "plan": PLAN,
 }
