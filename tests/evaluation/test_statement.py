@@ -147,6 +147,13 @@ def test_each_entry_adds_its_sentence(entry, sentence):
     assert sentence in statement({**shown, **entry}, None)
 
 
+def test_a_smooth_calibration_curve_is_named():
+    shown = analysis_example.two_class()
+    assert "intercept of logistic recalibration and calibration curves." in statement(shown, None)
+    shown["arms"]["transfer"]["calibration"]["smooth"] = [{"name": "covid", "x": [0.1]}]
+    assert "a curve by logistic regression on a spline, O:E and ICI." in statement(shown, None)
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_the_paragraph_is_made_of_sentences(name):
     text = statement(getattr(analysis_example, name)(), record())

@@ -165,11 +165,13 @@ def _calibration(a: Part) -> Iterator[str]:
         "calibration_intercept": "the intercept of logistic recalibration",
     }
     measured = [words for name, words in names.items() if _is_defined(first["metrics"].get(name))]
-    if (first.get("curves") or {}).get("reliability"):
+    parts = first.get("calibration") or {}
+    if parts.get("smooth"):
+        measured += ["a curve by logistic regression on a spline", "O:E", "ICI"]
+    elif (first.get("curves") or {}).get("reliability"):
         measured.append("calibration curves")
     if measured:
         yield f"Calibration was assessed by {wording.listed(measured)}."
-    parts = first.get("calibration") or {}
     fitted = [kind for kind in _SCALINGS if kind in parts and "undefined" not in parts[kind]]
     if fitted:
         yield (
