@@ -29,10 +29,16 @@ PLAN: dict[str, Node] = {
     ),
     "difference": Field(
         Assumptions.difference,
-        "The difference in AUROC between two arms that the comparison should detect.",
-        INSIDE,
+        "The difference in AUROC between two arms that the comparison should detect; 0: none.",
+        SHARE,
     ),
-    "power": Field(Assumptions.power, "The chance to detect it.", INSIDE),
+    "margin": Field(
+        Assumptions.margin,
+        "The margin of AUROC within which arms that do not differ should be shown equivalent; 0:"
+        " none.",
+        SHARE,
+    ),
+    "power": Field(Assumptions.power, "The chance of either.", INSIDE),
     "correlation": Field(
         Assumptions.correlation, "The correlation of both arms' AUROC over patients.", SHARE
     ),

@@ -9,6 +9,7 @@ Formulas are those of Hanley & McNeil (1982, 1983), Wilson (1927) and Riley et a
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -33,8 +34,9 @@ class Assumptions:
       auroc, sensitivity, specificity: expected of the model; of the reference arm for `difference`.
       width: wanted full width of the intervals of these three.
       calibration_width: wanted full width of the intervals of O:E and the calibration slope.
-      difference: in AUROC between two arms, which the comparison should detect.
-      power: the chance to detect it.
+      difference: in AUROC between two arms, which the comparison should detect; 0: none.
+      margin: in AUROC, within which arms that do not differ should be shown equivalent; 0: none.
+      power: the chance of either.
       correlation: of the two arms' AUROC over samples of patients.
       training_sd: standard deviation over seeds of the difference in AUROC.
       seeds: how many times each arm is trained.
@@ -50,6 +52,7 @@ class Assumptions:
     width: float = 0.1
     calibration_width: float = 0.2
     difference: float = 0.05
+    margin: float = 0.0
     power: float = 0.8
     correlation: float = 0.5
     training_sd: float = 0.01
@@ -204,7 +207,7 @@ def goals(a: Assumptions) -> list[Goal]:
         error = a.z * math.sqrt(negative / (positive * a.effective(n)))
         return 2 * math.sinh(min(error, 50.0))
 
-    similar = f"interval {a.calibration_width:g} wide"
+    similar, chance = f"interval {a.calibration_width:g} wide", f"power {wording.percent(a.power)}"
     return [
         Goal("auroc_width", f"AUROC {a.auroc:g}", wide, auroc, a.width),
         Goal(
@@ -229,43 +232,67 @@ def goals(a: Assumptions) -> list[Goal]:
             lambda n: 2 * a.z * math.sqrt(slope / a.effective(n)),
             a.calibration_width,
         ),
-        Goal(
-            "power",
-            f"difference of {a.difference:g} in AUROC",
-            f"power {wording.percent(a.power)}",
-            lambda n: power(a, n),
-            a.power,
-            rises=True,
+        *(
+            Goal(key, name, chance, functools.partial(value, a), a.power, rises=True)
+            for key, name, value, size in (
+                ("power", f"difference of {a.difference:g} in AUROC", power, a.difference),
+                ("equivalence_power", f"equivalence within ±{a.margin:g}", equivalence, a.margin),
+            )
+            if size
         ),
     ]
 
 
-def power(a: Assumptions, patients: float, *, seeds: int = 0) -> float:
+def power(a: Assumptions, patients: float) -> float:
     """Compute the chance that the verdict detects the wanted difference between two arms.
 
-    The variance of the patients is that of two correlated AUROC, V1 + V2 - 2 r sqrt(V1 V2) (Hanley
-    & McNeil 1983, Radiology 148, 839); training adds `training_sd`² / seeds. The test is Student's
-    t with Satterthwaite's degrees of freedom, as in `differences`.
+    The test is Student's t, see `_error`.
 
     Args:
       a: the assumptions.
       patients: how many are evaluated on.
-      seeds: how often each arm is trained; 0: as often as assumed.
     """
     from scipy.stats import nct, t
 
-    seeds, cases = seeds or a.seeds, a.effective(patients)
+    error, df = _error(a, patients, a.difference)
+    chance = nct.sf(t.isf((1 - a.level) / 2, df), df, a.difference / error)
+    return float(np.nan_to_num(chance))
+
+
+def equivalence(a: Assumptions, patients: float) -> float:
+    """Compute the chance that the interval of arms that do not differ is within ± the margin.
+
+    It is at least 1 - 2 times the chance that one end is beyond (two one-sided tests; Schuirmann
+    1987, J Pharmacokinet Biopharm 15, 657).
+
+    Args:
+      a: the assumptions.
+      patients: how many are evaluated on.
+    """
+    from scipy.stats import nct, t
+
+    error, df = _error(a, patients, 0.0)
+    beyond = nct.cdf(t.isf((1 - a.level) / 2, df), df, a.margin / error)
+    return float(max(0.0, 1 - 2 * np.nan_to_num(beyond, nan=0.5)))
+
+
+def _error(a: Assumptions, patients: float, difference: float) -> tuple[float, float]:
+    """Return the standard error of a difference in AUROC, and its degrees of freedom.
+
+    The variance of the patients is that of two correlated AUROC, V1 + V2 - 2 r sqrt(V1 V2) (Hanley
+    & McNeil 1983, Radiology 148, 839); training adds `training_sd`² / seeds. Degrees of freedom are
+    Satterthwaite's, as in `differences`.
+    """
+    cases = a.effective(patients)
     positive, negative = a.prevalence * cases, (1 - a.prevalence) * cases
     one, two = (
         sample_size.auroc_variance(value, positive, negative)
-        for value in (a.auroc, a.auroc + a.difference)
+        for value in (a.auroc, a.auroc + difference)
     )
     sampled = one + two - 2 * a.correlation * math.sqrt(one * two)
-    trained = a.training_sd**2 / seeds if seeds > 1 else 0.0
-    units = max(patients - 1, 1)
-    df = (sampled + trained) ** 2 / (sampled**2 / units + trained**2 / max(seeds - 1, 1))
-    chance = nct.sf(t.isf((1 - a.level) / 2, df), df, a.difference / math.sqrt(sampled + trained))
-    return float(np.nan_to_num(chance))
+    trained = a.training_sd**2 / a.seeds if a.seeds > 1 else 0.0
+    parts = sampled**2 / max(patients - 1, 1) + trained**2 / max(a.seeds - 1, 1)
+    return math.sqrt(sampled + trained), (sampled + trained) ** 2 / parts
 
 
 def _need(goal: Goal, a: Assumptions) -> Need:
@@ -273,7 +300,7 @@ def _need(goal: Goal, a: Assumptions) -> Need:
     high = 2
     while not goal.is_met(high):
         if high >= MOST:
-            reason = _seeds_needed(a) if goal.rises else f"more than {MOST:,} patients"
+            reason = _seeds_needed(goal, a) if goal.rises else f"more than {MOST:,} patients"
             return Need(goal, 0, 0, 0, reason)
         high *= 2
     low = high // 2
@@ -284,13 +311,20 @@ def _need(goal: Goal, a: Assumptions) -> Need:
     return Need(goal, high, math.ceil(positive - 1e-9), math.ceil(images - 1e-9))
 
 
-def _seeds_needed(a: Assumptions) -> str:
-    """Say why no number of patients shows the difference, and how many seeds would."""
+def _seeds_needed(goal: Goal, a: Assumptions) -> str:
+    """Say why no number of patients reaches a power, and how many seeds would."""
     if a.seeds == 1 or a.training_sd == 0:
         return f"more than {MOST:,} patients"
     sizes = [2**k for k in range(4, 27)]
+    with_seeds = (dataclasses.replace(a, seeds=seeds) for seeds in range(2, 101))
     enough = next(
-        (s for s in range(2, 101) if any(power(a, n, seeds=s) >= a.power for n in sizes)), None
+        (
+            other.seeds
+            for other in with_seeds
+            for same in goals(other)
+            if same.key == goal.key and any(map(same.is_met, sizes))
+        ),
+        None,
     )
     more = f"{enough} seeds would do" if enough else "100 seeds are too few, too"
     return (

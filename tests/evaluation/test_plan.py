@@ -106,20 +106,42 @@ def test_the_assumed_logits_are_calibrated_and_have_the_auroc():
         assert label[part].mean() == pytest.approx(expit(logit[part]).mean(), abs=0.01)
 
 
+def compared(a, patients, difference, runs=20_000):
+    """Return (differences, half widths) of comparisons with that many patients and seeds."""
+    rng = np.random.default_rng(3)
+    one, two = (
+        sample_size.auroc_variance(value, a.prevalence * patients, (1 - a.prevalence) * patients)
+        for value in (a.auroc, a.auroc + difference)
+    )
+    sampled = one + two - 2 * a.correlation * math.sqrt(one * two)
+    of_seeds = difference + a.training_sd * rng.normal(size=(runs, a.seeds))
+    estimate = of_seeds.mean(axis=1) + math.sqrt(sampled) * rng.normal(size=runs)
+    trained = of_seeds.var(axis=1, ddof=1) / a.seeds if a.seeds > 1 else np.zeros(runs)
+    variance = sampled + trained
+    df = variance**2 / (sampled**2 / (patients - 1) + trained**2 / max(a.seeds - 1, 1))
+    return estimate, t.isf((1 - a.level) / 2, df) * np.sqrt(variance)
+
+
 @pytest.mark.parametrize(("training_sd", "seeds"), [(0.0, 1), (0.01, 3), (0.02, 5)])
 def test_the_planned_patients_give_the_planned_power(training_sd, seeds):
     a = Assumptions(training_sd=training_sd, seeds=seeds)
     n = needs(training_sd=training_sd, seeds=seeds)["power"].patients
-    rng, runs = np.random.default_rng(3), 20_000
-    one, two = (sample_size.auroc_variance(v, 0.2 * n, 0.8 * n) for v in (0.85, 0.9))
-    sampled = one + two - 2 * a.correlation * math.sqrt(one * two)
-    of_seeds = 0.05 + training_sd * rng.normal(size=(runs, seeds))
-    difference = of_seeds.mean(axis=1) + math.sqrt(sampled) * rng.normal(size=runs)
-    trained = of_seeds.var(axis=1, ddof=1) / seeds if seeds > 1 else np.zeros(runs)
-    variance = sampled + trained
-    df = variance**2 / (sampled**2 / (n - 1) + trained**2 / max(seeds - 1, 1))
-    found = np.mean(difference / np.sqrt(variance) > t.isf(0.025, df))
-    assert found == pytest.approx(0.8, abs=0.02)
+    estimate, half = compared(a, n, a.difference)
+    assert np.mean(estimate - half > 0) == pytest.approx(0.8, abs=0.02)
+
+
+@pytest.mark.parametrize(("training_sd", "seeds"), [(0.0, 1), (0.01, 5), (0.01, 10)])
+def test_the_planned_patients_show_equivalence_with_the_planned_power(training_sd, seeds):
+    a = Assumptions(training_sd=training_sd, seeds=seeds, margin=0.03)
+    n = needs(training_sd=training_sd, seeds=seeds, margin=0.03)["equivalence_power"].patients
+    estimate, half = compared(a, n, 0.0)
+    assert np.mean(np.abs(estimate) + half < 0.03) == pytest.approx(0.8, abs=0.03)
+
+
+def test_comparisons_that_are_not_asked_for_are_left_out():
+    assert "power" not in needs(difference=0.0)
+    assert "equivalence_power" not in needs()
+    assert "equivalence within ±0.02" in plan.render(plan.plan(Assumptions(margin=0.02, seeds=9)))
 
 
 def test_images_of_a_patient_count_by_their_design_effect():

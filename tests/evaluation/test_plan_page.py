@@ -63,6 +63,12 @@ def test_a_folder_that_cannot_be_made_is_one_error(capsys, tmp_path):
     assert message.endswith("cannot be made: File exists; give another folder")
 
 
+def test_without_a_comparison_there_is_no_power(tmp_path):
+    files = plan_page.write(tmp_path, plan.plan(Assumptions(difference=0.0)))
+    assert files == FILES[:-1]
+    assert "Power" not in (tmp_path / "plan.html").read_text().partition("Methods</h2>")[0]
+
+
 def test_a_plan_needs_no_jax():
     code = (
         "import sys; from medtl import cli; cli.run(['--mode=plan']); print('jax' in sys.modules)"

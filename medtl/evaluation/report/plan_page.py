@@ -49,10 +49,12 @@ METHODS = (
     Method(
         "Power",
         "Student's t test of the difference between two correlated AUROC. Its variance is that of "
-        "the patients and, with several seeds, of training; degrees of freedom by Satterthwaite.",
+        "the patients and, with several seeds, of training; degrees of freedom by Satterthwaite. "
+        "Equivalence is by two one-sided tests of arms that do not differ.",
         [
             "Hanley JA, McNeil BJ. Radiology 1983;148:839.",
             "Satterthwaite FE. Biometrics Bull 1946;2:110.",
+            "Schuirmann DJ. J Pharmacokinet Biopharm 1987;15:657.",
         ],
     ),
     Method(
@@ -88,8 +90,7 @@ def write(folder: str | os.PathLike[str], made: Plan) -> list[str]:
     texts = {
         "plan.html": html(made, drawn),
         "plan.csv": table(made),
-        "plan_width.svg": _standalone(drawn[0]),
-        "plan_power.svg": _standalone(drawn[1]),
+        **dict(zip(("plan_width.svg", "plan_power.svg"), map(_standalone, drawn), strict=False)),
     }
     for name, text in texts.items():
         write_text(folder / name, text)
@@ -136,13 +137,13 @@ def table(made: Plan) -> str:
 
 
 def figures(made: Plan) -> list[Figure]:
-    """Draw the width of every interval, and the power, against the number of patients."""
+    """Draw the width of every interval, and the power, if any, against the number of patients."""
     widths = [need for need in made.needs if not need.goal.rises]
     powers = [need for need in made.needs if need.goal.rises]
-    return [
-        _figure(made, widths, "Width of the interval", "width", "plan-width"),
-        _figure(made, powers, "Power of the comparison", "power", "plan-power"),
-    ]
+    drawn = [_figure(made, widths, "Width of the interval", "width", "plan-width")]
+    if powers:
+        drawn.append(_figure(made, powers, "Power of the comparison", "power", "plan-power"))
+    return drawn
 
 
 def _figure(made: Plan, needs: Sequence[Need], title: str, label: str, prefix: str) -> Figure:
