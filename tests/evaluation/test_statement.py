@@ -133,7 +133,10 @@ def test_what_was_not_done_is_not_told():
             {"planned": {"changed": ["metric was auprc"]}},
             "Changed after results were seen: metric was auprc.",
         ),
-        ({"sites": {"arms": {}}}, "pooled by a random-effects meta-analysis"),
+        (
+            {"sites": {"arms": {"transfer": {"pooled": {"value": 0.8}}}}},
+            "pooled by a random-effects meta-analysis",
+        ),
         ({"per_patient": {"rule": "max"}}, "took the max probability of a patient's images."),
         (
             {"subgroups": {"site": {}}},
@@ -145,6 +148,12 @@ def test_each_entry_adds_its_sentence(entry, sentence):
     shown = analysis_example.two_class()
     assert sentence not in statement(shown, None)
     assert sentence in statement({**shown, **entry}, None)
+
+
+def test_sites_that_are_too_few_to_pool_are_not_pooled():
+    sites = {"arms": {"transfer": {"pooled": {"value": None, "undefined": "two sites"}}}}
+    text = statement({**analysis_example.two_class(), "sites": sites}, None)
+    assert "meta-analysis" not in text
 
 
 def test_a_smooth_calibration_curve_is_named():

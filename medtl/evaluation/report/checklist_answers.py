@@ -291,7 +291,8 @@ def _updating(analysis: Part, record: Part | None) -> Answer:
         reasons = (parts.get(kind, {}).get("undefined") for kind in kinds)
         reason = parts.get("undefined") or next(filter(None, reasons), "no map was fitted")
         return Answer(ABSENT, f"No recalibration: {reason}.")
-    text = f"{wording.listed(made)} scaling, fitted on val, before and after."
+    names = ["Platt" if kind == "platt" else kind for kind in made]
+    text = f"{wording.listed(names)} scaling, fitted on val, before and after."
     return _filled(f"{text[0].upper()}{text[1:]}", "calibration")
 
 

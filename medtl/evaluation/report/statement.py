@@ -26,7 +26,12 @@ _TESTS = {
         "once, so that the result is about these trained models"
     ),
 }
-_SCALINGS = ("temperature", "vector", "platt", "isotonic")
+_SCALINGS = {
+    "temperature": "temperature",
+    "vector": "vector",
+    "platt": "Platt",
+    "isotonic": "isotonic",
+}
 
 
 def statement(analysis: Part, record: Part | None) -> str:
@@ -172,7 +177,11 @@ def _calibration(a: Part) -> Iterator[str]:
         measured.append("calibration curves")
     if measured:
         yield f"Calibration was assessed by {wording.listed(measured)}."
-    fitted = [kind for kind in _SCALINGS if kind in parts and "undefined" not in parts[kind]]
+    fitted = [
+        words
+        for kind, words in _SCALINGS.items()
+        if kind in parts and "undefined" not in parts[kind]
+    ]
     if fitted:
         yield (
             f"It was measured again after {wording.listed(fitted)} scaling, fitted on the "
@@ -200,7 +209,8 @@ def _further(a: Part) -> Iterator[str]:
     if columns:
         tested = " and tested for heterogeneity" if a.get("subgroups") else ""
         yield f"Metrics were computed in the groups of {wording.listed(columns)}{tested}."
-    if a.get("sites"):
+    pooled = ((a.get("sites") or {}).get("arms") or {}).values()
+    if any(_is_defined(arm.get("pooled")) for arm in pooled):
         yield (
             "Sites were pooled by a random-effects meta-analysis with a prediction interval for a "
             "new site."
