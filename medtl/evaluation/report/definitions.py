@@ -180,8 +180,9 @@ _PARTS: tuple[Definition, ...] = (
     Definition(
         "Differences between groups",
         "Cochran's Q tests whether groups have one value, with p by Welch's F, as standard errors "
-        "are estimated; I² is the share of their variation that is not chance; p values of groups are adjusted for their number. The interaction tests "
-        "whether the difference between two arms is the same in all groups.",
+        "are estimated; I² is the share of their variation that is not chance. p values of groups "
+        "are adjusted for their number. The interaction tests whether the difference between two "
+        "arms is the same in all groups.",
         _entry("subgroups"),
         [
             "Cochran WG. Biometrics 1954;10:101.",
