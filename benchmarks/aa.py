@@ -29,7 +29,7 @@ from medtl.evaluation.predictions import Predictions
 RESULT = Path(__file__).parent / "results" / "aa.json"
 WIDTH = 8  # directions in which training errs
 LEVELS = {"alike": (0.17, 0.05), "training": (0.3, 0.08)}  # SD of the direction, of the signal
-VERDICTS = ("helps", "hurts", "model_better", "model_worse")
+VERDICTS = ("better", "worse", "model_better", "model_worse")
 
 
 def simulate(run: int, seeds: int, patients: int, shift: float, level: str) -> list[Predictions]:

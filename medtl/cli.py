@@ -24,6 +24,8 @@ from medtl import config as configs
 from medtl.config import check, lookup
 from medtl.config.rules import KINDS
 from medtl.errors import UserError, nearest
+from medtl.evaluation import plan
+from medtl.evaluation.report import plan_page
 from medtl.experiment import results, run_folder, trust
 from medtl.training import memory, stopping
 
@@ -41,6 +43,8 @@ embedded experiment on synthetic images.
                          evaluate: evaluate the checkpoints again; report: write the report again
                          predict: score the images of a manifest
                          sweep: try all combinations of config.sweep.grid and compare them on val
+                         plan: how many patients to collect, from --config.plan.FIELD=VALUE; with
+                         --workdir also as curves
   --profile              write a trace of some training steps, and print the costliest operations
   --accept_code          run the code that the run folder names though it never ran here before
   --help, --version
@@ -58,9 +62,10 @@ examples:
   python launch.py --workdir=runs/five_fold --config.evaluation.folds=5
   python launch.py --mode=report --predictions=mine.csv --workdir=runs/mine
   python launch.py --mode=predict --workdir=runs/linear --manifest=new_patients.csv
+  python launch.py --mode=plan --config.plan.prevalence=0.05 --config.plan.auroc=0.9
 """
 
-MODES = ("train", "check", "evaluate", "report", "predict", "sweep")
+MODES = ("train", "check", "evaluate", "report", "predict", "sweep", "plan")
 _ONLY = {
     "manifest": "predict",
     "checkpoint": "predict",
@@ -142,6 +147,9 @@ def _run(argv: list[str]) -> None:
     path, rest = _take_config(argv)
     values = _parse(rest, load_config_file(path) if path else configs.default())
     _check_mode(values)
+    if values.mode == "plan":
+        _plan(values)
+        return
     folder = Path(values.workdir or Path("runs") / values.config.name)
     if values.mode not in ("sweep", "check") and not values.checkpoint:
         run_folder.check_no_sweep(folder)
@@ -207,6 +215,17 @@ def _start(values: flags.FlagValues, folder: Path, command: str) -> None:
             experiment.train(values.config, folder, command=command, profile=values.profile)
         else:
             experiment.evaluate(run_folder.load_config(folder), folder, command=command)
+
+
+def _plan(values: flags.FlagValues) -> None:
+    """Print how many patients to collect; with --workdir, write the curves, too."""
+    check.check_plan(values.config)
+    section, seeds = values.config.plan, len(values.config.seeds)
+    made = plan.plan(plan.Assumptions.of(section, seeds=seeds))
+    names = plan_page.write(values.workdir, made) if values.workdir else []
+    print(plan.render(made))
+    if names:
+        print(f"\n{values.workdir}: {', '.join(names)}")
 
 
 def _report(

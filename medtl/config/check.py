@@ -33,7 +33,7 @@ _NOT_TRIED: Mapping[str, str] = {
     **dict.fromkeys(("model.dtype", "model.heads"), _SAME_NETWORK),
     **dict.fromkeys(("sweep", "evaluation", "checkpoint"), _SAME_RULES),
     **dict.fromkeys(("name", "seeds", "arms", "arm"), _SAME_RUNS),
-    **dict.fromkeys(("parallel", "loggers"), _NOTHING_LEARNED),
+    **dict.fromkeys(("parallel", "loggers", "plan"), _NOTHING_LEARNED),
 }
 
 
@@ -63,6 +63,16 @@ def check_evaluation(config: ConfigDict) -> None:
     section = config.evaluation
     _check_node(section, fields.SCHEMA["evaluation"], "config.evaluation", config)
     _check_evaluation(config, arms=None)
+
+
+def check_plan(config: ConfigDict) -> None:
+    """Refuse sections `plan` and `seeds` that `--mode=plan` cannot use.
+
+    Raises:
+      UserError: as `check`.
+    """
+    for name in ("plan", "seeds"):
+        _check_node(config.get(name), fields.SCHEMA[name], f"config.{name}", config)
 
 
 def _check_node(value: Any, node: Node, key: str, config: ConfigDict) -> None:
@@ -171,6 +181,11 @@ def _check_evaluation(config: ConfigDict, *, arms: Collection[str] | None) -> No
         raise UserError(
             f"config.evaluation.repeats is {c.repeats}, but folds is 0; only a cross-validation is "
             "repeated"
+        )
+    if c.size_repeats > 1 and (c.folds or not c.target_sizes):
+        why = "each fold and repeat has subsets of its own" if c.folds else "target_sizes is empty"
+        raise UserError(
+            f"config.evaluation.size_repeats is {c.size_repeats}, but {why}; set it to 1"
         )
     if c.reference and arms is not None:
         choose(c.reference, arms, "config.evaluation.reference")

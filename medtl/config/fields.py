@@ -12,6 +12,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from medtl.config.comparison_fields import COMPARISON
+from medtl.config.plan_fields import PLAN
 from medtl.config.rules import (
     INSIDE,
     NAME,
@@ -380,6 +382,7 @@ _EVALUATION: Section = {
     "ordinal": Field(False, "The classes are ordered grades: adds Cohen's quadratic kappa."),
     "coverage": Field(0.9, "The coverage of conformal prediction sets.", INSIDE),
     "resamples": Field(2000, "Bootstrap resamples of the patients.", at_least(100)),
+    **COMPARISON,
 }
 
 _SWEEP: Section = {
@@ -435,4 +438,5 @@ SCHEMA: Section = {
     "checkpoint": _CHECKPOINT,
     "evaluation": _EVALUATION,
     "sweep": _SWEEP,
+    "plan": PLAN,
 }

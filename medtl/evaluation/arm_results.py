@@ -75,8 +75,11 @@ class Evaluated:
 
     @property
     def several_splits(self) -> bool:
-        """Whether models were trained on overlapping parts of the examples: folds, repeats."""
-        return self.number("fold") > 0 or self.number("repeat") > 1
+        """Whether models are tested on different parts of the examples: folds, repeated splits.
+
+        Repeats of one split are trainings like those of several seeds.
+        """
+        return self.number("fold") > 0 or (self.number("repeat") > 1 and not self.same_examples)
 
     @property
     def grouped(self) -> bool:

@@ -236,8 +236,8 @@ def _wald(difference: float, se: float, z_level: float, undefined: str) -> dict[
     p = math.erfc(abs(z) / math.sqrt(2))
     return {
         "difference": difference,
-        "low": difference - half,
-        "high": difference + half,
+        "low": max(-1.0, difference - half),
+        "high": min(1.0, difference + half),
         "z": z,
         "p": p,
     }

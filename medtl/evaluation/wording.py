@@ -43,12 +43,14 @@ _METRICS = {
     "calibration_intercept": ("Calibration intercept", "calibration intercept"),
 }
 VERDICTS = {
-    "helps": "Helps",
-    "hurts": "Hurts",
+    "better": "Better",
+    "worse": "Worse",
+    "equivalent": "Equivalent",
     "model_better": "This model: better",
     "model_worse": "This model: worse",
-    "cannot_tell": "Inconclusive",
-    "no_comparison": "No comparison",
+    "model_equivalent": "These models: equivalent",
+    "inconclusive": "Inconclusive",
+    "no_comparison": "One arm",
 }
 _MAIN = {
     "two_class": (

@@ -135,8 +135,9 @@ def _summary(
 ) -> dict[str, Any]:
     """Compute means over the seeds, or over a cross-validation's splits; smaller sizes left out."""
     results: dict[str, dict[str, dict[str, Any]]] = {}
-    crossed = any(p.fold is not None or p.repeat is not None for p in rows)
-    for p in arm_results.of_all_labels(rows):
+    of_all = arm_results.of_all_labels(rows)
+    crossed = any(p.fold is not None or p.repeat is not None for p in of_all)
+    for p in of_all:
         parts = (("seed", p.seed), ("repeat", p.repeat), ("fold", p.fold))
         split = ", ".join(f"{name} {value}" for name, value in parts if value is not None)
         run = split if crossed else str(p.seed or 0)

@@ -28,7 +28,7 @@ class Split:
 
     Attributes:
       part: str[N], "train", "val", "test", or `UNUSED` for each example.
-      repeat: the repeat of the cross-validation; None without one.
+      repeat: the repeat of the cross-validation, or of a learning curve's subsets; else None.
       fold: the fold that is tested; None without cross-validation.
       size: the number of train labels in a learning curve's subset; None: all.
     """
@@ -55,8 +55,8 @@ def splits_of(config: Any, target: Examples, seed: int) -> list[Split]:
     """Return every split of an experiment; within a fold, the one with all train labels is first.
 
     Folds depend on `data.split_seed` of the target alone, so all seeds share them; a learning
-    curve's subsets depend on the seed too. Those of one seed and fold are nested: the first n rows
-    of one stratified order.
+    curve's subsets depend on the seed too. Those of one seed, fold and repeat are nested: the first
+    n rows of one stratified order.
 
     Args:
       config: the experiment's config.
@@ -71,10 +71,14 @@ def splits_of(config: Any, target: Examples, seed: int) -> list[Split]:
         _cross_validation(config, target) if config.evaluation.folds else [Split(target.split)]
     )
     split_seed = data.split_seed(config.data.target)
+    sizes, repeats = _sizes(config), config.evaluation.size_repeats
     splits = []
     for i, split in enumerate(full_splits):
         splits.append(split)
-        splits += _subsets(split, target, _sizes(config), key=[split_seed, 3, seed, i])
+        for repeat in range(repeats):
+            key = [split_seed, 3, seed, i, *([repeat] if repeat else [])]
+            again = dataclasses.replace(split, repeat=repeat) if repeats > 1 else split
+            splits += _subsets(again, target, sizes, key=key)
     return splits
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from medtl.evaluation import wording
+from medtl.evaluation.report.definitions import definitions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +21,9 @@ class Method:
 
 def methods(analysis: Mapping[str, Any]) -> list[Method]:
     """Return the methods that the report of this analysis names, in its order."""
-    return [*_estimates(analysis), *(method for shown, method in _OTHERS if shown(analysis))]
+    defined = (Method(one.term, one.text, one.sources) for one in definitions(analysis))
+    others = (method for shown, method in _OTHERS if shown(analysis))
+    return [*_estimates(analysis), *others, *defined]
 
 
 def _estimates(analysis: Mapping[str, Any]) -> Iterator[Method]:
