@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from medtl import data, plugins, weights
 from medtl.config import fields
-from medtl.config.lookup import GRIDS, no_such_field, node_at, paths
+from medtl.config.lookup import GRIDS, is_cross_validated, no_such_field, node_at, paths
 from medtl.config.rules import NAME, UNIQUE, Entries, Field, Grid, Node, choose
 from medtl.errors import UserError
 from medtl.evaluation.metrics.names import ALL_NAMES, NAMES
@@ -177,9 +177,14 @@ def _check_objective(config: ConfigDict) -> None:
 def _check_evaluation(config: ConfigDict, *, arms: Collection[str] | None) -> None:
     """Check what the fields of `evaluation` ask; `arms` is None for other tools' predictions."""
     c = config.evaluation
+    if c.folds and c.leave_out:
+        raise UserError(
+            f"config.evaluation.folds is {c.folds} and leave_out is {c.leave_out!r}; give one of "
+            "them: leave_out makes a fold of each value"
+        )
     if c.repeats > 1 and not c.folds:
         raise UserError(
-            f"config.evaluation.repeats is {c.repeats}, but folds is 0; only a cross-validation is "
+            f"config.evaluation.repeats is {c.repeats}, but folds is 0; only random folds are "
             "repeated"
         )
     if c.size_repeats > 1 and (c.folds or not c.target_sizes):
@@ -196,7 +201,7 @@ def _check_evaluation(config: ConfigDict, *, arms: Collection[str] | None) -> No
                 "another"
             )
     choose(config.checkpoint.metric, (*NAMES, *c.metrics), "config.checkpoint.metric")
-    if paths(c.tune) and c.folds:
+    if paths(c.tune) and is_cross_validated(config):
         _check_val(config, "config.evaluation.tune chooses")
 
 
@@ -288,7 +293,7 @@ def check_sweep(config: ConfigDict) -> None:
             f"--mode=sweep tries the values of config.sweep.grid; config.evaluation.tune.{path} "
             "would try others afterwards; leave it out"
         )
-    if config.evaluation.folds:
+    if is_cross_validated(config):
         _check_val(config, "--mode=sweep compares")
     if c.solver == "lbfgs":
         if reasons := moving_parts(config, arm):

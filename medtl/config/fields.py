@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from medtl.config.comparison_fields import COMPARISON
 from medtl.config.plan_fields import PLAN
 from medtl.config.rules import (
+    GROUPS,
     INSIDE,
     NAME,
     NORMALIZATION,
@@ -345,6 +346,9 @@ _EVALUATION: Section = {
         " 0: the data's own split.",
         Rule("0 (the data's own split) or at least 2", lambda value: value == 0 or value >= 2),
     ),
+    "leave_out": Field(
+        "", 'Cross-validation that tests each value of a column once, e.g. "site".', GROUPS
+    ),
     "repeats": Field(1, "Repetitions of the cross-validation, with other folds.", at_least(1)),
     "tune": Grid(
         "Nested selection: every arm tries each combination of these values on the target stage"
@@ -381,6 +385,9 @@ _EVALUATION: Section = {
     "prevalence": Field(0.0, "The prevalence for PPV and NPV; 0: that of the examples.", SHARE),
     "ordinal": Field(False, "The classes are ordered grades: adds Cohen's quadratic kappa."),
     "coverage": Field(0.9, "The coverage of conformal prediction sets.", INSIDE),
+    "patient_rule": Field(
+        "mean", "How a patient's images are joined for metrics per patient.", one_of("mean", "max")
+    ),
     "resamples": Field(2000, "Bootstrap resamples of the patients.", at_least(100)),
     **COMPARISON,
 }

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from medtl import plugins
 from medtl.errors import UserError, nearest
-from medtl.examples import NORMALIZATIONS, parse_normalization
+from medtl.examples import NORMALIZATIONS, is_group, parse_normalization
 
 KINDS: Mapping[type, str] = {
     bool: "true or false",
@@ -245,6 +245,7 @@ def is_unique(values: Collection[Any]) -> bool:
 
 
 SHARE = Rule("at least 0 and below 1", lambda value: 0 <= value < 1)
+GROUPS = Rule('"", "site", "subgroup" or "subgroup_NAME"', lambda name: not name or is_group(name))
 INSIDE = Rule("above 0 and below 1", lambda value: 0 < value < 1)
 UNIQUE = Rule("without repetition", is_unique)
 NAME = Rule(

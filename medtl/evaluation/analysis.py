@@ -21,12 +21,16 @@ from medtl.evaluation import (
     comparisons,
     consequences,
     flow,
+    groups,
     learning,
     metrics,
     mistakes,
+    per_patient,
     predictions,
+    sites,
     subgroups,
     verdict,
+    wording,
 )
 from medtl.evaluation.arm_results import Evaluated
 from medtl.evaluation.predictions import Predictions
@@ -56,6 +60,7 @@ class Settings:
     prevalence: float = metrics.Options.prevalence
     ordinal: bool = metrics.Options.ordinal
     coverage: float = 0.9
+    patient_rule: str = "mean"
     resamples: int = metrics.Options.resamples
     margin: float = 0.02
     net_benefit_range: Sequence[float] = (0.05, 0.5)
@@ -169,7 +174,7 @@ def analyse(
         "settings": settings.as_dict(),
         "metric": settings.metric,
         **_compare(evaluated, resampled, settings, sources, design["unit"]),
-        "arms": _arms(evaluated, resampled, classes, settings, options),
+        **_arms_and_groups(evaluated, resampled, classes, settings, split),
         "learning_curve": _learning_curve(rows, split, classes, settings, evaluated),
         "errors": list(errors) or mistakes.of_first_arm(evaluated, classes),
         "notes": notes + ([_TWO_RULES] if is_two else []),
@@ -312,8 +317,12 @@ def _design(
     folds, repeats = first.number("fold"), first.number("repeat")
     seeds = sorted({p.seed for p in first.predictions if p.seed is not None})
     unit = "patients" if first.patients is not None else "examples"
+    column = sites.left_out(first)
     if folds:
         words = f"{folds}-fold cross-validation"
+        if column:
+            words = f"cross-validation that leaves out one of {folds} values of "
+            words += f"{wording.column(column)} at a time"
         words += f", repeated {repeats} times" if repeats > 1 else ""
         if unit == "patients" and first.grouped:
             words += f", grouped by patient: each of the {first.n:,} examples is tested on once"
@@ -328,6 +337,7 @@ def _design(
     return {
         "kind": "cross_validation" if folds else "split",
         "folds": folds,
+        "left_out": column or None,
         "repeats": repeats,
         "seeds": seeds,
         "models": len(first.sets),
@@ -338,26 +348,42 @@ def _design(
     }
 
 
+def _arms_and_groups(
+    evaluated: Mapping[str, Evaluated],
+    resampled: bootstrap.Resampled,
+    classes: Sequence[str],
+    settings: Settings,
+    split: str,
+) -> dict[str, Any]:
+    """Return the entries "arms", "subgroups", "sites" and "per_patient"."""
+    options = settings.options(next(iter(evaluated.values())).positive)
+    reference = _reference(settings.reference, list(evaluated))
+    main = _only_main(options, settings)
+    columns = groups.of_columns(evaluated, classes, main, settings.metric)
+    return {
+        "arms": _arms(evaluated, resampled, classes, settings, options, columns),
+        **sites.subgroups_and_sites(columns, evaluated, reference),
+        "per_patient": per_patient.per_patient(
+            evaluated,
+            classes,
+            main,
+            split=split,
+            threshold=settings.threshold,
+            metric=settings.metric,
+            reference=reference,
+            rule=settings.patient_rule,
+        ),
+    }
+
+
 def _arms(
     evaluated: Mapping[str, Evaluated],
     resampled: bootstrap.Resampled,
     classes: Sequence[str],
     settings: Settings,
     options: metrics.Options,
+    columns: Mapping[str, groups.Grouped],
 ) -> dict[str, Any]:
-    first = next(iter(evaluated.values()))
-    groups = {
-        column: subgroups.subgroups(
-            {arm: e.sets for arm, e in evaluated.items()},
-            [p.groups[column] for p in first.predictions],
-            classes=classes,
-            options=_only_main(options, settings),
-            metric=settings.metric,
-            once=first.once,
-            unit="patients" if first.patients is not None else "examples",
-        )
-        for column in first.columns
-    }
     by_class = arm_classes.of_classes(evaluated, classes, options)
     arms: dict[str, Any] = {
         arm: {
@@ -369,7 +395,7 @@ def _arms(
             "per_class": by_class[arm][0],
             "calibration": arm_calibration.calibration_of(e, classes, options, by_class[arm][1]),
             "conformal": arm_results.conformal_sets(e, classes, level=settings.coverage),
-            "subgroups": {column: by_arm[arm] for column, by_arm in groups.items()},
+            "subgroups": {column: subgroups.of_arm(of, arm) for column, of in columns.items()},
         }
         for arm, e in evaluated.items()
     }

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from medtl.evaluation import bootstrap, compare
 from medtl.evaluation.arm_results import Evaluated
 from medtl.evaluation.intervals import UNDEFINED_DRAWS
 from medtl.evaluation.metrics import PROPORTIONS
+
+Key = TypeVar("Key", bound=Hashable)
 
 _JOINT = 100_000  # draws of the joint normal distribution of several differences
 _FEW = 500  # of these, beyond which a tail is taken from Bonferroni's bound instead
@@ -85,24 +88,51 @@ def of_arms(
       arm -> its difference, in the order of `evaluated`.
     """
     m = resampled.names.index(name)
-    arms = [arm for arm in evaluated if arm != reference]
-    folds = evaluated[reference].several_splits
-    made = {
-        arm: (_over_folds if folds else _on_one_split)(
-            evaluated[arm], evaluated[reference], resampled, m
-        )
-        for arm in arms
-    }
-    tested = [arm for arm in arms if not math.isnan(made[arm].p)]
-    correlation = _correlation([evaluated[a] for a in tested], evaluated[reference], resampled, m)
-    alpha, adjusted = simultaneous([made[a].p for a in tested], correlation, level=resampled.level)
-    limit = _LARGEST.get(name, math.inf)
-    for arm, p in zip(tested, adjusted, strict=True):
-        units = _units(resampled, arm, reference, m) if limit < math.inf else math.inf
-        half = _half(made[arm], alpha, units)
-        low, high = (float(np.clip(made[arm].value + s * half, -limit, limit)) for s in (-1, 1))
-        made[arm] = dataclasses.replace(made[arm], low=low, high=high, p_adjusted=p)
-    return made
+    made = each(evaluated, resampled, reference, name)
+    return jointly(
+        made,
+        lambda arms: _correlation([evaluated[a] for a in arms], evaluated[reference], resampled, m),
+        {arm: _units(resampled, arm, reference, m) for arm in made},
+        metric=name,
+        level=resampled.level,
+    )
+
+
+def each(
+    evaluated: Mapping[str, Evaluated], resampled: bootstrap.Resampled, reference: str, name: str
+) -> dict[str, Difference]:
+    """Compare every other arm with the reference by itself: as `of_arms`, without intervals."""
+    m, other = resampled.names.index(name), evaluated[reference]
+    test = _over_folds if other.several_splits else _on_one_split
+    return {arm: test(e, other, resampled, m) for arm, e in evaluated.items() if arm != reference}
+
+
+def jointly(
+    made: Mapping[Key, Difference],
+    correlation: Callable[[Sequence[Key]], np.ndarray],
+    count: Mapping[Key, float],
+    *,
+    metric: str,
+    level: float,
+) -> dict[Key, Difference]:
+    """Give differences intervals that hold simultaneously, and adjusted p; see `of_arms`.
+
+    Args:
+      made: the differences, without intervals.
+      correlation: returns float64[n, n], how those n that have a p vary together.
+      count: of these, the patients that bear on each.
+      metric: of the differences; no end is beyond what it can reach.
+      level: of the family.
+    """
+    tested = [key for key, d in made.items() if not math.isnan(d.p)]
+    p_values = [made[key].p for key in tested]
+    alpha, adjusted = simultaneous(p_values, correlation(tested), level=level)
+    limit, finished = _LARGEST.get(metric, math.inf), dict(made)
+    for key, p in zip(tested, adjusted, strict=True):
+        half = _half(made[key], alpha, count[key] if limit < math.inf else math.inf)
+        low, high = (float(np.clip(made[key].value + s * half, -limit, limit)) for s in (-1, 1))
+        finished[key] = dataclasses.replace(made[key], low=low, high=high, p_adjusted=p)
+    return finished
 
 
 def simultaneous(

@@ -84,6 +84,15 @@ def metric_in_a_sentence(name: str) -> str:
     return _METRICS.get(name, (name, name))[1]
 
 
+def column(name: str) -> str:
+    """Return the name of a column of groups as people read it.
+
+    >>> column("subgroup_sex"), column("site")
+    ('sex', 'site')
+    """
+    return name.removeprefix("subgroup_") or name
+
+
 def main_metrics(analysis: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the metrics of the first table: the one of the comparison, then the task's."""
     first = analysis["metric"]

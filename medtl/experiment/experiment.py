@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from medtl import config as configs
 from medtl import data, files, plugins
-from medtl.config import check
+from medtl.config import check, is_cross_validated
 from medtl.data import cache
 from medtl.errors import UserError
 from medtl.evaluation import analysis, flow, predictions
@@ -76,7 +75,7 @@ def _run(
     with run_folder.opened(folder, config):
         if training:
             trust.remember(configs.plugin_strings(config))
-        if config.evaluation.folds:
+        if is_cross_validated(config):
             text = io.StringIO()
             rows = splits.fold_rows(experiment.examples["target"], splits_by_seed[config.seeds[0]])
             csv.writer(text, lineterminator="\n").writerows(rows)
@@ -133,11 +132,8 @@ def open_experiment(
     preflight.check(experiment, arms or config.arms, tuned if settings is None else settings)
     shown = [_named("arm", arms or config.arms), _named("seed", config.seeds)]
     print("; ".join([*shown, versions()["device"], str(folder)]))
-    if config.evaluation.folds:
-        first = by_seed[config.seeds[0]][0]
-        sizes = ", ".join(f"{np.sum(first.part == s)} {s}" for s in ("train", "val", "test"))
-        c = config.evaluation
-        print(f"{c.folds} folds x {c.repeats} repeats; examples in the first fold: {sizes}")
+    for line in splits.summary(config, examples["target"], by_seed[config.seeds[0]]):
+        print(line)
     if experiment.loaded is not None:
         print(experiment.loaded.report.summary())
     return experiment, by_seed
@@ -234,10 +230,10 @@ def _data_card(e: Examples, config: Any) -> dict[str, Any]:
 
 def _flow(e: Examples, split: str, *, positive: int | None) -> dict[str, Any]:
     """Count the examples of a split as `evaluation.flow` does, and those without a label."""
-    rows = e.split == split
+    rows = e.indices(split)
     patient = None if e.patient is None else e.patient[rows]
     counted = flow.count(e.id[rows], e.label[rows], patient, positive=positive)
-    return counted | {"unlabelled": int(np.sum(rows)) - counted["examples"]}
+    return counted | {"unlabelled": len(rows) - counted["examples"]}
 
 
 def load_data(config: Any) -> dict[str, Examples]:
@@ -262,8 +258,8 @@ def load_data(config: Any) -> dict[str, Examples]:
         if domain == "target" or needs_source
     }
     target = examples["target"]
-    data.check_domains(examples.get("source"), target, all_held_out=config.evaluation.folds > 0)
-    if not reported_splits(target) and not config.evaluation.folds:
+    data.check_domains(examples.get("source"), target, all_held_out=is_cross_validated(config))
+    if not reported_splits(target) and not is_cross_validated(config):
         raise UserError(
             "config.data.target has neither a val nor a test split, so nothing could be reported"
         )

@@ -154,11 +154,12 @@ def load_checkpoint(
         stage = Path(checkpoint)
     else:
         config = run_folder.load_config(folder)
-        is_crossed = config.evaluation.folds > 0
+        is_crossed = configs.is_cross_validated(config)
         stage = Path(folder) / f"seed_{config.seeds[0]}" / config.arms[0] / "target"
     if not (stage / "checkpoints").is_dir():
         advice = (
-            "a cross-validation keeps none: train once more with folds=0 for a model to use"
+            "a cross-validation keeps none: train once more with folds=0, leave_out='' for a model "
+            "to use"
             if is_crossed
             else (
                 "give the folder of a training stage, e.g. "

@@ -135,6 +135,6 @@ def _check_stage(experiment: Experiment, arm: str, stage: str) -> None:
 
 def _has_val(experiment: Experiment, domain: str) -> bool:
     config = experiment.config
-    if domain == "target" and config.evaluation.folds:
+    if domain == "target" and configs.is_cross_validated(config):
         return data.fractions(config.data.target)[1] > 0
     return "val" in experiment.examples[domain].splits

@@ -202,6 +202,8 @@ class Scorer:
           UserError: a metric of the user's fails; names it.
         """
         counts = np.asarray(counts, np.float64)
+        if not self.size:  # as of a site in the folds that test others
+            return np.full((len(counts), len(self.names)), np.nan)
         sums = np.ascontiguousarray((self._matrix @ np.ascontiguousarray(counts.T)).T)
         with np.errstate(divide="ignore", invalid="ignore"):
             values = self._by_sums({name: sums[:, c] for name, c in self._columns.items()})

@@ -386,7 +386,7 @@ def subgroup(analysis: Mapping[str, Any], column: str) -> Table:
         rows.append((TableCell("Worst group"), *worst))
     if any(entry.get("gap") for entry in items.values()):
         rows.append((TableCell("Gap", small="between the best and the worst"), *gaps))
-    caption = f"{wording.metric(metric)} by {column}, with {_interval(analysis)}"
+    caption = f"{wording.metric(metric)} by {wording.column(column)}, with {_interval(analysis)}"
     remarks = dict.fromkeys(entry["note"] for entry in items.values() if entry.get("note"))
     caption += "".join(f". {remark}" for remark in remarks)
     return Table(caption, ("Group", *items), rows, notes.all)
@@ -406,7 +406,14 @@ def subgroup_metrics(analysis: Mapping[str, Any], column: str) -> list[Table]:
             )
             for name in _names(g["metrics"] for g in groups.values())
         ]
-        made.append(Table(f"{arm}: all metrics by {column}", ("Metric", *groups), rows, notes.all))
+        made.append(
+            Table(
+                f"{arm}: all metrics by {wording.column(column)}",
+                ("Metric", *groups),
+                rows,
+                notes.all,
+            )
+        )
     return made
 
 
