@@ -256,11 +256,8 @@ def _calibration_row(
 ) -> tuple[TableCell, ...]:
     reason = entry.get("undefined") or wording.NO_REASON
     if not any(m in entry for m in shown):
-        return (
-            TableCell(name),
-            TableCell(wording.UNDEFINED, mark=notes.mark(reason)),
-            *[TableCell("")] * len(shown),
-        )
+        undefined = TableCell(wording.UNDEFINED, mark=notes.mark(reason))
+        return (TableCell(name), undefined, *[TableCell("")] * len(shown))
     left = "; ".join(entry.get("left_as_it_was") or ())
     mark = notes.mark(f"left as it was: {left}") if left else ""
     figures = [_number(entry.get(m), notes, reason) for m in shown]
