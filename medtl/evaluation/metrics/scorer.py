@@ -227,7 +227,7 @@ class Scorer:
 
     def _add_one_label(self, table: SumTable, unit: np.ndarray) -> None:
         label, p, k = self._label, self._probability, len(self.classes)
-        guess, row = p.argmax(axis=1), np.arange(len(label))
+        guess, row = self._called.argmax(axis=1), np.arange(len(label))
         table.add("n", unit)
         table.add("confusion", unit, column=label * k + guess, width=k * k)
         error = np.sum(np.square(p), axis=1) - 2 * p[row, label] + 1
@@ -235,8 +235,6 @@ class Scorer:
         table.add("loss", unit, -np.log(np.clip(p[row, label], _EPS, 1 - _EPS)))
         if k == 2:
             positive, score = label == self.options.positive, p[:, self.options.positive]
-            column = 2 * positive + self._called[:, self.options.positive]
-            table.add("threshold", unit, column=column, width=4)
         else:
             positive, score = label == guess, p.max(axis=1)
         self._add_bins(table, "bins", unit, positive, score)
@@ -282,10 +280,11 @@ class Scorer:
         """Return metrics of one label per example, and [R, K, 2, 2] of predictions and of calls."""
         k, r = len(self.classes), len(sums["n"])
         confusion = sums["confusion"].reshape(r, k, k)
+        if k == 2 and math.isnan(self._threshold):
+            confusion = np.full_like(confusion, np.nan)
         tables = called = kernels.one_against_rest(confusion)
         if k == 2:
-            called = sums["threshold"].reshape(r, 1, 2, 2)
-            called = np.full_like(called, np.nan) if math.isnan(self._threshold) else called
+            called = tables[:, [self.options.positive]]
         values = {
             "accuracy": kernels.accuracy(confusion),
             "balanced_accuracy": kernels.balanced_accuracy(confusion),
