@@ -171,7 +171,8 @@ def first_table(patients, per, prevalence, *, replicates, resamples):
         data = EvaluationSet(label, np.stack([1 - score, score], axis=1), patient, threshold)
         options = Options(resamples=resamples, seed=i, level=LEVEL)
         made = bootstrap.resample({"a": [data]}, classes=("no", "yes"), options=options)
-        ends = dict(zip(made.names, zip(made.value["a"], *made.interval("a")), strict=True))
+        triples = zip(made.value["a"], *made.interval("a"), strict=True)
+        ends = dict(zip(made.names, triples, strict=True))
         rates = [ends[name] for name in ("sensitivity", "specificity")]
         ends["ppv at 1 %"] = predictive_value(*rates, RARE)
         for name, truth_ in expected.items():

@@ -58,6 +58,7 @@ def write(
     report = analysis.analyse(
         rows, classes, settings, sources=sources, errors=_errors(folder), name=name
     )
+    report["notes"] += provenance.get("notes", [])
     summary = {
         **_summary(rows, classes, settings),
         "evaluation": {**report, "errors": _without_images(report["errors"])},

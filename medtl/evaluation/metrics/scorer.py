@@ -76,6 +76,7 @@ class Options:
       prevalence: of the positive class, for `ppv` and `npv` of two-class tasks; 0: that of the
         evaluation set.
       ordinal: the classes are grades in rising order; adds `kappa_quadratic`.
+      present_only: macro means leave out the classes that have no example.
       bins: of the ECE, at most; fewer where they would hold less than 10 examples.
       level: of the intervals.
       resamples: of the bootstrap, at most; see `bootstrap.resample`.
@@ -88,6 +89,7 @@ class Options:
     sensitivity: float = 0.9
     prevalence: float = 0.0
     ordinal: bool = False
+    present_only: bool = False
     bins: int = 15
     level: float = 0.95
     resamples: int = 2000
@@ -101,8 +103,9 @@ class Scorer:
     One label per example; "macro" is the mean over the classes of one against the rest, NaN where
     one class's is:
 
-    - accuracy, balanced_accuracy, f1_macro, f1_weighted, mcc, kappa_quadratic: of the class of the
-      largest probability, as scikit-learn's `accuracy_score`, `balanced_accuracy_score`,
+    - accuracy, balanced_accuracy, f1_macro, f1_weighted, mcc, kappa_quadratic: K = 2: of the class
+      that is called at the set's threshold; above: of the class of the largest probability; as
+      scikit-learn's `accuracy_score`, `balanced_accuracy_score`,
       `f1_score`, `matthews_corrcoef` and `cohen_kappa_score(weights="quadratic")`, but NaN where
       those put 0 for 0/0.
     - auroc: K = 2: `roc_auc_score`; above: macro. auprc: K = 2: `average_precision_score` of the
@@ -287,7 +290,7 @@ class Scorer:
             called = tables[:, [self.options.positive]]
         values = {
             "accuracy": kernels.accuracy(confusion),
-            "balanced_accuracy": kernels.balanced_accuracy(confusion),
+            "balanced_accuracy": self._mean(kernels.recall(confusion)),
             "mcc": kernels.matthews(confusion),
             "kappa_quadratic": kernels.quadratic_kappa(confusion),
             "brier": sums["brier"][:, 0] / sums["n"][:, 0],
@@ -352,7 +355,11 @@ class Scorer:
 
     def _mean(self, values: np.ndarray) -> np.ndarray:
         """Return the mean of [R, classes] over the classes; NaN left out of several labels only."""
-        return kernels.mean_of_defined(values, axis=1) if self.multi_label else values.mean(axis=1)
+        if self.multi_label:
+            return kernels.mean_of_defined(values, axis=1)
+        if self.options.present_only and values.shape[1] > 1:
+            values = values[:, np.bincount(self._label, minlength=values.shape[1]) > 0]
+        return values.mean(axis=1)
 
     def _reason(self, name: str) -> str:
         """Return why a metric is NaN."""
