@@ -15,12 +15,14 @@ from medtl.errors import UserError, nearest
 from medtl.evaluation import (
     arm_results,
     bootstrap,
+    caveats,
     comparisons,
     consequences,
     groups,
     learning,
     metrics,
     mistakes,
+    operating,
     per_patient,
     predictions,
     sites,
@@ -32,10 +34,6 @@ from medtl.evaluation.arm_results import Evaluated
 from medtl.evaluation.predictions import Predictions
 
 LEVEL = 0.95
-_TWO_RULES = (
-    "Accuracy, balanced accuracy, F1 and MCC take the class of the larger probability; "
-    "sensitivity, specificity, PPV, NPV and the confusion matrix take the operating threshold."
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +48,7 @@ class Settings:
     metric: str = "auroc"
     reference: str = ""
     positive: str = ""
-    threshold: str = "youden"
+    threshold: str = operating.DEFAULT
     sensitivity: float = metrics.Options.sensitivity
     specificity: float = metrics.Options.specificity
     prevalence: float = metrics.Options.prevalence
@@ -171,7 +169,11 @@ def analyse(
         **_arms_and_groups(evaluated, resampled, classes, settings, split),
         "learning_curve": _learning_curve(rows, split, classes, settings, evaluated),
         "errors": list(errors) or mistakes.of_first_arm(evaluated, classes),
-        "notes": notes + ([_TWO_RULES] if first.task == "two_class" else []),
+        "warnings": caveats.warnings(
+            rows, evaluated, classes, split=split, rule=settings.threshold
+        ),
+        "planned": None,
+        "notes": notes,
     }
 
 

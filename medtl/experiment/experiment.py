@@ -26,7 +26,16 @@ from medtl.errors import UserError
 from medtl.evaluation import analysis, predictions
 from medtl.evaluation.predictions import Predictions
 from medtl.examples import Examples, class_counts
-from medtl.experiment import mistakes, preflight, results, run_folder, selection, splits, trust
+from medtl.experiment import (
+    mistakes,
+    planned,
+    preflight,
+    results,
+    run_folder,
+    selection,
+    splits,
+    trust,
+)
 from medtl.experiment.arm import Arm, Outcome
 from medtl.experiment.provenance import versions
 from medtl.experiment.setup import Experiment, reported_splits, uses_source
@@ -80,6 +89,8 @@ def _run(
             rows = splits.fold_rows(experiment.examples["target"], splits_by_seed[config.seeds[0]])
             csv.writer(text, lineterminator="\n").writerows(rows)
             files.write_text(folder / "folds.csv", text.getvalue())
+        if training:
+            planned.write(folder, config)
         if profile:
             experiment = dataclasses.replace(experiment, profile=Profile(folder / "profile"))
         command = command or f"medtl.experiment.experiment.train(config, {str(folder)!r})"
@@ -173,11 +184,6 @@ def _run_arms(
     provenance["seconds"] = _seconds(experiment, began)
     sources = [arm for arm in config.arms if uses_source(config, arm)]
     summary = results.write(folder, made, classes, config, provenance, sources=sources)
-    if config.checkpoint.select == "best" and summary["evaluation"]["split"] == "val":
-        print(
-            "Checkpoints were selected on val and val is reported: scores are optimistic; use a "
-            "test split."
-        )
     written = "metrics.json, predictions.csv, report.html, report.md"
     print(f"{summary['seconds']} s; {folder}: {written}")
     return summary

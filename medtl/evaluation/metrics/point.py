@@ -22,13 +22,13 @@ def compute(
     classes: Sequence[str],
     positive: str = "",
     extra: Mapping[str, Metric] | None = None,
-    threshold: float = 0.5,
+    threshold: float | None = None,
     present_only: bool = False,
 ) -> dict[str, float]:
     """Return the metrics that training logs; each agrees with scikit-learn's where that is defined.
 
     One label per example; the class of the largest probability, the first of equals, is predicted,
-    but of two classes the positive one from `threshold` on:
+    but of two classes the positive one from `threshold` on, where that is given:
 
     - accuracy: `accuracy_score`.
     - balanced_accuracy: mean recall over the K classes, `balanced_accuracy_score`.
@@ -52,8 +52,8 @@ def compute(
       classes: the K names, at least two unless there are several labels per example.
       positive: of two classes the one whose AUPRC is taken; the second where it is none of them.
       extra: the user's metrics, see `from_config`; their weight is 1 for each example.
-      threshold: of two classes, the probability from which on the positive one is predicted. While
-        a model is trained no threshold is chosen: training logs the metrics at 0.5.
+      threshold: of two classes, the probability from which on the positive one is predicted; None:
+        the class of the larger one, as training logs it: no threshold is chosen yet.
       present_only: means over K > 2 classes leave out those that have no example.
 
     Returns:
@@ -87,7 +87,7 @@ def describe(
     classes: Sequence[str],
     positive: str = "",
     extra: Mapping[str, Metric] | None = None,
-    threshold: float = 0.5,
+    threshold: float | None = None,
     present_only: bool = False,
 ) -> dict[str, Any]:
     """Return the metrics of one evaluation set with their counts and reasons.
@@ -108,6 +108,8 @@ def describe(
     label, probability = label[known], probability[known]
     is_number = ~np.isnan(probability).any(axis=1)
     number = list(classes).index(positive) if positive in classes else len(classes) - 1
+    if threshold is None:  # the first of equals
+        threshold = 0.5 if number == 0 else float(np.nextafter(0.5, 1))
     guess = None
     if label.ndim == 1 and len(classes) == 2:
         guess = np.where(probability[is_number, number] >= threshold, number, 1 - number)

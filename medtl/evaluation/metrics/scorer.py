@@ -23,6 +23,7 @@ from medtl.evaluation.metrics.user import Metric, value_of
 
 _Ranked = Callable[[ranks.Ranking, ranks.Weights], np.ndarray]
 _EPS = float(np.finfo(np.float32).eps)
+_AT_THRESHOLD = frozenset(ALL_NAMES[:4]) | {"sensitivity", "specificity", "ppv", "npv", "mcc"}
 _PER_BIN = 10  # examples that a bin of the ECE must hold
 
 
@@ -368,12 +369,12 @@ class Scorer:
         if self.multi_label:
             return "it is undefined for each class"
         k, classes, two = len(self.classes), self.classes, len(self.classes) == 2
-        seen, guess = np.bincount(self._label, minlength=k) > 0, self._probability.argmax(axis=1)
+        seen, guess = np.bincount(self._label, minlength=k) > 0, self._called.argmax(axis=1)
         guessed = np.bincount(guess, minlength=k) > 0
         absent = [c for c, s in zip(classes, seen, strict=True) if not s]
+        if two and name in _AT_THRESHOLD and math.isnan(self._threshold):
+            return "there is no operating threshold"
         if name in ("sensitivity", "specificity", "ppv", "npv") and two:
-            if math.isnan(self._threshold):
-                return "there is no operating threshold"
             if name in ("ppv", "npv") and not (self.options.prevalence and absent):
                 side = classes[
                     self.options.positive if name == "ppv" else 1 - self.options.positive
