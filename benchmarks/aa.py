@@ -42,7 +42,7 @@ from medtl.experiment.experiment import open_experiment
 RESULT = Path(__file__).parent / "results" / "aa.json"
 WIDTH = 8  # directions in which training errs
 LEVELS = {"alike": (0.17, 0.05), "training": (0.3, 0.08)}  # SD of the direction, of the signal
-VERDICTS = ("helps", "hurts", "better", "worse", "model_better", "model_worse")
+VERDICTS = ("better", "worse", "model_better", "model_worse")
 
 
 def simulate(run: int, seeds: int, patients: int, shift: float, level: str) -> list[Predictions]:
@@ -70,10 +70,10 @@ def trained(models: int, folder: Path) -> dict[str, list[Predictions]]:
     c.data.image_size, c.model.last_layer, c.parallel = 16, "layer1", "none"
     c.data.source = config.dataset("phantom(size=300, scanner='a', split=(0.8, 0.1, 0.1))")
     c.data.target = config.dataset(
-        "phantom(size=3000, scanner='b', split=(0.04, 0.02, 0.94), seed=1)"
+        "phantom(size=2000, scanner='b', split=(0.03, 0.02, 0.95), seed=1)"
     )
-    c.stages.source = config.stage(epochs=2, batch_size=32, learning_rate=2e-3)
-    c.stages.target = config.stage(epochs=8, batch_size=32, learning_rate=2e-3)
+    c.stages.source = config.stage(epochs=5, batch_size=32, learning_rate=2e-3)
+    c.stages.target = config.stage(epochs=20, batch_size=16, learning_rate=1e-3)
     c.seeds, c.evaluation.times = tuple(range(models)), 1
     made: dict[str, list[Predictions]] = {arm: [] for arm in c.arms}
     experiment, splits = open_experiment(c, folder, training=True)

@@ -134,12 +134,10 @@ def analyse(
       name: of the file, for errors.
 
     Returns:
-      The entry "evaluation" of `metrics.json`, made of what JSON has, NaN where something is
-      undefined; docs/evaluation.md describes it.
+      The entry "evaluation" of `metrics.json`; docs/evaluation.md describes it.
 
     Raises:
-      UserError: the arms were not evaluated on the same examples, a class, arm or split is absent,
-        or a metric of the user's fails.
+      UserError: the arms' examples differ, a class, arm or split is absent, or a metric fails.
     """
     settings = settings or Settings()
     split = _split_of(rows)
@@ -169,9 +167,7 @@ def analyse(
         **_arms_and_groups(evaluated, resampled, classes, settings, split),
         "learning_curve": _learning_curve(rows, split, classes, settings, evaluated),
         "errors": list(errors) or mistakes.of_first_arm(evaluated, classes),
-        "warnings": caveats.warnings(
-            rows, evaluated, classes, split=split, rule=settings.threshold
-        ),
+        "warnings": caveats.warnings(rows, evaluated, classes, split, settings.threshold),
         "planned": None,
         "notes": notes,
     }

@@ -1,6 +1,8 @@
 """What a reader must know first, and the one operating threshold of two classes."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -127,3 +129,16 @@ def test_the_interval_of_balanced_accuracy_is_that_of_its_two_rates():
         half = np.hypot(one[end] - one["value"], two[end] - two["value"]) / 2
         # Of patients of one class each, the rates are independent but for the draws' noise.
         assert ba[end] == pytest.approx(ba["value"] + sign * half, abs=0.01)
+
+
+def test_the_coverage_in_the_warning_is_the_measured_one():
+    path = Path(__file__).parents[2] / "benchmarks/results/first_table_coverage.json"
+    designs = json.loads(path.read_text())["designs"]
+    measured = [
+        100 * entry["coverage"]
+        for design in designs
+        if design["patients"] == 10
+        for entry in design["metrics"].values()
+        if entry["coverage"] is not None
+    ]
+    assert caveats.COVERAGE == (round(min(measured)), round(max(measured)))

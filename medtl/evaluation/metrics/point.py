@@ -68,15 +68,8 @@ def compute(
     >>> values["accuracy"], values["auroc"]
     (0.5, 0.75)
     """
-    entry = describe(
-        label,
-        probability,
-        classes=classes,
-        positive=positive,
-        extra=extra,
-        threshold=threshold,
-        present_only=present_only,
-    )
+    named = {"classes": classes, "positive": positive, "extra": extra, "threshold": threshold}
+    entry = describe(label, probability, **named, present_only=present_only)  # type: ignore[arg-type]
     return {name: entry[name] for name in (*NAMES, *(extra or {}))}
 
 

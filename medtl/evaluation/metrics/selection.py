@@ -90,8 +90,10 @@ def criterion(
     probes = _probes(label, len(classes))
 
     def is_defined(tried: Criterion) -> bool:
-        named = {"classes": classes, "positive": positive, "extra": extra}
-        return any(not math.isnan(tried.score(label, p, **named)) for p in probes)
+        scores = (
+            tried.score(label, p, classes=classes, positive=positive, extra=extra) for p in probes
+        )
+        return any(not math.isnan(score) for score in scores)
 
     if is_defined(Criterion(metric)):
         return Criterion(metric)
