@@ -141,4 +141,4 @@ def test_the_coverage_in_the_warning_is_the_measured_one():
         for entry in design["metrics"].values()
         if entry["coverage"] is not None
     ]
-    assert caveats.COVERAGE == (round(min(measured)), round(max(measured)))
+    assert (round(min(measured)), round(max(measured))) == caveats.COVERAGE
