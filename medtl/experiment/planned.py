@@ -16,7 +16,16 @@ from medtl.evaluation import plain
 
 FILE = "planned.json"
 # How models are trained and tuned; a run folder refuses other values of these.
-_OF_TRAINING = ("batch_size", "times", "folds", "repeats", "tune", "target_sizes")
+_OF_TRAINING = (
+    "batch_size",
+    "times",
+    "folds",
+    "repeats",
+    "leave_out",
+    "tune",
+    "target_sizes",
+    "size_repeats",
+)
 
 
 def settings(config: Any) -> dict[str, Any]:
