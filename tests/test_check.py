@@ -219,7 +219,7 @@ def test_what_can_be_run_is_accepted(fields):
         ),
         (
             {"evaluation__threshold": "yuden"},
-            "config.evaluation.threshold is 'yuden'; it must be 'youden', ",
+            "config.evaluation.threshold is 'yuden'; it must be 'sensitivity=0.95', ",
         ),
         (
             {"evaluation__threshold": "sensitivity=95"},

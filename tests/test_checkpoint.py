@@ -21,7 +21,7 @@ SCORES = {1: 0.5, 2: 0.7, 3: 0.6, 4: None, 5: 0.7, 6: float("nan")}
 
 @pytest.mark.parametrize("reopen", [False, True])
 def test_the_last_and_the_best_are_kept_also_when_the_run_was_interrupted(tmp_path, reopen):
-    """Ties go to the earliest; NaN ranks last; a save without a score is only for resuming."""
+    """Ties go to the earliest; NaN does not rank; a save without a score is only for resuming."""
     store = Store(tmp_path)
     for step, score in SCORES.items():
         store.save(step, STATE, {}, score=score)
@@ -37,7 +37,7 @@ def test_the_last_and_the_best_are_kept_also_when_the_run_was_interrupted(tmp_pa
 
 def test_a_better_score_is_recognised_also_when_the_run_was_interrupted(tmp_path):
     with Store(tmp_path) as store:
-        assert store.improves(float("nan")) and not store.improves(None)
+        assert not store.improves(float("nan")) and not store.improves(None)
         store.save(1, STATE, {}, score=0.5)
         assert store.improves(0.6) and not store.improves(0.5)
         store.save(2, STATE, {}, score=0.6)
@@ -50,8 +50,9 @@ def test_a_better_score_is_recognised_also_when_the_run_was_interrupted(tmp_path
 def test_without_scores_the_last_is_chosen(tmp_path):
     with Store(tmp_path) as store:
         for step in (1, 2, 3):
-            store.save(step, STATE, {})
+            store.save(step, STATE, {}, score=None if step == 2 else float("nan"))
         store.wait()
+        assert not store.is_ranked
         assert store.steps() == [3]
         assert store.chosen_step() == 3
 

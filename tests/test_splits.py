@@ -144,8 +144,15 @@ def test_the_table_names_every_example_in_every_fold():
             dataclasses.replace(
                 target(), label=np.where(np.arange(120) < 3, 1, 0).astype(np.int32)
             ),
-            {},
+            {"checkpoint__metric": "loss"},
             "has no 'b' to train on",
+        ),
+        (
+            dataclasses.replace(
+                target(), label=np.where(np.arange(120) < 6, 1, 0).astype(np.int32)
+            ),
+            {},
+            "has no 'b' to test on, so auroc would be undefined; use fewer folds",
         ),
     ],
 )

@@ -373,10 +373,11 @@ _EVALUATION: Section = {
     ),
     "positive": Field("", "The positive one of two classes; empty: the second."),
     "threshold": Field(
-        "youden",
-        "The operating threshold, chosen on val.",
+        "sensitivity=0.9",
+        "The operating threshold, chosen on val. The default is one to be changed: to the"
+        " sensitivity, or specificity, that the use needs.",
         Rule(
-            "'youden', 'sensitivity=0.95', 'specificity=0.9' or a number from 0 to 1",
+            "'sensitivity=0.95', 'specificity=0.9', 'youden' or a number from 0 to 1",
             re.compile(r"youden|((sensitivity|specificity)=)?(0|1|0?\.\d+|1\.0+)").fullmatch,
         ),
     ),

@@ -18,6 +18,7 @@ from medtl.evaluation import (
     arm_curves,
     arm_results,
     bootstrap,
+    caveats,
     comparisons,
     consequences,
     flow,
@@ -25,6 +26,7 @@ from medtl.evaluation import (
     learning,
     metrics,
     mistakes,
+    operating,
     per_patient,
     predictions,
     sites,
@@ -36,10 +38,6 @@ from medtl.evaluation.arm_results import Evaluated
 from medtl.evaluation.predictions import Predictions
 
 LEVEL = 0.95
-_TWO_RULES = (
-    "Accuracy, balanced accuracy, F1 and MCC take the class of the larger probability; "
-    "sensitivity, specificity, PPV, NPV and the confusion matrix take the operating threshold."
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Settings:
     metric: str = "auroc"
     reference: str = ""
     positive: str = ""
-    threshold: str = "youden"
+    threshold: str = operating.DEFAULT
     sensitivity: float = metrics.Options.sensitivity
     specificity: float = metrics.Options.specificity
     prevalence: float = metrics.Options.prevalence
@@ -140,12 +138,10 @@ def analyse(
       name: of the file, for errors.
 
     Returns:
-      The entry "evaluation" of `metrics.json`, made of what JSON has, NaN where something is
-      undefined; docs/evaluation.md describes it.
+      The entry "evaluation" of `metrics.json`; docs/evaluation.md describes it.
 
     Raises:
-      UserError: the arms were not evaluated on the same examples, a class, arm or split is absent,
-        or a metric of the user's fails.
+      UserError: the arms' examples differ, a class, arm or split is absent, or a metric fails.
     """
     settings = settings or Settings()
     split = _split_of(rows)
@@ -177,7 +173,9 @@ def analyse(
         **_arms_and_groups(evaluated, resampled, classes, settings, split),
         "learning_curve": _learning_curve(rows, split, classes, settings, evaluated),
         "errors": list(errors) or mistakes.of_first_arm(evaluated, classes),
-        "notes": notes + ([_TWO_RULES] if is_two else []),
+        "warnings": caveats.warnings(rows, evaluated, classes, split, settings.threshold),
+        "planned": None,
+        "notes": notes,
     }
 
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from medtl.evaluation import bootstrap, conformal
+from medtl.evaluation import bootstrap, conformal, operating
 from medtl.evaluation.intervals import number_patients
-from medtl.evaluation.metrics import EvaluationSet, Options, kernels, operating_threshold
+from medtl.evaluation.metrics import EvaluationSet, Options, kernels
 from medtl.evaluation.predictions import Predictions
 from medtl.examples import class_counts
 
@@ -132,42 +132,33 @@ class Evaluated:
         }
 
     def threshold_card(self, rule: str) -> dict[str, Any] | None:
-        """Describe the operating threshold: the mean of the models' thresholds."""
+        """Describe the operating threshold; see `operating.card`."""
         if self.task != "two_class":
             return None
-        values = np.array([data.threshold for data in self.sets])
-        fixed = _number_of(rule)
-        has_both = [_has_both_classes(v) for v in self.val]
-        chosen = fixed is None and all(has_both)
-        if fixed is not None:
-            words = f"{fixed:g}, fixed beforehand"
-        elif chosen:
-            by = "by Youden's index" if rule == "youden" else f"for {rule.replace('=', ' ')}"
-            words = f"{by}, chosen on val"
-        else:
-            joined = " where" if any(has_both) else ":"
-            words = f"0.5{joined} there is no val with both classes to choose it on"
-        if values.min() < values.max():
-            words += f"; from {values.min():.3f} to {values.max():.3f} over {len(values)} models"
-        return {
-            "rule": rule,
-            "value": float(values.mean()),
-            "chosen_on": "val" if chosen else None,
-            "words": words,
-        }
+        thresholds = [data.threshold for data in self.sets]
+        return operating.card(thresholds, self.val, rule=rule, positive=self.positive)
+
+    def called(self, i: int) -> np.ndarray:
+        """Return int[N], the class that model i calls: one rule for all metrics and tests."""
+        data = self.sets[i]
+        if self.task != "two_class":
+            return data.probability.argmax(axis=1)
+        is_called = data.probability[:, self.positive] >= data.threshold
+        return np.where(is_called, self.positive, 1 - self.positive)
 
     def confusion(self) -> list[Any]:
         """Count labels (rows) against predictions; at the threshold for two classes.
 
         Counts are summed over folds and averaged over seeds and repeats.
         """
-        tables = []
-        for data in self.sets:
-            guess = None
-            if self.task == "two_class" and not math.isnan(data.threshold):
-                called = data.probability[:, self.positive] >= data.threshold
-                guess = np.where(called, self.positive, 1 - self.positive)
-            tables.append(kernels.confusion(data.label, data.probability, guess=guess))
+        tables = [
+            kernels.confusion(
+                data.label,
+                data.probability,
+                guess=None if data.label.ndim == 2 else self.called(i),
+            )
+            for i, data in enumerate(self.sets)
+        ]
         return (np.sum(tables, axis=0) / (len(self.sets) / len(self.once))).tolist()
 
 
@@ -228,7 +219,7 @@ def collect(
                 p.label,
                 np.asarray(p.probability, np.float64),
                 number,
-                _threshold(v, rule, options.positive),
+                operating.choose(v, rule, options.positive),
             )
             for p, v, number in zip(models, tuned, numbers, strict=True)
         ]
@@ -254,33 +245,6 @@ def _same_ids(p: Predictions, other: Predictions) -> bool:
     return len(p.id) == len(other.id) and (
         p.id is other.id or np.array_equal(np.sort(p.id), np.sort(other.id))
     )
-
-
-def _number_of(rule: str) -> float | None:
-    try:
-        return float(rule)
-    except ValueError:
-        return None
-
-
-def _has_both_classes(val: Predictions | None) -> bool:
-    """Whether a threshold can be chosen on these predictions: there are two classes, both seen."""
-    return (
-        val is not None
-        and val.label.ndim == 1
-        and val.probability.shape[1] == 2
-        and len(np.unique(val.label)) == 2
-    )
-
-
-def _threshold(val: Predictions | None, rule: str, positive: int) -> float:
-    """Return the threshold that the rule chooses on val; 0.5 where there is no val for it."""
-    fixed = _number_of(rule)
-    if fixed is not None:
-        return fixed
-    if val is None or not _has_both_classes(val):
-        return 0.5
-    return operating_threshold(val.label == positive, val.probability[:, positive], rule=rule)
 
 
 def estimate(

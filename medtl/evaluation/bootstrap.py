@@ -53,6 +53,7 @@ class Resampled:
       patients: P, the number of units resampled.
       resamples: R, those that were made; see `resample`.
       level: of the intervals that the methods return.
+      two_class: whether there are two classes, one rule for all that depends on a decision.
       prevalence: at which PPV and NPV are, by the mean sensitivity and specificity; 0: not stated.
     """
 
@@ -67,6 +68,7 @@ class Resampled:
     resamples: int
     level: float
     prevalence: float = 0.0
+    two_class: bool = False
 
     @property
     def is_share(self) -> np.ndarray:
@@ -88,6 +90,8 @@ class Resampled:
             units=self.support[arm] if units is None else units,
             proportion=self.is_share,
         )
+        if self.two_class:
+            self._balanced(arm, low, high)
         if self.prevalence:
             one, two = (
                 (value[m], low[m], high[m]) for m in (self.names.index(name) for name in _RATES)
@@ -99,6 +103,29 @@ class Resampled:
                 m = self.names.index(name)
                 _, low[m], high[m] = predictive_value(a, b, share)
         return low, high
+
+    def _balanced(self, arm: str, low: np.ndarray, high: np.ndarray) -> None:
+        """Set the interval of balanced accuracy, half the sum of two rates, from theirs, in place.
+
+        Zou & Donner (2008, Stat Med 27, 1693; MOVER), with the rates' correlation in the draws. At
+        a low prevalence nearly all of the variance is that of a sensitivity near 1, whose interval
+        is not symmetric; Wilson's for the mean would be.
+        """
+        index = [self.names.index(n) for n in (*_RATES, "balanced_accuracy")]
+        one, two, both = index
+        value, draws = self.value[arm], self.draws[arm][:, index[:2]]
+        half_sum = (value[one] + value[two]) / 2
+        draws = draws[~np.isnan(draws).any(axis=1)]
+        if not abs(half_sum - value[both]) < 1e-9 or np.isnan([low[one], low[two]]).any():
+            return
+        varies = len(draws) > 1 and bool((draws.std(axis=0) > 0).all())
+        correlation = float(np.corrcoef(draws.T)[0, 1]) if varies else 0.0
+
+        def half_width(a: float, b: float) -> float:
+            return float(np.sqrt(max(a * a + b * b + 2 * correlation * a * b, 0.0))) / 2
+
+        low[both] = half_sum - half_width(value[one] - low[one], value[two] - low[two])
+        high[both] = half_sum + half_width(high[one] - value[one], high[two] - value[two])
 
     def difference(
         self, arm: str, reference: str
@@ -175,6 +202,7 @@ def resample(
         resamples=resamples,
         level=options.level,
         prevalence=options.prevalence,
+        two_class=len(classes) == 2 and next(iter(numbered.values()))[0].label.ndim == 1,
     )
     _pool(result, numbered, classes, options)
     _adjust(result)

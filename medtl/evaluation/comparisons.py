@@ -141,10 +141,7 @@ def _delong(a: Evaluated, b: Evaluated, *, clustered: bool, level: float) -> dic
 
 def _mcnemar(a: Evaluated, b: Evaluated, *, clustered: bool, level: float) -> dict[str, Any]:
     """Test the accuracy on the models that together predict each example once."""
-    right = [
-        np.concatenate([e.sets[i].probability.argmax(1) == e.sets[i].label for i in a.once])
-        for e in (a, b)
-    ]
+    right = [np.concatenate([e.called(i) == e.sets[i].label for i in a.once]) for e in (a, b)]
     units = np.concatenate([a.sets[i].patient for i in a.once]) if clustered else None
     t = compare.mcnemar(right[0], right[1], patient=units, level=level)
     kind = "clustered by patient" if clustered else "mid-p"

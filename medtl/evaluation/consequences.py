@@ -153,7 +153,9 @@ def reclassified(a: Evaluated, b: Evaluated, *, prevalence: float, level: float)
     for name, is_positive, by_arm in _MOVES:
         sides = [(s.label == a.positive) == is_positive for s in a.sets]
         changed = [
-            (_called(a, i) & ~_called(b, i)) if by_arm else (_called(b, i) & ~_called(a, i))
+            ((a.called(i) == a.positive) & ~(b.called(i) == b.positive))
+            if by_arm
+            else ((b.called(i) == b.positive) & ~(a.called(i) == a.positive))
             for i in range(len(a.sets))
         ]
         n = 1000 * (q if is_positive else 1 - q)
@@ -202,10 +204,6 @@ def _share(
 
 def _scores(e: Evaluated, data: Any) -> tuple[np.ndarray, np.ndarray]:
     return data.probability[:, e.positive], data.patient
-
-
-def _called(e: Evaluated, i: int) -> np.ndarray:
-    return e.sets[i].probability[:, e.positive] >= e.sets[i].threshold
 
 
 def _patients(e: Evaluated) -> tuple[int, int]:

@@ -20,7 +20,7 @@ _HEADER = (
 
 
 def render(summary: Mapping[str, Any]) -> str:
-    """Render the table of a summary, the user's metrics below it, and the verdict.
+    """Render the table of a summary, the user's metrics below it, the verdict and the warnings.
 
     Args:
       summary: of `summarize`, and under "evaluation" an analysis with the verdict.
@@ -40,6 +40,7 @@ def render(summary: Mapping[str, Any]) -> str:
         _table([("arm", "split", "n", *extra)], arms, std, extra) if extra else [],
         _reasons(arms, (*NAMES, *extra)),
         [line for sentence in sentences for line in _wrap(sentence)],
+        [line for text in summary["evaluation"].get("warnings", ()) for line in _wrap(f"! {text}")],
     ]
     return "\n\n".join("\n".join(lines) for lines in sections if lines)
 

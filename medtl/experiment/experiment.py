@@ -26,7 +26,16 @@ from medtl.errors import UserError
 from medtl.evaluation import analysis, flow, predictions
 from medtl.evaluation.predictions import Predictions
 from medtl.examples import Examples, class_counts
-from medtl.experiment import mistakes, preflight, results, run_folder, splits, trust
+from medtl.experiment import (
+    mistakes,
+    planned,
+    preflight,
+    results,
+    run_folder,
+    selection,
+    splits,
+    trust,
+)
 from medtl.experiment.arm import Arm, Outcome
 from medtl.experiment.provenance import versions
 from medtl.experiment.setup import Experiment, reported_splits, uses_source
@@ -80,6 +89,8 @@ def _run(
             rows = splits.fold_rows(experiment.examples["target"], splits_by_seed[config.seeds[0]])
             csv.writer(text, lineterminator="\n").writerows(rows)
             files.write_text(folder / "folds.csv", text.getvalue())
+        if training:
+            planned.write(folder, config)
         if profile:
             experiment = dataclasses.replace(experiment, profile=Profile(folder / "profile"))
         command = command or f"medtl.experiment.experiment.train(config, {str(folder)!r})"
@@ -130,6 +141,8 @@ def open_experiment(
         train_size=max(splits.largest_train(made) for made in by_seed.values()),
     )
     preflight.check(experiment, arms or config.arms, tuned if settings is None else settings)
+    for note in _selection_notes(experiment, by_seed):
+        print(note)
     shown = [_named("arm", arms or config.arms), _named("seed", config.seeds)]
     print("; ".join([*shown, versions()["device"], str(folder)]))
     for line in splits.summary(config, examples["target"], by_seed[config.seeds[0]]):
@@ -166,14 +179,11 @@ def _run_arms(
     # Predictions are on disk before anything that can fail begins.
     predictions.write(folder / "predictions.csv", made, classes)
     _explain(unexplained)
-    provenance = _provenance(experiment, command, tuned) | {"seconds": _seconds(experiment, began)}
+    notes = _selection_notes(experiment, splits_by_seed)
+    provenance = _provenance(experiment, command, tuned, notes)
+    provenance["seconds"] = _seconds(experiment, began)
     sources = [arm for arm in config.arms if uses_source(config, arm)]
     summary = results.write(folder, made, classes, config, provenance, sources=sources)
-    if config.checkpoint.select == "best" and summary["evaluation"]["split"] == "val":
-        print(
-            "Checkpoints were selected on val and val is reported: scores are optimistic; use a "
-            "test split."
-        )
     written = "metrics.json, predictions.csv, report.html, report.md"
     print(f"{summary['seconds']} s; {folder}: {written}")
     return summary
@@ -193,7 +203,10 @@ def _seconds(experiment: Experiment, began: float) -> float:
 
 
 def _provenance(
-    experiment: Experiment, command: str, tuned: Sequence[Mapping[str, Any]]
+    experiment: Experiment,
+    command: str,
+    tuned: Sequence[Mapping[str, Any]],
+    notes: Sequence[str],
 ) -> dict[str, Any]:
     """Return the origin of the numbers, for the report's data card and model card."""
     e, weights = experiment, None
@@ -209,7 +222,14 @@ def _provenance(
         "data": {domain: _data_card(x, e.config) for domain, x in e.examples.items()},
         "training": results.training(e.folder, e.config),
         **({"tuned": list(tuned)} if tuned else {}),
+        **({"notes": list(notes)} if notes else {}),
     }
+
+
+def _selection_notes(experiment: Experiment, splits_by_seed: SplitsBySeed) -> list[str]:
+    # Folds are the same for all seeds.
+    made = splits_by_seed[experiment.config.seeds[0]]
+    return selection.notes(experiment.config, experiment.examples, made, experiment.evaluator.extra)
 
 
 def _data_card(e: Examples, config: Any) -> dict[str, Any]:

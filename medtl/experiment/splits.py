@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from medtl import data
 from medtl.data.splits import parts, subset_order
 from medtl.errors import UserError
-from medtl.evaluation import wording
+from medtl.evaluation import metrics, wording
 from medtl.examples import Examples, class_counts
 
 UNUSED = ""  # the part of a train row that a learning curve's smaller subset leaves out
@@ -65,8 +65,8 @@ def splits_of(config: Any, target: Examples, seed: int) -> list[Split]:
       seed: the experiment's seed.
 
     Raises:
-      UserError: a fold lacks a class to train on, or has fewer train labels than a learning curve
-        asks for.
+      UserError: a fold lacks a class to train on, or its test part one without which the metric is
+        undefined, or it has fewer train labels than a learning curve asks for.
     """
     full_splits: Iterable[Split] = [Split(target.split)]
     if config.evaluation.leave_out:
@@ -135,6 +135,7 @@ def _cross_validation(config: Any, target: Examples) -> Iterator[Split]:
             f"config.evaluation.folds is {n_folds}, but {target.name} has {patients} patients"
         )
     seed = data.split_seed(config.data.target)
+    extra = metrics.from_config(evaluation)
     for repeat in range(evaluation.repeats):
         fold_of = folds(
             target.label, n_folds=n_folds, repeat=repeat, seed=seed, patient=target.patient
@@ -144,8 +145,9 @@ def _cross_validation(config: Any, target: Examples) -> Iterator[Split]:
             split = Split(
                 _with_val(config, target, part, key=(seed, 4, repeat, fold)), repeat, fold
             )
-            where = f"config.evaluation.folds is {n_folds}: {_where(split)}"
-            _check_fold(config, target, split, where, hint="use fewer folds")
+            prefix = f"config.evaluation.folds is {n_folds}: {where(split)}"
+            _check_fold(config, target, split, prefix, hint="use fewer folds")
+            _check_metric(config, target, split, extra)
             yield split
 
 
@@ -167,8 +169,8 @@ def _leave_one_out(config: Any, target: Examples) -> Iterator[Split]:
         part = np.where(values == name, "test", "train").astype("<U5")
         part[_shared_patients(target, values, name)] = UNUSED
         split = Split(_with_val(config, target, part, key=(seed, 4, 0, fold)), 0, fold)
-        where = f"config.evaluation.leave_out is {column!r}: the fold that tests {name!r}"
-        _check_fold(config, target, split, where, hint="leave that value out of the data")
+        prefix = f"config.evaluation.leave_out is {column!r}: the fold that tests {name!r}"
+        _check_fold(config, target, split, prefix, hint="leave that value out of the data")
         yield split
 
 
@@ -250,7 +252,8 @@ def _with_val(config: Any, target: Examples, part: np.ndarray, *, key: Sequence[
     return part
 
 
-def _where(split: Split) -> str:
+def where(split: Split) -> str:
+    """Name a split in a sentence: "fold 2 of repeat 0"."""
     return "train" if split.fold is None else f"fold {split.fold} of repeat {split.repeat}"
 
 
@@ -268,6 +271,28 @@ def _check_fold(config: Any, target: Examples, split: Split, prefix: str, *, hin
             )
 
 
+def _check_metric(
+    config: Any, target: Examples, split: Split, extra: Mapping[str, metrics.Metric]
+) -> None:
+    """Refuse a fold on whose test part the metric would be undefined, whatever is trained."""
+    metric, label = config.checkpoint.metric, target.label[split.part == "test"]
+    ranked = metrics.criterion(
+        metric,
+        label,
+        classes=target.classes,
+        positive=config.evaluation.positive,
+        extra=extra,
+    )
+    if not ranked.note:
+        return
+    absent = [name for name, n in class_counts(label, target.classes).items() if not n]
+    lacks = f"has no {absent[0]!r} to test on" if absent else "has too few labels to test on"
+    raise UserError(
+        f"config.evaluation.folds is {config.evaluation.folds}: {where(split)} {lacks}, "
+        f"so {metric} would be undefined; use fewer folds, or a checkpoint.metric that is defined"
+    )
+
+
 def _sizes(config: Any) -> list[int]:
     """Return the learning curve's sizes below "all", in ascending order."""
     return sorted(int(size) for size in config.evaluation.target_sizes if size != "all")
@@ -279,7 +304,7 @@ def _subsets(
     train = np.flatnonzero(split.part == "train")
     if sizes and sizes[-1] > len(train):
         raise UserError(
-            f"config.evaluation.target_sizes asks for {sizes[-1]} labels, but {_where(split)} of "
+            f"config.evaluation.target_sizes asks for {sizes[-1]} labels, but {where(split)} of "
             f"{target.name} has {len(train)}; 'all' takes them all"
         )
     seed = int(np.random.SeedSequence(key).generate_state(1)[0])

@@ -97,7 +97,8 @@ class Store:
 
     def improves(self, score: float | None) -> bool:
         """Return whether this score is better than all before it."""
-        return score is not None and (self._best is None or _finite(score) > self._best["score"])
+        is_defined = score is not None and math.isfinite(score)
+        return is_defined and (self._best is None or score > self._best["score"])
 
     def steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
@@ -111,14 +112,14 @@ class Store:
           step: the number of optimizer steps done.
           state: any pytree of arrays.
           record: JSON: the origin of the checkpoint, see `experiment.provenance.record`.
-          score: the higher the better; NaN ranks lowest; None where the last one is handed on, not
-            the best, or between evaluations.
+          score: the higher the better; None, or NaN where it is undefined: the state is not ranked.
+            The last state is handed on where none is.
         """
         arrays = {name: np.array(leaf, copy=True) for name, leaf in _named(state).items()}
         spec = {name: [list(a.shape), str(a.dtype)] for name, a in arrays.items()}
         ranked = None
-        if score is not None:
-            ranked = {"score": _finite(score), "step": step}
+        if score is not None and math.isfinite(score):
+            ranked = {"score": score, "step": step}
             if self.improves(score):
                 self._best = ranked
         content = {
@@ -223,6 +224,11 @@ class Store:
             return arrays
         return {_renamed(name): a for name, a in arrays.items()}
 
+    @property
+    def is_ranked(self) -> bool:
+        """Whether a checkpoint has a score."""
+        return self._best is not None
+
     def chosen_step(self) -> int:
         """Return the step of the best checkpoint, the earliest of equals; else the last step."""
         if self.last_step is None:
@@ -232,7 +238,9 @@ class Store:
     def _ranked(self) -> Iterator[dict[str, Any]]:
         for step in self.steps():
             with contextlib.suppress(UserError):
-                if ranked := self.record(step)["ranked"]:
+                ranked = self.record(step)["ranked"]
+                # Version 0.1 kept an undefined score as the lowest number.
+                if ranked and ranked["score"] > -sys.float_info.max:
                     yield ranked
 
     def wait(self) -> None:
@@ -282,10 +290,6 @@ def _checksum(array: np.ndarray) -> int:
 
 def _digest(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def _finite(score: float) -> float:
-    return score if math.isfinite(score) else -sys.float_info.max
 
 
 def _rank(metrics: Mapping[str, Any]) -> tuple[float, int]:

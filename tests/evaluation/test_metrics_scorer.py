@@ -76,6 +76,8 @@ def test_one_label_agrees_with_scikit_learn(k, decimals, n):
     label, p, w = random_case(n + k, n, k, decimals)
     got = evaluate(label, p, w, ordinal=True, specificity=0.8, sensitivity=0.7)
     predicted, classes = p.argmax(axis=1), range(k)
+    if k == 2:  # the positive class is called from the threshold on, also at a tie
+        predicted = (p[:, 1] >= 0.5).astype(int)
     close(got["accuracy"], sk.accuracy_score(label, predicted, sample_weight=w))
     close(got["balanced_accuracy"], sk.balanced_accuracy_score(label, predicted, sample_weight=w))
     for average in ("macro", "weighted"):
@@ -178,8 +180,13 @@ def test_the_positive_class_of_two_and_its_threshold(positive):
     close(got["auroc"], sk.roc_auc_score(label, p[:, 1], sample_weight=w))
     close(got["calibration_slope"], calibration(y, score, w, free=True)[1])
     close(got["auprc"], sk.average_precision_score(y, score, sample_weight=w))
+    called = np.where(score >= 0.3, positive, 1 - positive)
+    close(got["accuracy"], sk.accuracy_score(label, called, sample_weight=w))
+    close(got["balanced_accuracy"], (got["sensitivity"] + got["specificity"]) / 2)
+    close(got["f1_macro"], sk.f1_score(label, called, average="macro", sample_weight=w))
+    close(got["mcc"], sk.matthews_corrcoef(label, called, sample_weight=w))
     same = evaluate(label, p, w)
-    assert all(got[n] == same[n] for n in ("accuracy", "auroc", "mcc", "brier", "loss"))
+    assert all(got[n] == same[n] for n in ("auroc", "brier", "loss"))
 
 
 def test_predictive_values_at_a_prevalence():
@@ -268,13 +275,13 @@ def test_what_is_undefined_is_nan_and_says_why(label, score, reasons):
         assert reason in said[name]
 
 
-def test_no_threshold_is_no_sensitivity():
+def test_without_a_threshold_no_metric_that_needs_one_is_defined():
     label, p, _ = random_case(9, 40, 2)
     got, said = evaluate(label, p, threshold=math.nan), explain(label, p, threshold=math.nan)
-    assert said == dict.fromkeys(
-        ("sensitivity", "specificity", "ppv", "npv"), "there is no operating threshold"
-    )
-    assert got["accuracy"] > 0
+    names = ("accuracy", "balanced_accuracy", "f1_macro", "f1_weighted", "mcc")
+    names += ("sensitivity", "specificity", "ppv", "npv")
+    assert said == dict.fromkeys(names, "there is no operating threshold")
+    assert got["auroc"] > 0
 
 
 def test_a_label_no_example_has_is_left_out_of_the_mean():

@@ -57,7 +57,12 @@ def accuracy(confusion: np.ndarray) -> np.ndarray:
 
 def balanced_accuracy(confusion: np.ndarray) -> np.ndarray:
     """Return the mean recall of [..., K, K]; NaN where a class has no example."""
-    return np.mean(np.diagonal(confusion, axis1=-2, axis2=-1) / confusion.sum(axis=-1), axis=-1)
+    return np.mean(recall(confusion), axis=-1)
+
+
+def recall(confusion: np.ndarray) -> np.ndarray:
+    """Return the recall of each class, [..., K], of [..., K, K]."""
+    return np.diagonal(confusion, axis1=-2, axis2=-1) / confusion.sum(axis=-1)
 
 
 def f1_score(table: np.ndarray) -> np.ndarray:

@@ -23,6 +23,7 @@ from medtl.evaluation.metrics.user import Metric, value_of
 
 _Ranked = Callable[[ranks.Ranking, ranks.Weights], np.ndarray]
 _EPS = float(np.finfo(np.float32).eps)
+_AT_THRESHOLD = frozenset(ALL_NAMES[:4]) | {"sensitivity", "specificity", "ppv", "npv", "mcc"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +78,7 @@ class Options:
       prevalence: of the positive class, for `ppv` and `npv` of two-class tasks; 0: that of the
         evaluation set.
       ordinal: the classes are grades in rising order; adds `kappa_quadratic`.
+      present_only: macro means leave out the classes that have no example.
       bins: of the ECE, at most; fewer where they would hold less than 10 examples.
       level: of the intervals.
       resamples: of the bootstrap, at most; see `bootstrap.resample`.
@@ -89,6 +91,7 @@ class Options:
     sensitivity: float = 0.9
     prevalence: float = 0.0
     ordinal: bool = False
+    present_only: bool = False
     bins: int = 15
     level: float = 0.95
     resamples: int = 2000
@@ -102,8 +105,9 @@ class Scorer:
     One label per example; "macro" is the mean over the classes of one against the rest, NaN where
     one class's is:
 
-    - accuracy, balanced_accuracy, f1_macro, f1_weighted, mcc, kappa_quadratic: of the class of the
-      largest probability, as scikit-learn's `accuracy_score`, `balanced_accuracy_score`,
+    - accuracy, balanced_accuracy, f1_macro, f1_weighted, mcc, kappa_quadratic: K = 2: of the class
+      that is called at the set's threshold; above: of the class of the largest probability; as
+      scikit-learn's `accuracy_score`, `balanced_accuracy_score`,
       `f1_score`, `matthews_corrcoef` and `cohen_kappa_score(weights="quadratic")`, but NaN where
       those put 0 for 0/0.
     - auroc: K = 2: `roc_auc_score`; above: macro. auprc: K = 2: `average_precision_score` of the
@@ -235,7 +239,7 @@ class Scorer:
 
     def _add_one_label(self, table: SumTable, unit: np.ndarray) -> None:
         label, p, k = self._label, self._probability, len(self.classes)
-        guess, row = p.argmax(axis=1), np.arange(len(label))
+        guess, row = self._called.argmax(axis=1), np.arange(len(label))
         table.add("n", unit)
         table.add("confusion", unit, column=label * k + guess, width=k * k)
         error = np.sum(np.square(p), axis=1) - 2 * p[row, label] + 1
@@ -243,8 +247,6 @@ class Scorer:
         table.add("loss", unit, -np.log(np.clip(p[row, label], _EPS, 1 - _EPS)))
         if k == 2:
             positive, score = label == self.options.positive, p[:, self.options.positive]
-            column = 2 * positive + self._called[:, self.options.positive]
-            table.add("threshold", unit, column=column, width=4)
         else:
             positive, score = label == guess, p.max(axis=1)
         self._add_bins(table, "bins", unit, positive, score)
@@ -290,13 +292,14 @@ class Scorer:
         """Return metrics of one label per example, and [R, K, 2, 2] of predictions and of calls."""
         k, r = len(self.classes), len(sums["n"])
         confusion = sums["confusion"].reshape(r, k, k)
+        if k == 2 and math.isnan(self._threshold):
+            confusion = np.full_like(confusion, np.nan)
         tables = called = kernels.one_against_rest(confusion)
         if k == 2:
-            called = sums["threshold"].reshape(r, 1, 2, 2)
-            called = np.full_like(called, np.nan) if math.isnan(self._threshold) else called
+            called = tables[:, [self.options.positive]]
         values = {
             "accuracy": kernels.accuracy(confusion),
-            "balanced_accuracy": kernels.balanced_accuracy(confusion),
+            "balanced_accuracy": self._mean(kernels.recall(confusion)),
             "mcc": kernels.matthews(confusion),
             "kappa_quadratic": kernels.quadratic_kappa(confusion),
             "brier": sums["brier"][:, 0] / sums["n"][:, 0],
@@ -361,7 +364,11 @@ class Scorer:
 
     def _mean(self, values: np.ndarray) -> np.ndarray:
         """Return the mean of [R, classes] over the classes; NaN left out of several labels only."""
-        return kernels.mean_of_defined(values, axis=1) if self.multi_label else values.mean(axis=1)
+        if self.multi_label:
+            return kernels.mean_of_defined(values, axis=1)
+        if self.options.present_only and values.shape[1] > 1:
+            values = values[:, np.bincount(self._label, minlength=values.shape[1]) > 0]
+        return values.mean(axis=1)
 
     def _reason(self, name: str) -> str:
         """Return why a metric is NaN."""
@@ -370,12 +377,12 @@ class Scorer:
         if self.multi_label:
             return "it is undefined for each class"
         k, classes, two = len(self.classes), self.classes, len(self.classes) == 2
-        seen, guess = np.bincount(self._label, minlength=k) > 0, self._probability.argmax(axis=1)
+        seen, guess = np.bincount(self._label, minlength=k) > 0, self._called.argmax(axis=1)
         guessed = np.bincount(guess, minlength=k) > 0
         absent = [c for c, s in zip(classes, seen, strict=True) if not s]
+        if two and name in _AT_THRESHOLD and math.isnan(self._threshold):
+            return "there is no operating threshold"
         if name in ("sensitivity", "specificity", "ppv", "npv") and two:
-            if math.isnan(self._threshold):
-                return "there is no operating threshold"
             if name in ("ppv", "npv") and not (self.options.prevalence and absent):
                 side = classes[
                     self.options.positive if name == "ppv" else 1 - self.options.positive
