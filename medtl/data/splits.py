@@ -120,7 +120,8 @@ def complete(
 ) -> Table:
     """Draw a split where the table has none, reduce train to `train_size`, and check the result.
 
-    A data set whose only split is train counts as one without a split.
+    A data set whose only split is train counts as one without a split. A class that no example has
+    is left out, with a note.
 
     Raises:
       UserError: the table cannot be trained or evaluated on.
@@ -130,6 +131,7 @@ def complete(
     _check_ids(table)
     if not require_label:
         return table.unlabelled()
+    table = _without_absent_classes(table)
     drawn: Sequence[float] = ()
     if table.split is None or (require_train and set(table.split) == {"train"}):
         check_fractions(fractions, key, require_train)
@@ -216,6 +218,26 @@ def _check_patients(table: Table, split: np.ndarray) -> None:
             f"{table.origin}: patient {str(name)!r} is in {split[one]} ({table.where(one)}) and in "
             f"{split[two]} ({table.where(two)}){more}; each patient belongs in one split"
         )
+
+
+def _without_absent_classes(table: Table) -> Table:
+    """Leave out the classes that no example has, where an example has one diagnosis."""
+    if table.label.ndim == 2 or table.label.min() < 0:
+        return table
+    present = np.flatnonzero(_present(table, np.arange(len(table))))
+    absent = sorted(set(table.classes) - {table.classes[c] for c in present})
+    if not absent:
+        return table
+    return dataclasses.replace(
+        table,
+        label=np.searchsorted(present, table.label).astype(np.int32),
+        classes=tuple(table.classes[c] for c in present),
+        notes=(
+            *table.notes,
+            f"{table.origin}: no example has {', '.join(map(repr, absent))}: "
+            f"{len(absent)} of {len(table.classes)} classes are left out",
+        ),
+    )
 
 
 def _present(table: Table, rows: np.ndarray) -> np.ndarray:

@@ -118,7 +118,7 @@ def open_experiment(
     if not subsets:
         by_seed = {seed: [s for s in made if s.size is None] for seed, made in by_seed.items()}
     for domain in examples.values():
-        print(_data_line(domain))
+        print("\n".join([_data_line(domain), *(f"Note: {note}" for note in domain.notes)]))
     experiment = Experiment.create(
         config,
         folder,
@@ -222,6 +222,7 @@ def _data_card(e: Examples, config: Any) -> dict[str, Any]:
         "patients": len(set(e.patient)) if e.patient is not None else None,
         "fingerprint": e.fingerprint,
         "allowed": [f"weights: {pattern}" for pattern in config.weights.allow],
+        "notes": list(e.notes),
     }
 
 
