@@ -32,7 +32,7 @@ from medtl.config.rules import (
     each,
     one_of,
 )
-from medtl.data import cache, images
+from medtl.data import cache, images, values
 from medtl.evaluation.metrics.names import NAMES
 from medtl.examples import NORMALIZATIONS
 from medtl.models import DTYPES
@@ -195,6 +195,24 @@ _DATA: Section = {
     "channels": Field(1, "1: grey; 3: RGB, in which grey images are repeated.", one_of(1, 3)),
     "resize": Field(
         "squash", "Squash to the square, crop its centre, or pad to it.", one_of(*images.RESIZE)
+    ),
+    "window": Field(
+        (),
+        "(low, high) of images of more than 8 bits, in the file's own units (CT: Hounsfield), shown"
+        ' as black and white; a bound may be a percentile of the image, e.g. ("1%", "99%"). () is'
+        " the window that the file states; one without is refused. 8-bit images are not changed.",
+        Rule("(), or low and high, both numbers or both percentiles", values.is_window),
+    ),
+    "max_pixels": Field(
+        values.FileRules.max_pixels,
+        "Refuse larger images. One of more than 16 million pixels is reduced when it is decoded.",
+        at_least(1),
+    ),
+    "allow": Field(
+        (),
+        "Findings that are accepted; the report repeats them.",
+        each(f"names among {', '.join(values.CHECKS)}", lambda name: name in values.CHECKS),
+        UNIQUE,
     ),
     "cache": Field(
         "auto",

@@ -106,7 +106,8 @@ def read(spec: Any, *, key: str, require_label: bool, image_size: int) -> Table:
     _refuse_near_misses(sheet, label)
     n = len(sheet.rows)
     names = _filled(sheet, "image_path")
-    answers, classes = np.full(n, -1, np.int32), ()
+    answers: np.ndarray = np.full(n, -1, np.int32)
+    classes: tuple[str, ...] = ()
     if require_label:
         answers, classes = labels.encode(
             sheet.column(label),

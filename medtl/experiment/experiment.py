@@ -221,7 +221,10 @@ def _data_card(e: Examples, config: Any) -> dict[str, Any]:
         "splits": {s: class_counts(e.label[e.indices(s)], e.classes) for s in e.splits},
         "patients": len(set(e.patient)) if e.patient is not None else None,
         "fingerprint": e.fingerprint,
-        "allowed": [f"weights: {pattern}" for pattern in config.weights.allow],
+        "allowed": [
+            *(f"weights: {pattern}" for pattern in config.weights.allow),
+            *(f"data: {name}" for name in config.data.allow),
+        ],
         "notes": list(e.notes),
     }
 
@@ -243,12 +246,20 @@ def load_data(config: Any) -> dict[str, Examples]:
             cache=c.cache,
             cache_dir=c.cache_dir,
             key=f"config.data.{domain}",
+            rules=data.FileRules.of(c),
+            all_held_out=domain == "target" and config.evaluation.folds > 0,
         )
         for domain in DOMAINS
         if domain == "target" or needs_source
     }
     target = examples["target"]
-    data.check_domains(examples.get("source"), target, all_held_out=config.evaluation.folds > 0)
+    shared = data.check_domains(
+        examples.get("source"),
+        target,
+        allow=c.allow,
+        all_held_out=config.evaluation.folds > 0,
+    )
+    examples["target"] = dataclasses.replace(target, notes=(*target.notes, *shared))
     if not reported_splits(target) and not config.evaluation.folds:
         raise UserError(
             "config.data.target has neither a val nor a test split, so nothing could be reported"
