@@ -43,7 +43,8 @@ official split, whose val comes from other publications than train.
 
 AUROC on São Paulo's val split is 0.97. That split is by image, because the data has no patient ids,
 and the two hospitals' images differ in more than the disease. `data.allow` accepts the copies and
-near copies between São Paulo's train and val; the report names them. target_only trains longer in the second command than in the first, as every arm takes the same number of steps
+near copies between São Paulo's train and val; the report names them. target_only trains longer in
+the second command than in the first, as every arm takes the same number of steps
 (docs/decisions/0001-equal-steps.md).
 
 Learning rate, weight decay and epochs were chosen by patient-grouped 5-fold cross-validation inside

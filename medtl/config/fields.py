@@ -32,13 +32,16 @@ from medtl.config.rules import (
     each,
     one_of,
 )
-from medtl.data import cache, images, values
+from medtl.data import cache, images
+from medtl.data.values import CHECKS, FileRules, is_window
 from medtl.evaluation.metrics.names import NAMES
 from medtl.examples import NORMALIZATIONS
 from medtl.models import DTYPES
 
 Section = dict[str, Node]
 DOMAINS = ("source", "target")
+WINDOW = Rule("(), or low and high, both numbers or both percentiles", is_window)
+ALLOWED = each(f"names among {', '.join(CHECKS)}", CHECKS.__contains__)
 PARALLEL = ("pmap", "mesh", "none")
 REDUCTIONS = ("mean", "sum")
 
@@ -198,22 +201,12 @@ _DATA: Section = {
     ),
     "window": Field(
         (),
-        "(low, high) of images of more than 8 bits, in the file's own units (CT: Hounsfield), shown"
-        ' as black and white; a bound may be a percentile of the image, e.g. ("1%", "99%"). () is'
-        " the window that the file states; one without is refused. 8-bit images are not changed.",
-        Rule("(), or low and high, both numbers or both percentiles", values.is_window),
+        "The values that are black and white in images of more than 8 bits, in the file's units or"
+        ' percentiles: (-1000, 400), ("1%", "99%"). (): as the file states, else it is refused.',
+        WINDOW,
     ),
-    "max_pixels": Field(
-        values.FileRules.max_pixels,
-        "Refuse larger images. One of more than 16 million pixels is reduced when it is decoded.",
-        at_least(1),
-    ),
-    "allow": Field(
-        (),
-        "Findings that are accepted; the report repeats them.",
-        each(f"names among {', '.join(values.CHECKS)}", lambda name: name in values.CHECKS),
-        UNIQUE,
-    ),
+    "max_pixels": Field(FileRules.max_pixels, "Refuse larger images.", at_least(1)),
+    "allow": Field((), "Findings to accept; the report repeats them.", ALLOWED, UNIQUE),
     "cache": Field(
         "auto",
         "Where decoded images are kept. auto: memory up to 2 GiB, disk up to 64 GiB, else stream,"
