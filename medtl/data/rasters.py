@@ -23,7 +23,6 @@ from medtl.data.values import FileRules, UnreadableImageError, Values
 
 LARGE = 2**24  # pixels from which an image is reduced before it is resized
 _LARGE_ONES = threading.Lock()
-_OPENING = threading.Lock()
 _BITS, _PHOTOMETRIC, _PLANAR, _FORMAT, _SUBFILE = 258, 262, 284, 339, 254  # TIFF 6.0, section 8
 _ORIENTATION = 274
 _INTERPRETATIONS = {0: "MinIsWhite", 1: "MinIsBlack", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YCbCr"}
@@ -74,19 +73,40 @@ def reduced(image: Image.Image, size: int) -> Image.Image:
     return image.reduce(factor) if factor > 1 and image.width * image.height > LARGE else image
 
 
+class _NoLimit:
+    """Lifts Pillow's limit of pixels, which is one for the whole program, while threads are within.
+
+    `max_pixels` stands in for it.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._within, self._limit = threading.Lock(), 0, Image.MAX_IMAGE_PIXELS
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._within:
+                self._limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            self._within += 1
+
+    def __exit__(self, *exception: object) -> None:
+        with self._lock:
+            self._within -= 1
+            if not self._within:
+                Image.MAX_IMAGE_PIXELS = self._limit
+
+
+_NO_LIMIT = _NoLimit()
+
+
 @contextlib.contextmanager
 def _opened(data: bytes) -> Iterator[ImageFile.ImageFile]:
-    with _OPENING:
-        # Pillow's limit is one for the whole program; `max_pixels` stands in for it.
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    with _NO_LIMIT:
         try:
             image = Image.open(io.BytesIO(data))
         except Image.UnidentifiedImageError:
             raise UnreadableImageError(_unknown(data)) from None
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-    with image:
-        yield image
+        with image:
+            yield image
 
 
 def _unknown(data: bytes) -> str:

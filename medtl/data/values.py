@@ -123,7 +123,7 @@ def is_bound(bound: float | str) -> bool:
     >>> is_bound(-1000), is_bound("99.5%"), is_bound("101%"), is_bound("wide")
     (True, True, False, False)
     """
-    if type(bound) in (int, float):
+    if isinstance(bound, int | float):
         return bool(np.isfinite(bound))
     match = _PERCENT.fullmatch(str(bound))
     return match is not None and float(match[1]) <= 100
@@ -138,7 +138,7 @@ def is_window(window: Sequence[float | str]) -> bool:
     if len(window) != 2 or not all(map(is_bound, window)):
         return not window
     low, high = (float(str(bound).rstrip("%")) for bound in window)
-    return isinstance(window[0], str) != isinstance(window[1], str) or low < high
+    return isinstance(window[0], str) == isinstance(window[1], str) and low < high
 
 
 def _number(bound: float | str, pixels: np.ndarray) -> float:
