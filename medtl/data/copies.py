@@ -1,10 +1,15 @@
 """Finds near copies among images: a 64-bit perceptual hash, then the correlation of thumbnails.
 
 Two unrelated hashes differ in 32 of 64 bits, with a standard deviation of 4. Images of one organ in
-one view are related: of 730,000 pairs of distinct CT slices of COVID-CT and its like some differ in
-4 to 6 bits, but their thumbnails correlate by less than 0.95. A copy that was saved, resized or
-brightened again differs in at most 4 bits and correlates by 0.99. Hence two conditions: at most
-`MOST_BITS` different bits, which is quick, and a correlation of at least `LEAST_CORRELATION`.
+one view are related, so two conditions must meet: at most `MOST_BITS` different bits, which is
+quick to see, and a correlation of at least `LEAST_CORRELATION`.
+
+- In COVID-CT (CT slices, 224 px) 10 of 146,522 pairs of different patients differ in at most 6
+  bits; their correlations are 0.65 to 0.87. None is taken for a copy.
+- In BreastMNIST (28 px), which holds copies, 202 of 303,810 pairs differ in at most 6 bits, 20 in 8
+  or 10, and from 14 on the number grows; 182 of the 202 correlate by 0.98 or more.
+- A copy that was brightened, compressed or resized keeps a correlation above 0.98. One that was
+  turned, mirrored or cropped is not found.
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
+from PIL import Image
 from scipy import fft
 
 SIDE = 32  # of a thumbnail
@@ -27,14 +33,16 @@ def thumbnails(images: np.ndarray) -> np.ndarray:
     """Average images to small grey ones.
 
     Args:
-      images: uint8[N, H, W, C].
+      images: uint8[N, H, W, 1] or [N, H, W, 3].
 
     Returns:
       uint8[N, 32, 32].
     """
-    grey = images.mean(-1, dtype=np.float32) if images.shape[-1] > 1 else images[..., 0]
-    rows, columns = (_averaging(side) for side in grey.shape[1:])
-    return np.rint(rows @ grey.astype(np.float32) @ columns.T).astype(np.uint8)
+    thumbs = np.empty((len(images), SIDE, SIDE), np.uint8)
+    for thumb, image in zip(thumbs, images, strict=True):
+        picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).convert("L")
+        thumb[:] = picture.resize((SIDE, SIDE), Image.Resampling.BOX)
+    return thumbs
 
 
 def hashes(thumbs: np.ndarray) -> np.ndarray:
@@ -114,10 +122,3 @@ def _correlations(one: np.ndarray, two: np.ndarray) -> np.ndarray:
     spread = [np.sqrt(np.einsum("pi,pi->p", x, x) / SIDE**2) for x in centred]
     is_flat = np.minimum(*spread) < _LEAST_CONTRAST
     return np.where(is_flat, 0.0, products / np.maximum(spread[0] * spread[1], 1e-9))
-
-
-def _averaging(side: int) -> np.ndarray:
-    """Return float32[32, side], the matrix that averages equal parts of an axis."""
-    ends, pixel = np.linspace(0, side, SIDE + 1), np.arange(side)
-    overlap = np.minimum(ends[1:, None], pixel + 1) - np.maximum(ends[:-1, None], pixel)
-    return (np.clip(overlap, 0, None) * (SIDE / side)).astype(np.float32)

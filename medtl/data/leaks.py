@@ -143,6 +143,11 @@ class _Places:
         is_later = self._order[others] < self._order[rows]
         return is_later & (self._place[others] != self._place[rows])
 
+    def both_sides(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows that may be held out, and those from which one may be."""
+        order = self._order
+        return np.flatnonzero(order > order.min()), np.flatnonzero(order < order.max())
+
     def pairs(self, rows: np.ndarray) -> Iterator[tuple[int, int]]:
         """Yield each of some rows that is held out from another of them, with the first such."""
         firsts = rows[np.unique(self._place[rows], return_index=True)[1]]
@@ -181,11 +186,14 @@ def _near(
     if prints is None:
         return {}
     number = np.unique(np.array(digests), return_inverse=True)[1]
-    return nearest(
-        prints,
-        prints,
-        lambda rows, others: places.cross(rows, others) & (number[rows] != number[others]),
-    )
+    held_out, others = places.both_sides()
+
+    def fits(i: np.ndarray, j: np.ndarray) -> np.ndarray:
+        rows, columns = held_out[i], others[j]
+        return places.cross(rows, columns) & (number[rows] != number[columns])
+
+    near = nearest(prints.take(held_out), prints.take(others), fits)
+    return {int(held_out[i]): int(others[j]) for i, j in near.items()}
 
 
 def _prints(image: np.ndarray | ImageSource) -> Prints | None:

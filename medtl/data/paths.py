@@ -36,7 +36,7 @@ class Finder:
     def near(self, name: str) -> str:
         """Return the name of a similar file in the same folder, "" where there is none."""
         head, _, tail = name.replace("\\", "/").rpartition("/")
-        listing = self._listing(os.path.join(self._folder, head))
+        listing = self._listing(self._walk(os.path.join(self._folder, head)) or os.devnull)
         names = [name for twins in listing.values() for name in twins]
         stem = tail.rpartition(".")[0] or tail
         same = sorted(n for n in names if _folded(n).rpartition(".")[0] == _folded(stem))
@@ -49,7 +49,11 @@ class Finder:
         path = os.path.join(self._folder, name)
         if os.path.isfile(path):
             return path
-        path = os.path.join(self._folder, name.replace("\\", "/"))
+        path = self._walk(os.path.join(self._folder, name.replace("\\", "/"))) or ""
+        return path if os.path.isfile(path) else None
+
+    def _walk(self, path: str) -> str | None:
+        """Return the path as the disk spells it, None where there is none or more than one."""
         found = "/" if os.path.isabs(path) else ""
         for part in path.split("/"):
             if part in ("", ".", "..") or os.path.lexists(os.path.join(found, part)):
@@ -59,7 +63,7 @@ class Finder:
             if len(twins) != 1:
                 return None
             found = os.path.join(found, twins[0])
-        return found if os.path.isfile(found) else None
+        return found
 
     def _listing(self, folder: str) -> Mapping[str, list[str]]:
         """Return folded name -> the names in a folder."""
