@@ -41,7 +41,7 @@ def thumbnails(images: np.ndarray) -> np.ndarray:
     thumbs = np.empty((len(images), SIDE, SIDE), np.uint8)
     for thumb, image in zip(thumbs, images, strict=True):
         picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).convert("L")
-        thumb[:] = picture.resize((SIDE, SIDE), Image.Resampling.BOX)
+        thumb[:] = np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BOX))
     return thumbs
 
 
