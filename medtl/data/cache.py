@@ -18,8 +18,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from medtl import files
-from medtl.data import copies, images
+from medtl.data import arrays, copies, images
 from medtl.data.table import Encoded, Table
 from medtl.data.values import FileRules
 from medtl.errors import UserError
@@ -248,31 +247,16 @@ def _mapped(
     path: pathlib.Path, shape: tuple[int, ...], chunks: Callable[[], Iterator[np.ndarray]]
 ) -> np.ndarray:
     """Return uint8[shape] mapped from `path`, written first where it is absent or damaged."""
-    array = _existing(path, shape)
-    if array is not None:
+    array = arrays.read(path, np.uint8)
+    if array is not None and array.shape == shape:
         return array
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with files.atomic(path, permissions=0o600) as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            for chunk in chunks():
-                file.write(np.ascontiguousarray(chunk).data)
+        arrays.write(path, shape, np.uint8, chunks())
     except OSError as error:
         raise UserError(
             f"config.data.cache_dir: cannot write {path} ({_reason(error)}); name another folder"
         ) from None
-    array = _existing(path, shape)
+    array = arrays.read(path, np.uint8)
     if array is None:
         raise UserError(f"config.data.cache_dir: {path} is damaged directly after it was written")
     return array
-
-
-def _existing(path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    if not isinstance(array, np.memmap) or array.shape != shape or array.dtype != np.uint8:
-        return None
-    return array if array.offset + array.nbytes == os.path.getsize(path) else None

@@ -26,6 +26,8 @@ from medtl.experiment.trials import Trial
 from medtl.training import factory, tracing
 from medtl.training.objective import Objective
 
+_MOST_REPEATS = 16  # of an example in one batch
+
 
 def check(experiment: Experiment, arms: Sequence[str], settings: Sequence[Trial]) -> None:
     """Refuse an experiment that would fail, or train something other than what was meant.
@@ -111,6 +113,11 @@ def _check_stage(experiment: Experiment, arm: str, stage: str) -> None:
     e, config = experiment, experiment.config
     c, key = config.stages[stage], f"config.stages.{stage}"
     e.parallel.check_batch(c.batch_size, f"{key}.batch_size")
+    if c.batch_size > _MOST_REPEATS * e.sizes[stage]:
+        raise UserError(
+            f"{key}.batch_size is {c.batch_size:,}, but {stage} has {e.sizes[stage]:,} train "
+            f"examples; use at most {e.sizes[stage]:,}"
+        )
     if stage == "target" and config.arm[arm].joint:
         e.parallel.check_batch(c.source_batch_size or c.batch_size, f"{key}.source_batch_size")
         Objective((), e.components.lambda_).check(e.steps(arm, stage))
@@ -163,6 +170,6 @@ def _check_batch_norm(
 
 def _has_val(experiment: Experiment, domain: str) -> bool:
     config = experiment.config
-    if domain == "target" and config.evaluation.folds:
+    if domain == "target" and configs.is_cross_validated(config):
         return data.fractions(config.data.target)[1] > 0
     return "val" in experiment.examples[domain].splits

@@ -125,17 +125,21 @@ def test_a_cached_file_is_used_and_its_key_is_the_content(write, twelve, folder)
     assert len(list((folder / "cache").iterdir())) == 3
 
 
-@pytest.mark.parametrize("damage", ["cut", "longer", "empty", "garbage"])
+@pytest.mark.parametrize("damage", ["cut", "longer", "empty", "garbage", "zeros", "one bit"])
 def test_a_damaged_cache_is_built_again(write, twelve, folder, damage):
     spec = write(twelve)
     expected = np.array(load(spec, folder).image)
     (file,) = (folder / "cache").iterdir()
     content = file.read_bytes()
-    file.write_bytes(
-        {"cut": content[:-7], "longer": content + b"x", "empty": b"", "garbage": os.urandom(500)}[
-            damage
-        ]
-    )
+    damaged = {
+        "cut": content[:-7],
+        "longer": content + b"x",
+        "empty": b"",
+        "garbage": os.urandom(500),
+        "zeros": content[:-90] + bytes(80) + content[-10:],
+        "one bit": content[:-90] + bytes([content[-90] ^ 1]) + content[-89:],
+    }
+    file.write_bytes(damaged[damage])
     np.testing.assert_array_equal(load(spec, folder).image, expected)
     assert file.read_bytes() == content
     assert [f.name for f in (folder / "cache").iterdir()] == [file.name]
