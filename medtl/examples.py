@@ -174,6 +174,7 @@ class Examples:
       synthetic: True where a program drew the images.
       groups: "site", "subgroup" or "subgroup_<name>" -> str[N], "" where unknown; results are
         reported for each of them. No input of a model, and not part of the fingerprint.
+      notes: sentences about the data for users, such as what a check accepted.
     """
 
     name: str
@@ -188,6 +189,7 @@ class Examples:
     split_hash: str
     synthetic: bool = False
     groups: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.id)

@@ -49,7 +49,8 @@ def check(config: ConfigDict) -> None:
         _check_grid(config, name)
     _check_evaluation(config, arms=config.arms)
     for domain in _domains(config):
-        data.check(config.data[domain], key=f"config.data.{domain}")
+        rules = data.FileRules.of(config.data)
+        data.check(config.data[domain], key=f"config.data.{domain}", rules=rules)
     if config.weights.path:
         weights.check(config.weights.path, sha256=config.weights.sha256)
 

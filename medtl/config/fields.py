@@ -13,6 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from medtl.config.comparison_fields import COMPARISON
+from medtl.config.image_fields import AUGMENT, IMAGES
 from medtl.config.plan_fields import PLAN
 from medtl.config.rules import (
     GROUPS,
@@ -30,7 +31,6 @@ from medtl.config.rules import (
     PluginString,
     Rule,
     at_least,
-    between,
     build,
     changed,
     each,
@@ -199,6 +199,7 @@ _DATA: Section = {
     "resize": Field(
         "squash", "Squash to the square, crop its centre, or pad to it.", one_of(*images.RESIZE)
     ),
+    **IMAGES,
     "cache": Field(
         "auto",
         "Where decoded images are kept. auto: memory up to 2 GiB, disk up to 64 GiB, else stream,"
@@ -221,26 +222,6 @@ _DATA: Section = {
     "source": changed(DATASET, kind="phantom(size=2000, scanner='a', split=(0.8, 0.1, 0.1))"),
     "target": changed(
         DATASET, kind="phantom(size=700, scanner='b', split=(0.1, 0.1, 0.8), seed=1)"
-    ),
-}
-
-_AUGMENT: Section = {
-    "crop": Field(
-        1.0,
-        "Random resized crop: the least area, as a share of the image; 1: none.",
-        Rule("above 0 and at most 1", lambda value: 0 < value <= 1),
-    ),
-    "flip": Field(True, "Flip left and right with probability 1/2."),
-    "rotation": Field(
-        0.0, "Rotate by uniformly random degrees of at most this.", between(0, 180, " degrees")
-    ),
-    "brightness": Field(0.0, "Shift by at most this share of the range 0..255.", between(0, 1)),
-    "contrast": Field(0.0, "Multiply by a factor in 1 - contrast .. 1 + contrast.", between(0, 1)),
-    "noise": Field(0.0, "Standard deviation of noise, a share of 0..255.", between(0, 1)),
-    "extra": Field(
-        (),
-        "Augmentations of your own, applied in order: (key, image) -> image.",
-        PluginString(),
     ),
 }
 
@@ -432,7 +413,7 @@ SCHEMA: Section = {
         },
     ),
     "data": _DATA,
-    "augment": _AUGMENT,
+    "augment": AUGMENT,
     "model": _MODEL,
     "weights": _WEIGHTS,
     "objective": _OBJECTIVE,

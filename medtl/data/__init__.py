@@ -8,20 +8,29 @@ itself. `check` finds most mistakes at once, `load` reads everything; both refus
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
-import numpy as np
-
 from medtl.data import cache as caches
-from medtl.data import images, kinds, splits, user
+from medtl.data import images, kinds, leaks, splits, user
 from medtl.data import table as tables
+from medtl.data.values import FileRules
 from medtl.errors import UserError, nearest
 from medtl.examples import Examples
 
-__all__ = ["check", "check_domains", "fractions", "load", "split_seed"]
+__all__ = ["FileRules", "check", "check_domains", "fractions", "load", "split_seed"]
+check_domains = leaks.between
+_NO_RULES = FileRules()
 
 
-def check(spec: Any, *, key: str, require_label: bool = True, require_train: bool = True) -> None:
+def check(
+    spec: Any,
+    *,
+    key: str,
+    require_label: bool = True,
+    require_train: bool = True,
+    rules: FileRules = _NO_RULES,
+) -> None:
     """Find the mistakes that can be found without decoding images: fields, files, labels, splits.
 
     Args:
@@ -29,6 +38,7 @@ def check(spec: Any, *, key: str, require_label: bool = True, require_train: boo
       key: its config key, e.g. "config.data.target".
       require_label: as in `load`.
       require_train: as in `load`.
+      rules: as in `load`.
 
     Raises:
       UserError: with the config key, or the file, line and column.
@@ -39,7 +49,7 @@ def check(spec: Any, *, key: str, require_label: bool = True, require_train: boo
     if kind.check is not None:
         kind.check(spec, key=key)
     else:
-        _table(spec, kind, key, require_label, require_train, image_size=0)
+        _table(spec, kind, key, require_label, require_train, rules, image_size=0)
 
 
 def load(
@@ -53,6 +63,8 @@ def load(
     key: str,
     require_label: bool = True,
     require_train: bool = True,
+    rules: FileRules = _NO_RULES,
+    all_held_out: bool = False,
 ) -> Examples:
     """Read, split, check and decode one domain.
 
@@ -67,6 +79,8 @@ def load(
       require_label: False for examples to be scored: labels and splits are ignored, every label is
         -1 and every split "test".
       require_train: False where nothing is trained: a data set without a train split is accepted.
+      rules: how image files are read, and what the checks accept.
+      all_held_out: every example is held out at some time, as in cross-validation.
 
     Returns:
       Examples whose image is uint8[N, image_size, image_size, channels] or an `ImageSource` of it.
@@ -86,12 +100,25 @@ def load(
         examples = kind.read(spec, image_size=image_size, channels=channels, resize=resize)
         shape = (image_size, image_size, channels)
         rows = user.checked(examples, f"{key}.kind: {spec.kind}", shape)
-        _complete(rows, spec, kind, key, require_label, require_train)
-        return examples
-    table = _table(spec, kind, key, require_label, require_train, image_size=image_size)
+        rows = _complete(rows, spec, kind, key, require_label, require_train, rules)
+        notes = (*examples.notes, *rows.notes)
+        if require_label and "image" in examples.inputs:
+            allow, image = rules.allow, examples.image
+            notes += leaks.within(rows, image, allow=allow, all_held_out=all_held_out)
+        return dataclasses.replace(examples, notes=notes)
+    table = _table(spec, kind, key, require_label, require_train, rules, image_size=image_size)
     image, contents = caches.load(
-        table, size=image_size, channels=channels, resize=resize, cache=cache, cache_dir=cache_dir
+        table,
+        size=image_size,
+        channels=channels,
+        resize=resize,
+        cache=cache,
+        cache_dir=cache_dir,
+        rules=rules,
     )
+    if require_label:
+        notes = leaks.within(table, image, allow=rules.allow, all_held_out=all_held_out)
+        table = dataclasses.replace(table, notes=(*table.notes, *notes))
     return tables.examples(table, image, contents)
 
 
@@ -117,38 +144,6 @@ def split_seed(spec: Any, *, key: str = "config.data") -> int:
     return _kind(spec, key).split_seed(spec)
 
 
-def check_domains(source: Examples | None, target: Examples, *, all_held_out: bool = False) -> None:
-    """Refuse a target whose val or test images the source trains on: equal pixels, once resized.
-
-    Domains of which one has no images are not compared.
-
-    Args:
-      source: its examples; None: there is none.
-      target: its examples.
-      all_held_out: every target image is held out at some time, as in cross-validation.
-
-    Raises:
-      UserError: naming the first five pairs.
-    """
-    if source is None or "image" not in source.inputs or "image" not in target.inputs:
-        return
-    digests = caches.digests(source.image)
-    source_row = {digests[i]: i for i in reversed(source.indices("train").tolist())}
-    digests = caches.digests(target.image)
-    held_out = np.arange(len(target)) if all_held_out else np.flatnonzero(target.split != "train")
-    leaked = [(i, source_row[digests[i]]) for i in held_out.tolist() if digests[i] in source_row]
-    if leaked:
-        pairs = ", ".join(
-            f"{str(target.id[i])!r} ({target.split[i]}) = {str(source.id[j])!r}"
-            for i, j in leaked[:5]
-        )
-        raise UserError(
-            f"{len(leaked)} of the {len(held_out)} {'' if all_held_out else 'val and test '}images "
-            f"of the target {target.name} are also in train of the source {source.name}: "
-            f"{pairs}{' ...' if len(leaked) > 5 else ''}; leave them out of one of the two"
-        )
-
-
 def _kind(spec: Any, key: str) -> kinds.Kind:
     for name in ("train_size", "split_seed"):
         if getattr(spec, name) < 0:
@@ -162,12 +157,13 @@ def _table(
     key: str,
     require_label: bool,
     require_train: bool,
+    rules: FileRules,
     *,
     image_size: int,
 ) -> tables.Table:
     """Read the examples; image_size 0 leaves the images unread."""
     table = kind.read(spec, key=key, require_label=require_label, image_size=image_size)
-    return _complete(table, spec, kind, key, require_label, require_train)
+    return _complete(table, spec, kind, key, require_label, require_train, rules)
 
 
 def _complete(
@@ -177,6 +173,7 @@ def _complete(
     key: str,
     require_label: bool,
     require_train: bool,
+    rules: FileRules,
 ) -> tables.Table:
     """Split and check the examples; those of a user's function are split already."""
     return splits.complete(
@@ -187,4 +184,5 @@ def _complete(
         key=key,
         require_label=require_label,
         require_train=require_train,
+        allow=rules.allow,
     )

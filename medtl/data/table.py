@@ -14,11 +14,16 @@ from medtl.examples import Examples, ImageSource
 
 
 class Encoded(Protocol):
-    """Images as the bytes of their files, read on demand, also by several threads at once."""
+    """Images as the bytes of their files, read on demand, also by several threads at once.
+
+    `frame` is the image's frame in its file, counted from 0; None: the file has one image.
+    """
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> bytes: ...
+
+    def frame(self, index: int) -> int | None: ...
 
     def take(self, rows: np.ndarray) -> Encoded: ...
 
@@ -42,6 +47,7 @@ class Table:
       images: uint8[N, H, W] or [N, H, W, C], or `Encoded`.
       synthetic: True where a program drew the images.
       groups: "site", "subgroup" or "subgroup_<name>" -> str[N], "" where unknown.
+      notes: sentences about the data for users, such as what a check accepted.
     """
 
     name: str
@@ -57,6 +63,7 @@ class Table:
     images: np.ndarray | Encoded
     synthetic: bool = False
     groups: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.id)
@@ -123,6 +130,7 @@ def examples(table: Table, image: np.ndarray | ImageSource, contents: Sequence[b
         split_hash=split_hash,
         synthetic=table.synthetic,
         groups=table.groups,
+        notes=table.notes,
     )
 
 

@@ -131,7 +131,7 @@ def open_experiment(
     if not subsets:
         by_seed = {seed: [s for s in made if s.size is None] for seed, made in by_seed.items()}
     for domain in examples.values():
-        print(_data_line(domain))
+        print("\n".join([_data_line(domain), *(f"Note: {note}" for note in domain.notes)]))
     experiment = Experiment.create(
         config,
         folder,
@@ -244,7 +244,11 @@ def _data_card(e: Examples, config: Any) -> dict[str, Any]:
         "patients": len(set(e.patient)) if e.patient is not None else None,
         "flow": {s: _flow(e, s, positive=number if two else None) for s in e.splits},
         "fingerprint": e.fingerprint,
-        "allowed": [f"weights: {pattern}" for pattern in config.weights.allow],
+        "allowed": [
+            *(f"weights: {pattern}" for pattern in config.weights.allow),
+            *(f"data: {name}" for name in config.data.allow),
+        ],
+        "notes": list(e.notes),
     }
 
 
@@ -273,12 +277,20 @@ def load_data(config: Any) -> dict[str, Examples]:
             cache=c.cache,
             cache_dir=c.cache_dir,
             key=f"config.data.{domain}",
+            rules=data.FileRules.of(c),
+            all_held_out=domain == "target" and is_cross_validated(config),
         )
         for domain in DOMAINS
         if domain == "target" or needs_source
     }
     target = examples["target"]
-    data.check_domains(examples.get("source"), target, all_held_out=is_cross_validated(config))
+    shared = data.check_domains(
+        examples.get("source"),
+        target,
+        allow=c.allow,
+        all_held_out=is_cross_validated(config),
+    )
+    examples["target"] = dataclasses.replace(target, notes=(*target.notes, *shared))
     if not reported_splits(target) and not is_cross_validated(config):
         raise UserError(
             "config.data.target has neither a val nor a test split, so nothing could be reported"

@@ -68,6 +68,7 @@ def predict(
         key="--manifest",
         require_label=False,
         require_train=False,
+        rules=data.FileRules.of(c.data),
     )
     parallel = Parallel.create("none")
     domain = stored.domain

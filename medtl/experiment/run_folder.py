@@ -27,6 +27,7 @@ except ImportError:  # Windows has none; no folder is locked there
 
 CONFIG = "config.json"
 SWEEP = "sweep.json"
+_PERMISSIONS = {"data.allow", "data.max_pixels"}
 _ABSENT = object()
 
 
@@ -135,12 +136,15 @@ def load_config(folder: str | os.PathLike) -> ConfigDict:
 
 
 def differences(there: ConfigDict, here: ConfigDict) -> list[str]:
-    """Return "FIELD is VALUE there and VALUE here" for each differing field, sorted by field."""
+    """Return "FIELD is VALUE there and VALUE here" for each differing field, sorted by field.
+
+    Fields that accept data but change nothing that is computed may differ.
+    """
     old, new = dict(leaves(there)), dict(leaves(here))
     return [
         f"{field} is {_show(old.get(field, _ABSENT))} there "
         f"and {_show(new.get(field, _ABSENT))} here"
-        for field in sorted(old.keys() | new.keys())
+        for field in sorted((old.keys() | new.keys()) - _PERMISSIONS)
         if old.get(field, _ABSENT) != new.get(field, _ABSENT)
     ]
 
