@@ -124,3 +124,16 @@ def test_a_metric_of_the_users_that_is_nan_gives_way_to_the_loss():
     extra = {"never": lambda y_true, y_prob, weight: float("nan")}
     chosen = metrics.criterion("never", LABEL, classes=CLASSES, extra=extra)
     assert (chosen.metric, "no defined never" in chosen.note) == ("loss", False)
+
+
+def test_of_equal_aurocs_the_lower_loss_is_better():
+    label = np.array([0, 0, 1, 1])
+    unsure, sure = (np.array([1 - p, 1 - p, p, p]) for p in (0.51, 0.9))
+    score = metrics.criterion("auroc", label, classes=("a", "b")).score
+    scores = []
+    for p in (unsure, sure):
+        positive = np.where(label == 1, p, 1 - np.flip(p))
+        both = np.stack([1 - positive, positive], axis=1)
+        scores.append(score(label, both, classes=("a", "b")))
+    assert scores == pytest.approx([1, 1], abs=1e-8)
+    assert scores[1] > scores[0]

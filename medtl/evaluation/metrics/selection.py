@@ -19,6 +19,9 @@ from medtl.evaluation.metrics.user import Metric
 from medtl.examples import class_counts
 
 
+_TIE = 1e-9
+
+
 @dataclasses.dataclass(frozen=True)
 class Criterion:
     """What models are ranked by.
@@ -44,6 +47,9 @@ class Criterion:
     ) -> float:
         """Return the score, higher is better; NaN where the predictions leave it undefined.
 
+        A small val ranks many states equally, often at an AUROC of 1: of equals the one of the
+        lower loss is better. For that the score is less than the metric, by less than 1e-9.
+
         The arguments are those of `metrics.compute`.
         """
         values = compute(
@@ -54,7 +60,9 @@ class Criterion:
             extra=extra,
             present_only=self.present_only,
         )
-        return rank(self.metric, values[self.metric])
+        loss = values["loss"]
+        tie = 0.0 if math.isnan(loss) or self.metric == "loss" else loss / (1 + loss)
+        return rank(self.metric, values[self.metric]) - _TIE * tie
 
 
 def criterion(
