@@ -18,7 +18,6 @@ from medtl.evaluation.metrics.point import compute
 from medtl.evaluation.metrics.user import Metric
 from medtl.examples import class_counts
 
-
 _TIE = 1e-9
 
 
