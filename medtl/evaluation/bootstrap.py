@@ -90,7 +90,8 @@ class Resampled:
             units=self.support[arm] if units is None else units,
             proportion=self.is_share,
         )
-        if self.two_class:
+        has_rates = {*_RATES, "balanced_accuracy"} <= set(self.names)
+        if self.two_class and has_rates:
             self._balanced(arm, low, high)
         if self.prevalence:
             one, two = (

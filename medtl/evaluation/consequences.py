@@ -152,10 +152,9 @@ def reclassified(a: Evaluated, b: Evaluated, *, prevalence: float, level: float)
     made = {}
     for name, is_positive, by_arm in _MOVES:
         sides = [(s.label == a.positive) == is_positive for s in a.sets]
+        first, second = (a, b) if by_arm else (b, a)
         changed = [
-            ((a.called(i) == a.positive) & ~(b.called(i) == b.positive))
-            if by_arm
-            else ((b.called(i) == b.positive) & ~(a.called(i) == a.positive))
+            (first.called(i) == a.positive) & (second.called(i) != a.positive)
             for i in range(len(a.sets))
         ]
         n = 1000 * (q if is_positive else 1 - q)
