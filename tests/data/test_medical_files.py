@@ -222,7 +222,7 @@ def test_without_the_package_the_extra_is_named(module, content, monkeypatch):
 def test_a_decoder_that_panics_is_a_damaged_file(dicom, monkeypatch):
     pixels = pytest.importorskip("pydicom.pixels")
 
-    class PanicException(BaseException):  # noqa: N818
+    class PanicException(BaseException):
         """What pyo3 raises where Rust panics, as pylibjpeg-rle does on damaged segments."""
 
     def panics(*args, **kwargs):
