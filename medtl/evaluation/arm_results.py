@@ -260,10 +260,10 @@ def estimate(
 
 
 def estimates(resampled: bootstrap.Resampled, arm: str) -> dict[str, dict[str, Any]]:
-    """Return every metric of an arm, with its interval and its standard deviation over splits."""
+    """Return every metric of an arm: interval, and standard deviation and values of its models."""
     by_split = resampled.by_split[arm]
     low, high = resampled.interval(arm)
-    return {
+    made = {
         name: estimate(
             resampled.value[arm][m],
             low[m],
@@ -273,6 +273,10 @@ def estimates(resampled: bootstrap.Resampled, arm: str) -> dict[str, dict[str, A
         )
         for m, name in enumerate(resampled.names)
     }
+    for m, name in enumerate(resampled.names):
+        if "std" in made[name]:
+            made[name]["models"] = by_split[:, m].tolist()
+    return made
 
 
 def _std(values: np.ndarray) -> float | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medtl.evaluation.report import plots
+from medtl.evaluation.report import forest, plots
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,9 +26,9 @@ def test_a_line_is_drawn_where_its_points_are():
 
 
 def test_a_forest_plot_keeps_proportions():
-    row = plots.Row("a − b", "", [(0.03, 0.01, 0.06, 0)])
+    row = forest.Row("a − b", "", [(0.03, 0.01, 0.06, 0)])
     (drawn,) = paths(
-        plots.intervals([row], axis=plots.Axis("d", (-0.1, 0.1)), center=0.0, alt="a", prefix="p")
+        forest.intervals([row], axis=plots.Axis("d", (-0.1, 0.1)), center=0.0, alt="a", prefix="p")
     )
     np.testing.assert_allclose(
         drawn[:, 0], 14 + 332 * (np.array([0.01, 0.06]) + 0.1) / 0.2, atol=0.01

@@ -42,7 +42,8 @@ def _config(record: Part | None, path: str) -> Any:
 def _first(analysis: Part) -> tuple[str, Part]:
     """Return the arm that the report is about: the compared one, else the first."""
     items = analysis.get("comparisons") or ()
-    name = items[0]["arm"] if items else next(iter(analysis["arms"]))
+    named = [c["arm"] for c in items if c["arm"] in analysis["arms"]]
+    name = named[0] if named else next(iter(analysis["arms"]))
     return name, analysis["arms"][name]
 
 
@@ -352,7 +353,7 @@ def _selection(analysis: Part, record: Part | None) -> Answer:
 def _ensemble(analysis: Part, record: Part | None) -> Answer:
     if record is None:
         return _FOREIGN
-    return _filled("None: every model is evaluated by itself.", "arms")
+    return _filled("No comparison: every model is evaluated by itself.", "arms")
 
 
 def _explanations(analysis: Part, record: Part | None) -> Answer:

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from medtl.evaluation import wording
-from medtl.evaluation.metrics import LOWER_IS_BETTER
-from medtl.evaluation.report import plots
-from medtl.evaluation.report.plots import Axis, Row, Series
+from medtl.evaluation.report import forest, plots
+from medtl.evaluation.report.forest import Row
+from medtl.evaluation.report.plots import Axis, Series
 
 _UNIT = (0.0, 1.0)
 _LINES_WITH_INTERVALS = 2
+_OPERATING = {"ROC curve": ("fpr", "tpr"), "Precision-recall curve": ("recall", "precision")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,53 +40,14 @@ class Figures:
     """Makes the figures of one analysis, with ids unique in the page and a style for each arm."""
 
     def __init__(self, analysis: Mapping[str, Any]) -> None:
-        self._analysis = analysis
-        self._style = {arm: i for i, arm in enumerate(analysis["arms"])}
-        self._prefix: Iterator[str] = (f"plot{i}" for i in itertools.count(1))
-        self._level = f"{wording.percent(analysis['design']['level'])} intervals"
-
-    def forest(self) -> Figure | None:
-        """Draw the differences in the main metric, one below the other."""
-        data = [
-            c
-            for c in self._analysis.get("comparisons") or ()
-            if wording.is_known(c["difference"].get("value"))
-        ]
-        if not data:
-            return None
-        metric = wording.metric(data[0]["metric"])
-        rows, described = [], []
-        for c in data:
-            d = c["difference"]
-            value, low, high = (wording.value(d.get(k)) for k in ("value", "low", "high"))
-            between = wording.interval(low, high, sign=True)
-            text = wording.signed(value) + (f" ({between})" if between else "")
-            rows.append(
-                Row(
-                    wording.difference_name(c),
-                    text,
-                    [(value, low, high, self._style.get(c["arm"], 0))],
-                )
-            )
-            described.append(f"{wording.difference_name(c)} {text}")
-        better = "left" if data[0]["metric"] in LOWER_IS_BETTER else "right"
-        svg = plots.intervals(
-            rows,
-            axis=Axis(
-                f"difference in {metric}",
-                _limits((p[:3] for r in rows for p in r.points), zero=True),
-            ),
-            center=0.0,
-            alt=f"Forest plot of differences in {metric} with {self._level}: "
-            f"{'; '.join(described)}.",
-            prefix=next(self._prefix),
-        )
-        note = f"{self._level}. To the {better} of the line the first arm is the better one."
-        return Figure(svg, f"Differences in {metric}", note=note)
+        self.analysis = analysis
+        self.style = {arm: i for i, arm in enumerate(analysis["arms"])}
+        self.prefix: Iterator[str] = (f"plot{i}" for i in itertools.count(1))
+        self.level = f"{wording.percent(analysis['design']['level'])} intervals"
 
     def learning(self) -> list[Figure]:
         """Draw the main metric, and its differences, by the number of target labels."""
-        curve = self._analysis.get("learning_curve")
+        curve = self.analysis.get("learning_curve")
         if not curve:
             return []
         metric = wording.metric(curve["metric"])
@@ -95,7 +57,7 @@ class Figures:
             )
         ]
         if curve.get("differences"):
-            against = self._analysis.get("reference") or "the reference"
+            against = self.analysis.get("reference") or "the reference"
             title = f"Difference from {against}"
             made.append(
                 self._by_size(
@@ -120,7 +82,7 @@ class Figures:
             y, low, high = (
                 [wording.value(p.get(k)) for p in points] for k in ("value", "low", "high")
             )
-            series.append(Series(x, y, self._style.get(arm, i), low, high, bars=True, marker=True))
+            series.append(Series(x, y, self.style.get(arm, i), low, high, bars=True, marker=True))
             ends += [y, low, high]
             described.append(
                 f"{arm} "
@@ -129,16 +91,22 @@ class Figures:
                 )
             )
         ticks = [(float(s), wording.count(s)) for s in sizes]
+        note = f"Bars are {self.level}."
+        for arm, law in ({} if zero else self.analysis["learning_curve"].get("fit") or {}).items():
+            if arm in data and law.get("x"):
+                band = (law["low"], law["high"])
+                series.append(Series(law["x"], law["y"], self.style.get(arm, 0), *band, faint=True))
+                note = f"Bars are {self.level}; lines with bands are inverse power laws."
         if zero:
             series.insert(0, Series([min(sizes), max(sizes)], [0.0, 0.0], plots.GUIDE))
         svg = plots.lines(
             series,
             x=Axis("target labels", (min(sizes) / 1.12, max(sizes) * 1.12), ticks, log=True),
-            y=Axis(label, _limits(ends, zero=zero)),
-            alt=f"{title}, with {self._level}: {'; '.join(described)}.",
-            prefix=next(self._prefix),
+            y=Axis(label, limits_of(ends, zero=zero)),
+            alt=f"{title}, with {self.level}: {'; '.join(described)}.",
+            prefix=next(self.prefix),
         )
-        return Figure(svg, title, self._legend(data, marker=True), f"Bars are {self._level}.")
+        return Figure(svg, title, self.legend(data, marker=True), note)
 
     def roc(self) -> list[Figure]:
         """Draw for each class the ROC curve of every arm."""
@@ -167,14 +135,14 @@ class Figures:
                 Axis("precision (PPV)", (-0.01, 1.02)),
             )
             figure = self._curves(name, "Precision-recall curve", [guide], x, y, curves)
-            note = f"The dashed line is the prevalence, {wording.number(prevalence)}."
+            note = f"{figure.note} The dashed line is the prevalence, {wording.number(prevalence)}."
             made.append(dataclasses.replace(figure, note=note))
         return made
 
     def _by_class(self, kind: str) -> dict[str, dict[str, Any]]:
         """Class -> arm -> curve."""
         data: dict[str, dict[str, Any]] = {}
-        for arm, result in self._analysis["arms"].items():
+        for arm, result in self.analysis["arms"].items():
             for curve in (result.get("curves") or {}).get(kind) or ():
                 data.setdefault(curve["name"], {})[arm] = curve
         return data
@@ -189,31 +157,42 @@ class Figures:
         curves: Mapping[str, Any],
     ) -> Figure:
         series, described = list(guides), []
+        banded, point = self._banded(curves), _OPERATING[kind]
         for arm, curve in curves.items():
-            series.append(Series(curve["x"], curve["y"], self._style[arm]))
+            band = [curve.get(k) if arm in banded else None for k in ("low", "high")]
+            series.append(Series(curve["x"], curve["y"], self.style[arm], *band))
+            operating = self.analysis["arms"][arm]["curves"].get("operating")
+            if operating and wording.is_known(operating.get(point[0])):
+                at = ([wording.value(operating.get(k))] for k in point)
+                series.append(Series(*at, self.style[arm], marker=True))
             values = ((wording.number(_at(curve, at), 2), at) for at in (0.1, 0.2, 0.5))
             described.append(f"{arm} " + ", ".join(f"{value} at {at:.2f}" for value, at in values))
         alt = f"{kind} of {name}; {y.label} at {x.label}: {'; '.join(described)}."
-        svg = plots.lines(series, x=x, y=y, alt=alt, prefix=next(self._prefix))
-        return Figure(svg, f"{kind}: {name}", self._legend(curves))
+        svg = plots.lines(series, x=x, y=y, alt=alt, prefix=next(self.prefix))
+        note = (
+            "Marked: the operating threshold. " if len(series) > len(guides) + len(curves) else ""
+        )
+        if any(curves[arm].get("low") for arm in banded):
+            note += f"Bands: {self.level}."
+        return Figure(svg, f"{kind}: {name}", self.legend(curves), note)
 
     def _banded(self, curves: Mapping[str, Any]) -> list[str]:
         """Return the arms whose bands are drawn; more than two would cover each other."""
         if len(curves) <= _LINES_WITH_INTERVALS:
             return list(curves)
-        first = next(iter(self._analysis.get("comparisons") or ()), None)
+        first = next(iter(self.analysis.get("comparisons") or ()), None)
         return [a for a in (first["arm"], first["reference"]) if a in curves] if first else []
 
     def reliability(self) -> list[Figure]:
         """Draw for each arm the observed frequency by the predicted probability."""
         made = []
-        for arm, result in self._analysis["arms"].items():
+        for arm, result in self.analysis["arms"].items():
             curves: Sequence[Mapping[str, Any]] = (result.get("curves") or {}).get(
                 "reliability"
             ) or ()
             series, described, legend = [Series(_UNIT, _UNIT, plots.GUIDE)], [], []
             for i, curve in enumerate(curves):
-                style = self._style[arm] if len(curves) == 1 else i
+                style = self.style[arm] if len(curves) == 1 else i
                 low, high = (
                     curve.get(k) if len(curves) <= _LINES_WITH_INTERVALS else None
                     for k in ("low", "high")
@@ -240,11 +219,11 @@ class Figures:
                 y=Axis("observed frequency", (-0.01, 1.01)),
                 alt=f"Reliability of {arm}, observed frequency by predicted probability: "
                 f"{'; '.join(described)}.",
-                prefix=next(self._prefix),
+                prefix=next(self.prefix),
             )
             sizes = [wording.value(n) for curve in curves for n in curve.get("n") or ()]
             least, most = (wording.count(end(sizes)) if sizes else "" for end in (min, max))
-            note = f"Bars are {self._level}. " if len(curves) <= _LINES_WITH_INTERVALS else ""
+            note = f"Bars are {self.level}. " if len(curves) <= _LINES_WITH_INTERVALS else ""
             if sizes:
                 count = least if least == most else f"{least} to {most}"
                 note += f"Each point is of {count} examples."
@@ -255,7 +234,7 @@ class Figures:
     def decision(self) -> Figure | None:
         """Draw net benefit by threshold probability, against treating all and none."""
         data = {
-            a: (r.get("curves") or {}).get("decision") for a, r in self._analysis["arms"].items()
+            a: (r.get("curves") or {}).get("decision") for a, r in self.analysis["arms"].items()
         }
         curves = {arm: curve for arm, curve in data.items() if curve}
         if not curves:
@@ -269,7 +248,7 @@ class Figures:
         described = []
         for arm, curve in curves.items():
             low, high = (curve.get(k) if arm in banded else None for k in ("low", "high"))
-            series.append(Series(curve["threshold"], curve["model"], self._style[arm], low, high))
+            series.append(Series(curve["threshold"], curve["model"], self.style[arm], low, high))
             pairs = {"x": curve["threshold"], "y": curve["model"]}
             described.append(
                 f"{arm} "
@@ -277,7 +256,7 @@ class Figures:
             )
         benefits = (v for c in curves.values() for v in (*c["model"], *c["all"]))
         top = max([0.01, *(wording.value(v) for v in benefits if wording.is_known(v))])
-        legend = [*self._legend(curves), (plots.swatch(plots.GUIDE), "all are treated")]
+        legend = [*self.legend(curves), (plots.swatch(plots.GUIDE), "all are treated")]
         legend.append((plots.swatch(plots.GUIDE_DOTTED), "none is treated"))
         svg = plots.lines(
             series,
@@ -285,17 +264,17 @@ class Figures:
             y=Axis("net benefit", (-0.25 * top, 1.08 * top)),
             alt="Decision curve, net benefit at threshold probabilities: "
             f"{'; '.join(described)}; if none is treated 0.",
-            prefix=next(self._prefix),
+            prefix=next(self.prefix),
         )
         note = "A model is of use at thresholds where it is above treating all and treating none."
         return Figure(svg, "Decision curve", legend, note)
 
     def subgroups(self, column: str) -> Figure | None:
         """Draw the main metric of every arm in each group of one column."""
-        name = wording.metric(self._analysis["metric"])
+        name = wording.metric(self.analysis["metric"])
         data = {
             a: r["subgroups"][column]["groups"]
-            for a, r in self._analysis["arms"].items()
+            for a, r in self.analysis["arms"].items()
             if column in r.get("subgroups", {})
         }
         rows, described = [], []
@@ -303,26 +282,26 @@ class Figures:
             points, values = [], []
             for arm, groups in data.items():
                 estimate = (
-                    groups.get(group, {}).get("metrics", {}).get(self._analysis["metric"]) or {}
+                    groups.get(group, {}).get("metrics", {}).get(self.analysis["metric"]) or {}
                 )
                 value, low, high = (
                     wording.value(estimate.get(k)) for k in ("value", "low", "high")
                 )
-                points.append((value, low, high, self._style[arm]))
+                points.append((value, low, high, self.style[arm]))
                 values.append(f"{arm} {wording.number(value)}")
             n = next(groups[group]["n"] for groups in data.values() if group in groups)
             rows.append(Row(group, f"n = {wording.count(n)}", points))
             described.append(f"{group} (n = {wording.count(n)}): {', '.join(values)}")
-        limits = _limits(p[:3] for row in rows for p in row.points)
+        limits = limits_of(p[:3] for row in rows for p in row.points)
         if limits is None:
             return None
-        alt = f"{name} by {wording.column(column)}, with {self._level}. {'; '.join(described)}."
-        svg = plots.intervals(rows, axis=Axis(name, limits), alt=alt, prefix=next(self._prefix))
+        alt = f"{name} by {wording.column(column)}, with {self.level}. {'; '.join(described)}."
+        svg = forest.intervals(rows, axis=Axis(name, limits), alt=alt, prefix=next(self.prefix))
         return Figure(
             svg,
             f"{name} by {wording.column(column)}",
-            self._legend(data, marker=True),
-            f"Lines are {self._level}.",
+            self.legend(data, marker=True),
+            f"Lines are {self.level}.",
         )
 
     def training(self, record: Mapping[str, Any] | None) -> list[Figure]:
@@ -350,7 +329,7 @@ class Figures:
         ]
         made.append(
             self._over_steps(
-                lambdas, self._style, "λ, the weight of the target's loss", "λ", len(lambdas)
+                lambdas, self.style, "λ, the weight of the target's loss", "λ", len(lambdas)
             )
         )
         names = dict.fromkeys(m for run in runs for m in run.get("val") or {} if m != "steps")
@@ -362,7 +341,7 @@ class Figures:
             ]
             title = f"{wording.metric(name)} on val"
             made.append(
-                self._over_steps(on_val, self._style, title, wording.metric(name), len(on_val))
+                self._over_steps(on_val, self.style, title, wording.metric(name), len(on_val))
             )
         return [figure for figure in made if figure]
 
@@ -390,19 +369,18 @@ class Figures:
             )
             described.append(f"{name} from {wording.number(first)} to {wording.number(last)}")
         alt = f"{title}, by step: {'; '.join(described)}."
-        limits = _limits([s.y for s in series])
+        limits = limits_of([s.y for s in series])
         svg = plots.lines(
-            series, x=Axis("step"), y=Axis(label, limits), alt=alt, prefix=next(self._prefix)
+            series, x=Axis("step"), y=Axis(label, limits), alt=alt, prefix=next(self.prefix)
         )
         note = f"A line for each of {runs} models." if several else ""
         return Figure(
             svg, title, [(plots.swatch(styles.get(name, 0)), name) for name in names], note
         )
 
-    def _legend(self, arms: Iterable[str], *, marker: bool = False) -> list[tuple[str, str]]:
+    def legend(self, arms: Iterable[str], *, marker: bool = False) -> list[tuple[str, str]]:
         return [
-            (plots.swatch(self._style.get(arm, i), marker=marker), arm)
-            for i, arm in enumerate(arms)
+            (plots.swatch(self.style.get(arm, i), marker=marker), arm) for i, arm in enumerate(arms)
         ]
 
 
@@ -427,7 +405,9 @@ def _bins(curve: Mapping[str, Any]) -> str:
     return ", ".join(f"{wording.number(o, 2)} at {wording.number(p, 2)}" for p, o in pairs)
 
 
-def _limits(groups: Iterable[Iterable[float]], *, zero: bool = False) -> tuple[float, float] | None:
+def limits_of(
+    groups: Iterable[Iterable[float]], *, zero: bool = False
+) -> tuple[float, float] | None:
     """Return limits a little beyond the least and the greatest number; None where there is none."""
     values = [v for group in groups for v in group if np.isfinite(v)] + ([0.0] if zero else [])
     if not values:

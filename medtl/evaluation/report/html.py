@@ -8,6 +8,7 @@ are not `data:` URIs.
 
 from __future__ import annotations
 
+import collections
 import itertools
 import json
 import os
@@ -17,12 +18,20 @@ from pathlib import Path
 from typing import Any
 
 from medtl.evaluation import wording
-from medtl.evaluation.report import tables
+from medtl.evaluation.report import (
+    checklist,
+    figures_decisions,
+    pack,
+    statement,
+    tables,
+    tables_decisions,
+)
 from medtl.evaluation.report.figures import Figures
 from medtl.evaluation.report.methods import methods
 from medtl.files import write_text
 
 _TEMPLATES = Path(__file__).parent / "templates"
+_ID = re.compile(r'<h[23] id="(\w+)"')
 _IMAGE = re.compile(r"data:image/(png|jpeg|gif|webp);base64,[A-Za-z0-9+/=]+")
 
 
@@ -61,9 +70,17 @@ def markdown(analysis: Mapping[str, Any], record: Mapping[str, Any] | None) -> s
       analysis: as in `html`.
       record: as in `html`.
     """
-    parts = [f"# {_md(_title(analysis, record))}", f"**{_md(analysis['verdict']['headline'])}**"]
-    parts += [_md(sentence) for sentence in _verdict(analysis)]
-    shown = [tables.arms(analysis), tables.comparisons(analysis)]
+    parts = [f"# {_md(_title(analysis, record))}"]
+    parts += [f"> **Warning:** {_md(warning)}" for warning in analysis.get("warnings") or ()]
+    parts.append(f"**{_md(analysis['verdict']['headline'])}**")
+    parts += [_md(sentence) for _, sentence in _sentences(analysis)]
+    shown = [
+        tables.arms(analysis),
+        tables.comparisons(analysis),
+        tables_decisions.per_1000(analysis),
+        tables_decisions.reclassified(analysis),
+        tables_decisions.flow(analysis),
+    ]
     parts += [_md_table(table) for table in shown if table]
     design = analysis["design"].get("words")
     parts.append(
@@ -80,7 +97,7 @@ def markdown(analysis: Mapping[str, Any], record: Mapping[str, Any] | None) -> s
 def write(
     folder: str | os.PathLike[str], analysis: Mapping[str, Any], record: Mapping[str, Any] | None
 ) -> None:
-    """Write report.html and report.md into a folder, each atomically.
+    """Write report.html, report.md and the figure pack into a folder, each file atomically.
 
     Args:
       folder: exists.
@@ -96,70 +113,102 @@ def write(
         ("report.md", markdown(analysis, record)),
     ):
         write_text(Path(folder) / name, text)
+    pack.write(Path(folder), _context(analysis, record))
 
 
 def _context(analysis: Mapping[str, Any], record: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the template's values, section by section; None and empty ones are left out."""
-    errors = [_error(error) for error in analysis.get("errors") or ()]
     run, figures = record or {}, Figures(analysis)
     return {
         "a": analysis,
         "record": run,
         "wording": wording,
         "title": _title(analysis, record),
-        "verdict": _verdict(analysis),
-        "sentences": _sentences(analysis),
-        "counts": _counts(analysis),
+        "asked": _asked(analysis),
+        **_first_screen(analysis, figures),
         "thresholds": _thresholds(analysis),
-        "forest": figures.forest(),
-        "learning_figures": figures.learning(),
-        "curves": [
-            figure
-            for pair in itertools.zip_longest(figures.roc(), figures.pr())
-            for figure in pair
-            if figure
-        ],
-        "reliability": figures.reliability(),
-        "decision": figures.decision(),
+        **_figures(analysis, figures),
         "subgroups": [_subgroup(analysis, column, figures) for column in _columns(analysis)],
         "training": figures.training(record),
-        "errors": errors,
+        "errors": [_error(error) for error in analysis.get("errors") or ()],
         "config": list(_flat(run.get("config") or {})),
         "methods": methods(analysis),
         "cards": [
-            (card, tables.data(domain, card)) for domain, card in (run.get("data") or {}).items()
+            (card, tables_decisions.data(domain, card))
+            for domain, card in (run.get("data") or {}).items()
         ],
         "tables": {
-            "arms": tables.arms(analysis),
             "all_metrics": tables.all_metrics(analysis),
             "comparisons": tables.comparisons(analysis),
             "tests": tables.tests(analysis),
             "all_differences": tables.all_differences(analysis),
             "learning": tables.learning(analysis),
             "calibration": tables.calibration(analysis),
+            "calibration_by_class": tables_decisions.calibration_by_class(analysis),
             "conformal": tables.conformal(analysis),
             "conformal_by_class": tables.conformal_by_class(analysis),
             "confusion": tables.confusion(analysis),
+            "per_class": tables_decisions.per_class(analysis),
+            "per_patient": tables_decisions.per_patient(analysis),
         },
+        "checklists": _checklists(analysis, record),
+        "sources": checklist.SOURCES,
+        "places": set(_ID.findall((_TEMPLATES / "report.html").read_text(encoding="utf-8"))),
+        "statement": statement.statement(analysis, record),
     }
 
 
-def _verdict(analysis: Mapping[str, Any]) -> list[str]:
-    """Return the sentences below the headline: the main difference, and those it does not quote."""
-    verdict = analysis["verdict"]
-    sentences = [s for s in verdict.get("sentences") or () if s not in verdict["headline"]]
-    for c in analysis.get("comparisons") or ():
-        if c["metric"] == analysis["metric"]:
-            between = wording.interval(
-                c["difference"].get("low"), c["difference"].get("high"), sign=True
-            )
-            if not between or not any(
-                between in text for text in (verdict["headline"], *sentences)
-            ):
-                main = wording.main_difference(c, analysis["design"]["level"])
-                sentences.insert(0, f"{wording.difference_name(c)}: {main}.")
-            break
-    return sentences
+def _first_screen(analysis: Mapping[str, Any], figures: Figures) -> dict[str, Any]:
+    """Return what answers the question: verdict, zones, people, main metrics."""
+    return {
+        "sentences": _sentences(analysis),
+        "zones": figures_decisions.zones(figures),
+        "arms": tables.arms(analysis),
+        "per_1000": tables_decisions.per_1000(analysis),
+        "reclassified": tables_decisions.reclassified(analysis),
+        "flow": tables_decisions.flow(analysis),
+    }
+
+
+def _figures(analysis: Mapping[str, Any], figures: Figures) -> dict[str, Any]:
+    """Return the figures of the details."""
+    pairs = itertools.zip_longest(figures.roc(), figures.pr())
+    benefit = figures_decisions.net_benefit(figures)
+    return {
+        "seeds": figures_decisions.seeds(figures),
+        "curves": [figure for pair in pairs for figure in pair if figure],
+        "calibration": figures_decisions.calibration(figures),
+        "reliability": figures.reliability(),
+        "decision": [figure for figure in (figures.decision(), benefit) if figure],
+        "learning_figures": figures.learning(),
+        "sites": figures_decisions.sites(figures),
+    }
+
+
+def _asked(analysis: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what was asked: (name, value)."""
+    design = analysis["design"].get("words") or ""
+    facts = [("Examples", _counts(analysis)), ("Design", design)]
+    if analysis.get("positive"):
+        facts.append(("Positive class", analysis["positive"]))
+    facts.append(("Metric", wording.metric(analysis["metric"])))
+    if len(analysis["arms"]) > 1:
+        facts.append(("Reference", analysis.get("reference") or ""))
+        if margin := analysis.get("margin"):
+            facts.append(("Margin of equivalence", f"±{margin:.3g}"))
+    return [(name, value) for name, value in facts if value]
+
+
+def _checklists(
+    analysis: Mapping[str, Any], record: Mapping[str, Any] | None
+) -> dict[str, dict[str, Any]]:
+    """Return guideline -> its items, and how many are in each state."""
+    made: dict[str, dict[str, Any]] = {}
+    for item in checklist.checklist(analysis, record):
+        entry = made.setdefault(item.guideline, {"items": [], "counts": collections.Counter()})
+        entry["items"].append(item)
+        entry["counts"][item.state] += 1
+    return made
 
 
 def _title(analysis: Mapping[str, Any], record: Mapping[str, Any] | None) -> str:
@@ -168,14 +217,11 @@ def _title(analysis: Mapping[str, Any], record: Mapping[str, Any] | None) -> str
 
 
 def _sentences(analysis: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return (verdict, sentence) of each comparison that the main verdict does not quote."""
+    """Return (verdict, sentence) of what the headline does not say, each once."""
     verdict = analysis["verdict"]
-    quoted = "\n".join([verdict["headline"], *(verdict.get("sentences") or ())])
-    return [
-        (c["verdict"], c["sentence"])
-        for c in analysis.get("comparisons") or ()
-        if c["sentence"] not in quoted
-    ]
+    kinds = {c["sentence"]: c["verdict"] for c in analysis.get("comparisons") or ()}
+    sentences = dict.fromkeys([*(verdict.get("sentences") or ()), *kinds])
+    return [(kinds.get(s, ""), s) for s in sentences if s not in verdict["headline"]]
 
 
 def _counts(analysis: Mapping[str, Any]) -> str:
@@ -216,6 +262,8 @@ def _subgroup(analysis: Mapping[str, Any], column: str, figures: Figures) -> dic
         "column": wording.column(column),
         "figure": figures.subgroups(column),
         "table": tables.subgroup(analysis, column),
+        "differences": tables_decisions.group_differences(analysis, column),
+        "sentences": ((analysis.get("subgroups") or {}).get(column) or {}).get("sentences") or (),
         "all": tables.subgroup_metrics(analysis, column),
     }
 

@@ -34,11 +34,10 @@ _DASHES: tuple[Any, ...] = (
     (0, (3, 1.6)),
     (0, (10, 2)),
 )
-_MARKERS = "os^Dv*"
+MARKERS = "os^Dv*"
 _SVG = "{http://www.w3.org/2000/svg}"
 _XLINK = "{http://www.w3.org/1999/xlink}"
-_FONT_SIZE = 10.5
-_CHARACTERS = 54  # about as many fit on a line of a plot
+FONT_SIZE = 10.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,15 +73,6 @@ class Axis:
     log: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A row of `intervals`: name, text at the right, (value, low, high, style) of each point."""
-
-    name: str
-    text: str
-    points: Sequence[tuple[float, float, float, int]]
-
-
 def lines(series: Sequence[Series], *, x: Axis, y: Axis, alt: str, prefix: str) -> str:
     """Draw lines over two axes.
 
@@ -100,30 +90,39 @@ def lines(series: Sequence[Series], *, x: Axis, y: Axis, alt: str, prefix: str) 
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context():
-        _set_style()
+        set_style()
         figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72), dpi=72)
         axes = figure.add_axes(
             (52 / WIDTH, 40 / HEIGHT, (WIDTH - 64) / WIDTH, (HEIGHT - 50) / HEIGHT)
         )
         axes.grid(True)
         for one in series:
-            _draw(axes, one)
-        _apply(axes.xaxis, axes.set_xlim, axes.set_xscale, x)
-        _apply(axes.yaxis, axes.set_ylim, axes.set_yscale, y)
-        return _inline(figure, alt, prefix)
+            draw(axes, one)
+        apply(axes.xaxis, axes.set_xlim, axes.set_xscale, x)
+        apply(axes.yaxis, axes.set_ylim, axes.set_yscale, y)
+        return inline(figure, alt, prefix)
 
 
-def intervals(
-    rows: Sequence[Row], *, axis: Axis, center: float | None = None, alt: str, prefix: str
+def calibration(
+    series: Sequence[Series],
+    edges: Sequence[float] | None,
+    positive: Sequence[float] | None,
+    negative: Sequence[float] | None,
+    *,
+    style: int,
+    alt: str,
+    prefix: str,
 ) -> str:
-    """Draw points with their intervals, row below row: a forest plot.
+    """Draw a calibration curve, and below it how many examples have each predicted probability.
 
     Args:
-      rows: from the top; names longer than a line are cut.
-      axis: of the points.
-      center: position of a vertical line, such as 0 for no difference.
+      series: the diagonal and the curve.
+      edges: float[n + 1], of the bins; None: no histogram.
+      positive: float[n], examples of the class in each bin, drawn upwards.
+      negative: float[n], the others, drawn downwards.
+      style: of the histogram.
       alt: the content in words and numbers.
-      prefix: of the ids in the SVG; another one for each plot of a page.
+      prefix: of the ids in the SVG.
 
     Returns:
       As `lines`.
@@ -131,50 +130,37 @@ def intervals(
     import matplotlib
     from matplotlib.figure import Figure
 
-    line, step, gap = 15.0, 11.0, 9.0
-    words = [line * _lines_of(row) for row in rows]
-    height = sum(word + step * len(row.points) + gap for word, row in zip(words, rows, strict=True))
-    total = height + 42
+    total = HEIGHT + (70 if edges else 0)
     with matplotlib.rc_context():
-        _set_style()
+        set_style()
         figure = Figure(figsize=(WIDTH / 72, total / 72), dpi=72)
-        axes = figure.add_axes((14 / WIDTH, 38 / total, (WIDTH - 28) / WIDTH, height / total))
-        axes.grid(True, axis="x")
-        axes.spines["left"].set_visible(False)
-        axes.set_yticks([])
-        top = 0.0
-        across = axes.get_yaxis_transform()
-        for row, word in zip(rows, words, strict=True):
-            axes.text(
-                0, top + 11, _shown(row.name, _CHARACTERS), transform=across, fontweight="bold"
-            )
-            axes.text(
-                1, top + word - 4, _shown(row.text, _CHARACTERS), transform=across, ha="right"
-            )
-            top += word
-            if center is not None:  # not through the words
-                ends = [top - 1, top + step * len(row.points) + 1]
-                axes.plot([center, center], ends, color=_colour(GUIDE), linewidth=1)
-            for i, (value, low, high, style) in enumerate(row.points):
-                position = top + step * (i + 0.5)
-                axes.plot(
-                    [low, high],
-                    [position, position],
-                    color=_colour(style),
-                    linewidth=1.6,
-                    solid_capstyle="butt",
+        width, left = (WIDTH - 64) / WIDTH, 52 / WIDTH
+        axes = figure.add_axes((left, 1 - (HEIGHT - 40) / total, width, (HEIGHT - 50) / total))
+        axes.grid(True)
+        for one in series:
+            draw(axes, one)
+        apply(axes.yaxis, axes.set_ylim, axes.set_yscale, Axis("observed", (-0.01, 1.01)))
+        x, limits = "predicted probability", (-0.01, 1.01)
+        if edges is not None and positive is not None and negative is not None:
+            apply(axes.xaxis, axes.set_xlim, axes.set_xscale, Axis("", limits))
+            below = figure.add_axes((left, 40 / total, width, 60 / total))
+            below.spines["left"].set_visible(False)
+            below.set_yticks([])
+            below.axhline(0, color=colour(GUIDE), linewidth=0.7)
+            for counts, sign, alpha in ((positive, 1, 0.9), (negative, -1, 0.45)):
+                shares = np.asarray(counts) / max(1.0, float(np.max(counts, initial=0.0)))
+                below.bar(
+                    edges[:-1],
+                    sign * shares,
+                    np.diff(edges),
+                    align="edge",
+                    color=colour(style),
+                    alpha=alpha,
+                    linewidth=0,
                 )
-                axes.plot(
-                    [value], [position], _MARKERS[style % 6], color=_colour(style), markersize=5.5
-                )
-            top += step * len(row.points) + gap
-        axes.set_ylim(height, 0)
-        _apply(axes.xaxis, axes.set_xlim, axes.set_xscale, axis)
-        return _inline(figure, alt, prefix)
-
-
-def _lines_of(row: Row) -> int:
-    return 1 if len(row.name) + len(row.text) <= _CHARACTERS - 6 else 2
+            axes = below
+        apply(axes.xaxis, axes.set_xlim, axes.set_xscale, Axis(x, limits))
+        return inline(figure, alt, prefix)
 
 
 def swatch(style: int, *, marker: bool = False) -> str:
@@ -211,11 +197,11 @@ _SHAPES = (
 )
 
 
-def _set_style() -> None:
+def set_style() -> None:
     """Set the style of the surrounding `rc_context`: a report ignores the user's matplotlibrc."""
     import matplotlib
 
-    text = _colour(0, text=True)
+    text = colour(0, text=True)
     matplotlib.rcParams.update(
         {k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith("backend")}
     )
@@ -224,8 +210,8 @@ def _set_style() -> None:
             "svg.fonttype": "none",
             "svg.hashsalt": "medtl",
             "text.parse_math": False,  # a "$" in a class name is a dollar
-            "font.size": _FONT_SIZE,
-            "axes.labelsize": _FONT_SIZE,
+            "font.size": FONT_SIZE,
+            "axes.labelsize": FONT_SIZE,
             "axes.formatter.useoffset": False,
             "axes.formatter.limits": (-5, 7),
             "text.color": text,
@@ -247,7 +233,8 @@ def _set_style() -> None:
     )
 
 
-def _draw(axes: Any, one: Series) -> None:
+def draw(axes: Any, one: Series) -> None:
+    """Draw a line with its band, bars and markers."""
     n = len(one.x)
     nothing = np.full(n, np.nan)
     x, y, low, high = (
@@ -256,11 +243,11 @@ def _draw(axes: Any, one: Series) -> None:
     )
     keep = thin(x, y)
     x, y, low, high = x[keep], y[keep], low[keep], high[keep]
-    colour = _colour(one.style)
+    line = colour(one.style)
     if one.bars:
-        axes.vlines(x, low, high, color=colour, linewidth=1.1)
+        axes.vlines(x, low, high, color=line, linewidth=1.1)
     elif np.isfinite(low).any():
-        axes.fill_between(x, low, high, color=colour, alpha=0.14, linewidth=0)
+        axes.fill_between(x, low, high, color=line, alpha=0.14, linewidth=0)
     if one.style < 0:
         dashes, width = ((0, (4, 3)) if one.style == GUIDE else (0, (1, 2))), 1.0
     else:
@@ -268,11 +255,11 @@ def _draw(axes: Any, one: Series) -> None:
     axes.plot(
         x,
         y,
-        color=colour,
+        color=line,
         linestyle=dashes,
         linewidth=0.8 if one.faint else width,
         alpha=0.55 if one.faint else 1.0,
-        marker=_MARKERS[one.style % 6] if one.marker else None,
+        marker=MARKERS[one.style % 6] if one.marker else None,
         markersize=4.5,
     )
 
@@ -301,25 +288,26 @@ def thin(x: np.ndarray, y: np.ndarray, points: int = POINTS) -> np.ndarray:
     return np.unique(np.append(np.minimum(keep, len(x) - 1), len(x) - 1))
 
 
-def _apply(axis: Any, set_limits: Any, set_scale: Any, wanted: Axis) -> None:
+def apply(axis: Any, set_limits: Any, set_scale: Any, wanted: Axis) -> None:
+    """Set label, limits, scale and ticks of one axis of matplotlib's."""
     from matplotlib.ticker import MaxNLocator, NullLocator
 
     if wanted.log:
         set_scale("log")
     if wanted.limits is not None:
         set_limits(*wanted.limits)
-    axis.set_label_text(_shown(wanted.label, 60))
+    axis.set_label_text(shown(wanted.label, 60))
     if wanted.ticks:
         axis.set_ticks(
             [position for position, _ in wanted.ticks],
-            labels=[_shown(text, 16) for _, text in wanted.ticks],
+            labels=[shown(text, 16) for _, text in wanted.ticks],
         )
         axis.set_minor_locator(NullLocator())
     elif not wanted.log:
         axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
 
 
-def _inline(figure: Any, alt: str, prefix: str) -> str:
+def inline(figure: Any, alt: str, prefix: str) -> str:
     """Return the figure as SVG with ids unique in the page, without style sheets and metadata."""
     file = io.StringIO()
     for patch in (figure.patch, *(axes.patch for axes in figure.axes)):
@@ -347,7 +335,7 @@ def _inline(figure: Any, alt: str, prefix: str) -> str:
             for key, value in element.attrib.items()
             if (key != "id" or value in names) and not value.startswith("rotate(-0 ")
         }
-    font = {"font-family": "system-ui, sans-serif", "font-size": f"{_FONT_SIZE:g}"}
+    font = {"font-family": "system-ui, sans-serif", "font-size": f"{FONT_SIZE:g}"}
     label = {"class": "plot", "role": "img", "aria-label": _legible(alt)}
     root.attrib = label | {"viewBox": root.attrib["viewBox"]} | font
     return ET.tostring(root, encoding="unicode")
@@ -361,12 +349,12 @@ def _attribute(key: str, value: str, names: dict[str, str]) -> str:
         value = re.sub(r"-?\d+\.\d+", lambda m: f"{float(m[0]):.2f}".rstrip("0").rstrip("."), value)
         return " ".join(value.split())
     if key == "style":
-        value = re.sub(rf"font-(family:[^;]*|size: {_FONT_SIZE:g}px)(; )?", "", value)
+        value = re.sub(rf"font-(family:[^;]*|size: {FONT_SIZE:g}px)(; )?", "", value)
         return re.sub(r"#0001([0-9a-f]{2})", lambda m: _css(int(m[1], 16) - 3), value)
     return value
 
 
-def _colour(style: int, *, text: bool = False) -> str:
+def colour(style: int, *, text: bool = False) -> str:
     """Return a colour that `_attribute` replaces: matplotlib knows no CSS variables."""
     return "#000100" if text else f"#0001{style % 6 + 3 if style >= 0 else style + 3:02x}"
 
@@ -375,7 +363,8 @@ def _css(style: int) -> str:
     return f"var(--c{style % 6 + 1}, {COLOURS[style % 6]})" if style >= 0 else "currentColor"
 
 
-def _shown(text: str, longest: int) -> str:
+def shown(text: str, longest: int) -> str:
+    """Return text for a plot, cut to a number of characters."""
     text = _legible(text)
     return text if len(text) <= longest else text[: longest - 1] + "…"
 

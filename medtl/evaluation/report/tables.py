@@ -74,9 +74,10 @@ def _number(x: Any, notes: Footnotes, reason: str) -> TableCell:
     return TableCell(wording.UNDEFINED, mark=notes.mark(reason), numeric=True)
 
 
-def _estimate(
+def estimate_cell(
     estimate: Mapping[str, Any] | None, notes: Footnotes, *, sign: bool = False
 ) -> TableCell:
+    """Show an estimate with its interval; a reason is among the notes where it is undefined."""
     if estimate is None:
         return TableCell("–", numeric=True)
     if not wording.is_known(estimate.get("value")):
@@ -99,37 +100,37 @@ def arms(analysis: Mapping[str, Any]) -> Table:
         rows.append(
             (
                 TableCell(arm, small=small),
-                *(_estimate(result["metrics"].get(m), notes) for m in names),
+                *(estimate_cell(result["metrics"].get(m), notes) for m in names),
             )
         )
-    return Table(
-        f"Main metrics, with {_interval(analysis)}", ("Arm", *map(_head, names)), rows, notes.all
-    )
+    caption = f"Main metrics, with {interval_words(analysis)}"
+    caption += f"; positive is {analysis['positive']}" if analysis.get("positive") else ""
+    return Table(caption, ("Arm", *map(metric_head, names)), rows, notes.all)
 
 
 def all_metrics(analysis: Mapping[str, Any]) -> Table:
     """Make a row per metric, a column per arm; below each number its interval and spread."""
     notes, items = Footnotes(), analysis["arms"]
-    names = _names(result["metrics"] for result in items.values())
+    names = names_of(result["metrics"] for result in items.values())
     rows = []
     for name in names:
         cells = []
         for result in items.values():
             estimate = result["metrics"].get(name)
-            cell = _estimate(estimate, notes)
+            cell = estimate_cell(estimate, notes)
             if estimate and wording.is_known(estimate.get("std")):
                 cell = dataclasses.replace(
                     cell, small=f"{cell.small}; SD {wording.number(estimate['std'])}".lstrip("; ")
                 )
             cells.append(cell)
-        rows.append((TableCell(_head(name)), *cells))
+        rows.append((TableCell(metric_head(name)), *cells))
     spread = (
         ", and the standard deviation over the models"
         if analysis["design"].get("models", 1) > 1
         else ""
     )
     return Table(
-        f"All metrics, with {_interval(analysis)}{spread}", ("Metric", *items), rows, notes.all
+        f"All metrics, with {interval_words(analysis)}{spread}", ("Metric", *items), rows, notes.all
     )
 
 
@@ -145,7 +146,7 @@ def comparisons(analysis: Mapping[str, Any]) -> Table | None:
         rows.append(
             (
                 TableCell(wording.difference_name(c)),
-                _estimate(c["difference"], notes, sign=True),
+                estimate_cell(c["difference"], notes, sign=True),
                 TableCell(wording.p_value(c.get("p")), numeric=True),
                 *((adjusted,) if several else ()),
                 TableCell(wording.VERDICTS.get(c["verdict"], c["verdict"])),
@@ -155,7 +156,7 @@ def comparisons(analysis: Mapping[str, Any]) -> Table | None:
     adjusted_head = ("p, adjusted",) if several else ()
     head = ("Difference", name, "p", *adjusted_head, "First arm")
     methods = wording.listed(list(dict.fromkeys(c["method"] for c in items if c.get("method"))))
-    caption = f"Differences in {name}, with {_interval(analysis)}" + (
+    caption = f"Differences in {name}, with {interval_words(analysis)}" + (
         f", by {methods}" if methods else ""
     )
     caption += ", simultaneous over the arms" if several else ""
@@ -193,14 +194,14 @@ def all_differences(analysis: Mapping[str, Any]) -> Table | None:
     notes = Footnotes()
     rows = [
         (
-            TableCell(_head(name)),
-            *(_estimate(c["all_metrics"].get(name), notes, sign=True) for c in items),
+            TableCell(metric_head(name)),
+            *(estimate_cell(c["all_metrics"].get(name), notes, sign=True) for c in items),
         )
-        for name in _names(c["all_metrics"] for c in items)
+        for name in names_of(c["all_metrics"] for c in items)
     ]
     head = ("Metric", *map(wording.difference_name, items))
     methods = wording.listed(list(dict.fromkeys(c["method"] for c in items if c.get("method"))))
-    caption = f"Differences in all metrics, with {_interval(analysis)}"
+    caption = f"Differences in all metrics, with {interval_words(analysis)}"
     caption += f", by {methods}" if methods else ""
     return Table(caption, head, rows, notes.all)
 
@@ -219,11 +220,10 @@ def learning(analysis: Mapping[str, Any]) -> Table | None:
     rows = []
     for size in curve["sizes"]:
         at = [next((p for p in points if p["size"] == size), None) for _, points, _ in columns]
-        cells = [_estimate(p, notes, sign=c[2]) for p, c in zip(at, columns, strict=True)]
+        cells = [estimate_cell(p, notes, sign=c[2]) for p, c in zip(at, columns, strict=True)]
         rows.append((TableCell(wording.count(size)), *cells))
-    caption = (
-        f"{wording.metric(curve['metric'])} by number of target labels, with {_interval(analysis)}"
-    )
+    caption = f"{wording.metric(curve['metric'])} by number of target labels"
+    caption += f", with {interval_words(analysis)}"
     return Table(caption, ("Labels", *(name for name, _, _ in columns)), rows, notes.all)
 
 
@@ -244,7 +244,7 @@ def calibration(analysis: Mapping[str, Any]) -> Table | None:
             if kind not in items:
                 continue
             rows.append((TableCell(arm), *_calibration_row(name, items[kind], shown, notes)))
-    head = ("Arm", "Scaling", *map(_head, shown), "Fitted on val")
+    head = ("Arm", "Scaling", *map(metric_head, shown), "Fitted on val")
     # With one map for each of several models there are no parameters to show.
     if not any(row[-1].text for row in rows):
         head, rows = head[:-1], [row[:-1] for row in rows]
@@ -311,7 +311,7 @@ def _conformal_row(
         TableCell(arm),
         TableCell(name, mark=notes.mark(note) if note else ""),
         TableCell(wording.percent(entry["level"]), numeric=True),
-        _estimate(coverage | {k: entry.get(k) for k in ("low", "high")}, notes),
+        estimate_cell(coverage | {k: entry.get(k) for k in ("low", "high")}, notes),
         _number(entry.get("size"), notes, reason),
         TableCell(wording.count(entry.get("n")), numeric=True),
     )
@@ -358,14 +358,15 @@ def subgroup(analysis: Mapping[str, Any], column: str) -> Table:
         if column in r.get("subgroups", {})
     }
     rows: list[tuple[TableCell, ...]] = []
-    for group in _names(entry["groups"] for entry in items.values()):
+    for group in names_of(entry["groups"] for entry in items.values()):
         entries = [entry["groups"].get(group) for entry in items.values()]
         known = next(e for e in entries if e)
         small = f"n = {wording.count(known['n'])}"
         if known.get("patients") is not None:
             small += f", {wording.count(known['patients'])} patients"
         mark = notes.mark(known["small"]) if known.get("small") else ""
-        cells = (_estimate((e or {"metrics": {}})["metrics"].get(metric), notes) for e in entries)
+        of_arms = ((e or {"metrics": {}})["metrics"].get(metric) for e in entries)
+        cells = (estimate_cell(estimate, notes) for estimate in of_arms)
         rows.append((TableCell(group, small=small, mark=mark), *cells))
     worst, gaps = [], []
     for entry in items.values():
@@ -373,7 +374,7 @@ def subgroup(analysis: Mapping[str, Any], column: str) -> Table:
         none = TableCell("–", numeric=True)
         shown = w and TableCell(w["group"], small=wording.number(w["value"]), numeric=True)
         worst.append(shown or none)
-        gap = _estimate(g, notes) if g else none
+        gap = estimate_cell(g, notes) if g else none
         if g and g.get("between"):
             gap = dataclasses.replace(
                 gap, small=f"{gap.small}; {' and '.join(g['between'])}".lstrip("; ")
@@ -383,7 +384,8 @@ def subgroup(analysis: Mapping[str, Any], column: str) -> Table:
         rows.append((TableCell("Worst group"), *worst))
     if any(entry.get("gap") for entry in items.values()):
         rows.append((TableCell("Gap", small="between the best and the worst"), *gaps))
-    caption = f"{wording.metric(metric)} by {wording.column(column)}, with {_interval(analysis)}"
+    caption = f"{wording.metric(metric)} by {wording.column(column)}"
+    caption += f", with {interval_words(analysis)}"
     remarks = dict.fromkeys(entry["note"] for entry in items.values() if entry.get("note"))
     caption += "".join(f". {remark}" for remark in remarks)
     return Table(caption, ("Group", *items), rows, notes.all)
@@ -398,10 +400,10 @@ def subgroup_metrics(analysis: Mapping[str, Any], column: str) -> list[Table]:
         notes, groups = Footnotes(), result["subgroups"][column]["groups"]
         rows = [
             (
-                TableCell(_head(name)),
-                *(_estimate(g["metrics"].get(name), notes) for g in groups.values()),
+                TableCell(metric_head(name)),
+                *(estimate_cell(g["metrics"].get(name), notes) for g in groups.values()),
             )
-            for name in _names(g["metrics"] for g in groups.values())
+            for name in names_of(g["metrics"] for g in groups.values())
         ]
         made.append(
             Table(
@@ -412,17 +414,6 @@ def subgroup_metrics(analysis: Mapping[str, Any], column: str) -> list[Table]:
             )
         )
     return made
-
-
-def data(domain: str, card: Mapping[str, Any]) -> Table:
-    """Make the counts of one domain: a row per split, a column per class."""
-    classes = list(card.get("classes") or ())
-    rows = []
-    for split, counts in (card.get("splits") or {}).items():
-        names = classes or list(counts)
-        cells = [TableCell(wording.count(counts.get(name, 0)), numeric=True) for name in names]
-        rows.append((TableCell(split), *cells))
-    return Table(f"{domain}: {card.get('name', '')}", ("Split", *classes), rows)
 
 
 def _parameters(parameters: Any) -> str:
@@ -436,14 +427,16 @@ def _parameters(parameters: Any) -> str:
     return "; ".join(shown)
 
 
-def _head(metric: str) -> str:
+def metric_head(metric: str) -> str:
+    """Return the head of a metric's column, with an arrow where lower is better."""
     return f"{wording.metric(metric)} ↓" if metric in LOWER_IS_BETTER else wording.metric(metric)
 
 
-def _interval(analysis: Mapping[str, Any]) -> str:
+def interval_words(analysis: Mapping[str, Any]) -> str:
+    """Return "95 % intervals"."""
     return f"{wording.percent(analysis['design']['level'])} intervals"
 
 
-def _names(mappings: Iterable[Mapping[str, Any]]) -> list[str]:
+def names_of(mappings: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return the keys of all mappings, each once, in the order in which they come."""
     return list(dict.fromkeys(name for mapping in mappings for name in mapping))
