@@ -8,12 +8,13 @@ itself. `check` finds most mistakes at once, `load` reads everything; both refus
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from medtl.data import cache as caches
-from medtl.data import images, kinds, splits, user
+from medtl.data import clinical, images, kinds, splits, user
 from medtl.data import table as tables
 from medtl.errors import UserError, nearest
 from medtl.examples import Examples
@@ -21,7 +22,14 @@ from medtl.examples import Examples
 __all__ = ["check", "check_domains", "fractions", "load", "split_seed"]
 
 
-def check(spec: Any, *, key: str, require_label: bool = True, require_train: bool = True) -> None:
+def check(
+    spec: Any,
+    *,
+    key: str,
+    require_label: bool = True,
+    require_train: bool = True,
+    inputs: Sequence[str] = ("image",),
+) -> None:
     """Find the mistakes that can be found without decoding images: fields, files, labels, splits.
 
     Args:
@@ -29,6 +37,7 @@ def check(spec: Any, *, key: str, require_label: bool = True, require_train: boo
       key: its config key, e.g. "config.data.target".
       require_label: as in `load`.
       require_train: as in `load`.
+      inputs: as in `load`.
 
     Raises:
       UserError: with the config key, or the file, line and column.
@@ -39,7 +48,7 @@ def check(spec: Any, *, key: str, require_label: bool = True, require_train: boo
     if kind.check is not None:
         kind.check(spec, key=key)
     else:
-        _table(spec, kind, key, require_label, require_train, image_size=0)
+        _table(spec, kind, key, require_label, require_train, image_size=0, inputs=inputs)
 
 
 def load(
@@ -53,6 +62,8 @@ def load(
     key: str,
     require_label: bool = True,
     require_train: bool = True,
+    inputs: Sequence[str] = ("image",),
+    roles: Mapping[str, str] | None = None,
 ) -> Examples:
     """Read, split, check and decode one domain.
 
@@ -67,9 +78,12 @@ def load(
       require_label: False for examples to be scored: labels and splits are ignored, every label is
         -1 and every split "test".
       require_train: False where nothing is trained: a data set without a train split is accepted.
+      inputs: of the model, `config.data.inputs`.
+      roles: column -> role for examples to be scored, see `clinical.read`.
 
     Returns:
       Examples whose image is uint8[N, image_size, image_size, channels] or an `ImageSource` of it.
+      The columns of a clinical table are in `columns`; `preprocessing` makes inputs of them.
 
     Raises:
       UserError: for any mistake in the data, with file, line and column.
@@ -88,11 +102,22 @@ def load(
         rows = user.checked(examples, f"{key}.kind: {spec.kind}", shape)
         _complete(rows, spec, kind, key, require_label, require_train)
         return examples
-    table = _table(spec, kind, key, require_label, require_train, image_size=image_size)
-    image, contents = caches.load(
-        table, size=image_size, channels=channels, resize=resize, cache=cache, cache_dir=cache_dir
+    table = _table(
+        spec, kind, key, require_label, require_train,
+        image_size=image_size, inputs=inputs, roles=roles,
+    )  # fmt: skip
+    settings: dict[str, Any] = dict(
+        size=image_size, channels=channels, resize=resize, cache=cache, cache_dir=cache_dir
     )
-    return tables.examples(table, image, contents)
+    if table.columns is None and not table.inputs:
+        image, contents = caches.load(table, **settings)
+        return tables.examples(table, image, contents)
+    pixels, contents = None, []
+    if "image" in table.present:
+        pixels, contents = clinical.load_images(table, **settings)
+    contents += [clinical.digest(table.columns)] if table.columns else []
+    contents += [np.ascontiguousarray(values).tobytes() for values in table.inputs.values()]
+    return tables.examples(table, pixels, contents)
 
 
 def fractions(spec: Any, *, key: str = "config.data") -> tuple[float, ...]:
@@ -133,9 +158,11 @@ def check_domains(source: Examples | None, target: Examples, *, all_held_out: bo
     if source is None or "image" not in source.inputs or "image" not in target.inputs:
         return
     digests = caches.digests(source.image)
-    source_row = {digests[i]: i for i in reversed(source.indices("train").tolist())}
+    in_train = [i for i in source.indices("train").tolist() if source.has("image", i)]
+    source_row = {digests[i]: i for i in reversed(in_train)}
     digests = caches.digests(target.image)
     held_out = np.arange(len(target)) if all_held_out else np.flatnonzero(target.split != "train")
+    held_out = np.array([i for i in held_out.tolist() if target.has("image", i)], np.int64)
     leaked = [(i, source_row[digests[i]]) for i in held_out.tolist() if digests[i] in source_row]
     if leaked:
         pairs = ", ".join(
@@ -164,9 +191,22 @@ def _table(
     require_train: bool,
     *,
     image_size: int,
+    inputs: Sequence[str],
+    roles: Mapping[str, str] | None = None,
 ) -> tables.Table:
     """Read the examples; image_size 0 leaves the images unread."""
-    table = kind.read(spec, key=key, require_label=require_label, image_size=image_size)
+    unread = [name for name in inputs if name not in (*kind.inputs, clinical.AUTO)]
+    if unread:
+        raise UserError(
+            f"config.data.inputs has {unread[0]!r}, but {key}.kind {spec.kind!r} reads "
+            f"{', '.join(kind.inputs)} alone"
+        )
+    if "table" in kind.inputs and (tuple(inputs) != ("image",) or spec.columns):
+        table = clinical.read(
+            spec, key=key, require_label=require_label, inputs=inputs, roles=roles
+        )
+    else:
+        table = kind.read(spec, key=key, require_label=require_label, image_size=image_size)
     return _complete(table, spec, kind, key, require_label, require_train)
 
 

@@ -35,6 +35,7 @@ class Kind:
       split: the fractions of train, val and test where the config names none.
       seed: added to the config's `split_seed`.
       is_user: `read` is a function of the user, which makes the split itself.
+      inputs: the inputs that it can read; "table" and "text" by `medtl.data.clinical`.
     """
 
     read: Callable[..., Any]
@@ -42,6 +43,7 @@ class Kind:
     split: tuple[float, ...] = SPLIT
     seed: int = 0
     is_user: bool = False
+    inputs: tuple[str, ...] = ("image",)
 
     def fractions(self, spec: Any) -> tuple[float, ...]:
         """Return the fractions of train, val and test where the data has no split."""
@@ -53,8 +55,11 @@ class Kind:
 
 
 def manifest() -> Kind:
-    """Return the kind that reads a CSV file with one line per image; see `medtl.data.manifest`."""
-    return Kind(manifests.read)
+    """Return the kind that reads a CSV file with one line per example.
+
+    See `medtl.data.manifest`, and `medtl.data.clinical` where more than images are read.
+    """
+    return Kind(manifests.read, inputs=("image", "table", "text"))
 
 
 def npz() -> Kind:

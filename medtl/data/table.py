@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
+from medtl.data.schema import Columns
 from medtl.examples import Examples, ImageSource
 
 
@@ -42,6 +43,10 @@ class Table:
       images: uint8[N, H, W] or [N, H, W, C], or `Encoded`.
       synthetic: True where a program drew the images.
       groups: "site", "subgroup" or "subgroup_<name>" -> str[N], "" where unknown.
+      columns: of a clinical table; None: there are none.
+      inputs: arrays [N, ...] that are inputs as they are, by name.
+      present: input -> bool[N], False for a row that lacks it; an input that is not in it is
+        present everywhere.
     """
 
     name: str
@@ -57,6 +62,9 @@ class Table:
     images: np.ndarray | Encoded
     synthetic: bool = False
     groups: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    columns: Columns | None = None
+    inputs: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    present: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.id)
@@ -80,6 +88,9 @@ class Table:
             line_or_row=self.line_or_row[rows],
             images=images,
             groups={name: values[rows] for name, values in self.groups.items()},
+            columns=self.columns.take(rows) if self.columns else None,
+            inputs={name: values[rows] for name, values in self.inputs.items()},
+            present={name: values[rows] for name, values in self.present.items()},
         )
 
     def unlabelled(self) -> Table:
@@ -92,13 +103,16 @@ class Table:
         )
 
 
-def examples(table: Table, image: np.ndarray | ImageSource, contents: Sequence[bytes]) -> Examples:
+def examples(
+    table: Table, image: np.ndarray | ImageSource | None, contents: Sequence[bytes]
+) -> Examples:
     """Return a table as `Examples`.
 
     Args:
       table: validated, with a split.
-      image: uint8[N, H, W, C], or an `ImageSource` of uint8[H, W, C].
-      contents: one digest per row, of the stored image; part of the fingerprint.
+      image: uint8[N, H, W, C], or an `ImageSource` of uint8[H, W, C]; None: no input is an image.
+      contents: digests of the content, such as one per row of the stored image; part of the
+        fingerprint.
 
     Raises:
       ValueError: the table has no split.
@@ -112,7 +126,7 @@ def examples(table: Table, image: np.ndarray | ImageSource, contents: Sequence[b
     fingerprint.update(b"".join(contents))
     return Examples(
         name=table.name,
-        inputs={"image": image},
+        inputs={**({} if image is None else {"image": image}), **table.inputs},
         label=table.label,
         id=table.id,
         split=table.split,
@@ -123,6 +137,8 @@ def examples(table: Table, image: np.ndarray | ImageSource, contents: Sequence[b
         split_hash=split_hash,
         synthetic=table.synthetic,
         groups=table.groups,
+        columns=table.columns,
+        present=table.present,
     )
 
 

@@ -21,7 +21,9 @@ import numpy as np
 
 from medtl import data, files, plugins
 from medtl.config import check
-from medtl.data import cache
+from medtl.data import cache, schema
+from medtl.data.prepared import Tables, resolved_inputs, with_present
+from medtl.data.schema import Columns
 from medtl.errors import UserError
 from medtl.evaluation import analysis, predictions
 from medtl.evaluation.predictions import Predictions
@@ -114,6 +116,7 @@ def open_experiment(
         if not trial.is_traced:  # before data is read: a plug-in string may be wrong
             Components.create(with_values(config, trial.values))
     examples = load_data(config)
+    config, examples, tables = with_columns(config, examples)
     by_seed = {seed: splits.splits_of(config, examples["target"], seed) for seed in config.seeds}
     if not subsets:
         by_seed = {seed: [s for s in made if s.size is None] for seed, made in by_seed.items()}
@@ -126,6 +129,7 @@ def open_experiment(
         examples,
         training=training,
         train_size=max(splits.largest_train(made) for made in by_seed.values()),
+        tables=tables,
     )
     preflight.check(experiment, arms or config.arms, tuned if settings is None else settings)
     shown = [_named("arm", arms or config.arms), _named("seed", config.seeds)]
@@ -242,6 +246,7 @@ def load_data(config: Any) -> dict[str, Examples]:
             cache=c.cache,
             cache_dir=c.cache_dir,
             key=f"config.data.{domain}",
+            inputs=c.inputs,
         )
         for domain in DOMAINS
         if domain == "target" or needs_source
@@ -256,6 +261,29 @@ def load_data(config: Any) -> dict[str, Examples]:
     for domain, e in examples.items():
         _check_label_kind(config, domain, e)
     return examples
+
+
+def with_columns(
+    config: Any, examples: dict[str, Examples]
+) -> tuple[Any, dict[str, Examples], Tables | None]:
+    """Show the roles of clinical columns, and lay out the inputs that are made of them.
+
+    Returns:
+      The config with the inputs that "auto" means, the examples, and the columns.
+    """
+    inputs = resolved_inputs(config.data.inputs, examples)
+    if "auto" in config.data.inputs:
+        config = with_values(config, {"data.inputs": inputs})
+    if inputs == ("image",) or all(e.columns is None for e in examples.values()):
+        return config, examples, None
+    tables = Tables.of(examples, config.data)
+    for domain, e in examples.items():
+        if e.columns is not None:
+            print("\n".join(schema.lines(e.name, e.columns)))
+        lacking = tables.layout.lacking(e.columns or Columns((), {})) if tables else []
+        if lacking:
+            print(f"{domain} {e.name} lacks {', '.join(lacking)}: missing there")
+    return config, {d: with_present(e, inputs) for d, e in examples.items()}, tables
 
 
 def _check_label_kind(config: Any, domain: str, examples: Examples) -> None:
