@@ -11,6 +11,7 @@ def get_config():
     c.seeds = (0, 1, 2, 3, 4)
     c.arm.source_only = arm("random", source_stage=True, joint=False)
     c.arm.target_only = arm("random", source_stage=False, joint=False)
+    c.arm.joint = arm("random", source_stage=False, joint=True)
     c.arms = ("source_only", "target_only")
 
     c.data.inputs = ("table",)
@@ -22,8 +23,9 @@ def get_config():
     c.data.preprocessing.scale_categories = True
 
     c.model.encoders.table = "linear"
-    c.stages.source = stage(epochs=50, learning_rate=1e-3, batch_size=4)
-    c.stages.target = stage(epochs=0)
+    flamby = dict(learning_rate=1e-3, batch_size=4)  # and 50 epochs
+    c.stages.source = stage(**flamby, epochs=50)
+    c.stages.target = stage(**flamby, epochs=0)
     c.checkpoint.select = "last"
     c.evaluation.positive = "disease"
     return c

@@ -379,6 +379,7 @@ SCHEMA: Section = {
             "transfer": changed(ARM, source_stage=True, joint=True),
             "target_only": ARM,
             "scratch": changed(ARM, init="random"),
+            **{name: changed(ARM, inputs=(name,)) for name in ("image", "table", "text")},
         },
     ),
     "data": DATA,
