@@ -22,12 +22,14 @@ Section = dict[str, Node]
 DATASET: Section = {
     "kind": Field(
         "manifest",
-        "The reader with its options: manifest, npz, tfds, phantom, or a function of your own,"
-        " which makes the split itself.",
+        "The reader with its options: manifest, npz, folder, features, tfds, phantom, or a function"
+        " of your own, which makes the split itself.",
         PluginString("medtl.data.kinds"),
     ),
     "path": Field(
-        "", "manifest: the CSV. npz: the file, in MedMNIST's layout. tfds: the prepared directory."
+        "",
+        "manifest: the CSV. npz: the file, in MedMNIST's layout. folder: that of the classes'"
+        " folders. features: the .npz or CSV. tfds: the prepared directory.",
     ),
     "name": Field("", 'tfds: the data set\'s name, e.g. "breast_mnist:1.0.0".'),
     "label": Field("diagnosis", "The diagnosis: a column (manifest) or a feature (tfds)."),
@@ -84,6 +86,12 @@ DATA: Section = {
         UNIQUE,
     ),
     "preprocessing": _PREPROCESSING,
+    "allow_columns": Field(
+        (),
+        "Columns of a table that may give the label away: whose values, or missing cells, predict a"
+        " class in train with an AUROC above 0.99. Otherwise such a column is refused.",
+        UNIQUE,
+    ),
     "image_size": Field(32, "Height and width of the images in pixels.", at_least(1)),
     "channels": Field(1, "1: grey; 3: RGB, in which grey images are repeated.", one_of(1, 3)),
     "resize": Field(

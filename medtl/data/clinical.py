@@ -172,7 +172,7 @@ def _present(columns: schema.Columns, image: np.ndarray | None) -> dict[str, np.
 def _check_inputs(table: Table, inputs: Sequence[str], key: str, *, is_scored: bool) -> None:
     names = list(table.present) if AUTO in inputs else list(inputs)
     absent = [name for name in names if name not in table.present]
-    if absent and not is_scored and len(absent) == len(names):
+    if absent and not is_scored:
         kinds = " or ".join(OF_CELLS[absent[0]])
         raise UserError(
             f"{table.origin} has no {kinds} column for the input {absent[0]!r} of "

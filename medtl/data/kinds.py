@@ -7,10 +7,13 @@ function, such as "file.py:load(option=1)". Imports no JAX.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 from medtl import plugins
+from medtl.data import features as precomputed
+from medtl.data import folder as folders
 from medtl.data import manifest as manifests
 from medtl.data import npz as npzs
 from medtl.data import phantom as phantoms
@@ -18,7 +21,7 @@ from medtl.data import tfds as prepared
 from medtl.data.table import Table
 from medtl.errors import UserError, nearest
 
-NAMES = ("manifest", "npz", "tfds", "phantom")
+NAMES = ("manifest", "npz", "folder", "features", "tfds", "phantom")
 SPLIT = (0.7, 0.15, 0.15)
 
 
@@ -65,6 +68,21 @@ def manifest() -> Kind:
 def npz() -> Kind:
     """Return the kind that reads an `.npz` in MedMNIST's layout; see `medtl.data.npz`."""
     return Kind(npzs.read)
+
+
+def folder() -> Kind:
+    """Return the kind that reads a folder of images for each class; see `medtl.data.folder`."""
+    return Kind(folders.read)
+
+
+def features(columns: str = "*") -> Kind:
+    """Return the kind that reads precomputed features; see `medtl.data.features`.
+
+    Args:
+      columns: CSV: a pattern of the columns' names.
+    """
+    read = functools.partial(precomputed.read, columns=columns)
+    return Kind(read, inputs=("features",))
 
 
 def tfds() -> Kind:

@@ -21,7 +21,7 @@ import numpy as np
 
 from medtl import data, files, plugins
 from medtl.config import check
-from medtl.data import cache, schema
+from medtl.data import cache, leakage, schema
 from medtl.data.prepared import Tables, resolved_inputs, with_present
 from medtl.data.schema import Columns
 from medtl.errors import UserError
@@ -280,7 +280,19 @@ def with_columns(
     for domain, e in examples.items():
         if e.columns is not None:
             print("\n".join(schema.lines(e.name, e.columns)))
-        lacking = tables.layout.lacking(e.columns or Columns((), {})) if tables else []
+        columns = e.columns or Columns((), {})
+        lacking = tables.layout.lacking(columns) if tables else []
+        if tables:
+            train = e.indices("train")
+            lines = leakage.check(
+                columns.take(train),
+                tables.layout.roles,
+                e.label[train],
+                e.classes,
+                where=f"{domain} {e.name}",
+                allow=config.data.allow_columns,
+            )
+            print("".join(f"Warning: {line}\n" for line in lines), end="")
         if lacking:
             print(f"{domain} {e.name} lacks {', '.join(lacking)}: missing there")
     return config, {d: with_present(e, inputs) for d, e in examples.items()}, tables
