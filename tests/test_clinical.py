@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from clinical_run import clinical, write_clinical
 
-from medtl.config import arm, check, dataset
+from medtl.config import arm, check, dataset, stage
 from medtl.errors import UserError
 from medtl.experiment import experiment, inference
 from medtl.experiment.preview import preview
@@ -80,24 +80,38 @@ def test_a_column_that_the_source_lacks_is_missing_there(tmp_path, table, capsys
 @pytest.mark.slow
 @pytest.mark.parametrize("fusion", ["concat", "gated", "late"])
 def test_fusion_beats_each_modality_also_where_some_are_missing(tmp_path, fusion):
-    path = write_clinical(tmp_path / "data", 400, lacks=1 / 3)
+    path = write_clinical(tmp_path / "data", 800, lacks=1 / 3)
     config = clinical(
         path,
         data__inputs=("image", "table", "text"),
         data__target=dataset("manifest", path=str(path), split=(0.5, 0.1, 0.4)),
+        data__preprocessing__text_features=512,
         model__fusion=fusion,
         model__modality_dropout=0.2,
-        arms=("own", "image", "table", "text", "trees"),
-        stages__target__epochs=20,
-    )
-    own = dict(init="random", source_stage=False, joint=False)
-    config.arm.trees = arm(
-        **own, inputs=("table",), estimator="sklearn.ensemble:HistGradientBoostingClassifier()"
+        arms=("own", "image", "table", "text"),
+        stages__target=stage(epochs=15, batch_size=16, learning_rate=3e-3, weight_decay=0.1),
     )
     summary = experiment.train(config, tmp_path / "run")
     auroc = {name: entry["test"]["auroc"] for name, entry in summary["arms"].items()}
     for name in ("image", "table", "text"):
         assert auroc["own"] > auroc[name] + 0.05, auroc
+
+
+def test_classifiers_of_scikit_learn_are_arms_on_the_same_folds(tmp_path, table):
+    config = clinical(table, arms=("own", "trees"), evaluation__folds=3, stages__target__epochs=1)
+    estimator = "sklearn.ensemble:HistGradientBoostingClassifier(max_iter=20)"
+    config.arm.trees = arm("random", source_stage=False, joint=False, estimator=estimator)
+    summary = experiment.train(config, tmp_path / "run")
+    rows = [
+        r for r in csv.DictReader(open(tmp_path / "run/predictions.csv")) if r["split"] == "test"
+    ]
+    ids = {name: [r["id"] for r in rows if r["arm"] == name] for name in ("own", "trees")}
+    assert sorted(ids["own"]) == sorted(ids["trees"])
+    assert len(set(ids["own"])) == 120
+    assert experiment.train(config, tmp_path / "run")["arms"] == summary["arms"]
+    config.arm.trees.estimator = "sklearn.svm:LinearSVC"
+    with pytest.raises(UserError, match="must be a classifier with fit and predict_proba"):
+        preview(config)
 
 
 def test_arms_of_one_modality_run_beside_the_fused_one(tmp_path):

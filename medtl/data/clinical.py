@@ -8,6 +8,7 @@ row without any input. Imports no JAX.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
@@ -49,20 +50,46 @@ def read(
     Raises:
       UserError: as the module's docstring lists.
     """
+    fields = (spec.path, spec.label, spec.multi_label, tuple(spec.columns))
+    given = None if roles is None else tuple(sorted(roles.items()))
+    return _read(fields, _stamp(spec.path), key, require_label, tuple(inputs), given)
+
+
+def _stamp(path: str) -> tuple[int, int] | None:
+    """Return what changes with the file; None: there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
+
+
+@functools.lru_cache(maxsize=2)  # the check of the config and the run read the same large file
+def _read(
+    fields: tuple[str, str, bool, tuple[str, ...]],
+    stamp: tuple[int, int] | None,
+    key: str,
+    require_label: bool,
+    inputs: tuple[str, ...],
+    roles: tuple[tuple[str, str], ...] | None,
+) -> Table:
+    path, label, multi_label, texts = fields
     flag = key if key.startswith("-") else f"{key}.path"
-    sheet = manifests._read_sheet(spec.path, flag)
+    sheet = manifests._read_sheet(path, flag)
     header = list(sheet.columns)
     if roles is None:
-        given = schema.overrides(spec.columns, header, key=f"{key}.columns")
+        given = schema.overrides(texts, header, key=f"{key}.columns")
     else:
-        given = {name: roles.get(name, "ignore") for name in header if name not in _SPECIAL}
-    label = next((name for name, role in given.items() if role == "label"), spec.label)
+        known = dict(roles)
+        given = {name: known.get(name, "ignore") for name in header if name not in _SPECIAL}
+    label = next((name for name, role in given.items() if role == "label"), label)
     columns = schema.infer(header, sheet.column, given, label=label, where=sheet.where)
     sheet = dataclasses.replace(sheet, columns=_renamed(sheet.columns, given))
     if require_label:
         manifests._require(sheet, label, f"{key}.label")
     manifests._refuse_near_misses(sheet, label)
-    table = _table(sheet, spec, label, columns, require_label, _has_image(sheet, inputs, flag))
+    has_image = _has_image(sheet, inputs, flag)
+    table = table_of(sheet, label, multi_label, columns, require_label, has_image=has_image)
     _check_inputs(table, inputs, key, is_scored=roles is not None)
     return table
 
@@ -92,24 +119,35 @@ def _has_image(sheet: Any, inputs: Sequence[str], flag: str) -> bool:
     return "image_path" in sheet.columns and ("image" in inputs or AUTO in inputs)
 
 
-def _table(
+def table_of(
     sheet: Any,
-    spec: Any,
     label: str,
+    multi_label: bool,
     columns: schema.Columns,
     require_label: bool,
+    *,
     has_image: bool,
 ) -> Table:
-    n, path = len(sheet.rows), pathlib.Path(spec.path)
+    """Return the rows of a sheet with what is no input: labels, splits, patients, groups.
+
+    Args:
+      sheet: the cells.
+      label: the name of the column that holds the diagnosis.
+      multi_label: whether a cell holds several diagnoses.
+      columns: the roles and cells of the inputs.
+      require_label: False for examples to be scored.
+      has_image: whether the column `image_path` is read.
+    """
+    n, path = len(sheet.rows), pathlib.Path(sheet.path)
     labels, classes = (
-        manifests._labels(sheet, label, spec.multi_label)
+        manifests._labels(sheet, label, multi_label)
         if require_label
         else (np.full(n, -1, np.int32), ())
     )
     names = sheet.column("image_path") if has_image else [""] * n
     table = Table(
         name=path.parent.resolve().name if path.stem == "manifest" else path.stem,
-        origin=spec.path,
+        origin=sheet.path,
         id=_ids(sheet, names),
         label=labels,
         classes=classes,

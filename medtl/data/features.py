@@ -57,8 +57,9 @@ def _of_csv(spec: Any, key: str, require_label: bool, pattern: str) -> Table:
                 "missing values, those of a table do: config.data.inputs=('table',)"
             )
         matrix.append(values)
-    table = clinical._table(
-        sheet, spec, spec.label, schema.Columns((), {}), require_label, has_image=False
+    none = schema.Columns((), {})
+    table = clinical.table_of(
+        sheet, spec.label, spec.multi_label, none, require_label, has_image=False
     )
     return _with_features(table, np.stack(matrix, axis=1), spec.path)
 

@@ -139,10 +139,13 @@ def _best(
     is_coded: bool = False,
 ) -> Iterator[Finding]:
     best = Finding(column, kind, "", 0.0)
-    for k, name in enumerate(classes):
+    numbered = list(enumerate(classes))
+    if len(classes) == 2 and label.ndim == 1:
+        numbered = numbered[1:]  # the other has the same area
+    for k, name in numbered:
         is_class = label[:, k] == 1 if label.ndim == 2 else label == k
         known = ~np.isnan(label[:, k]) if label.ndim == 2 else label >= 0
-        y, x = is_class[known], np.asarray(score, np.float64)[known]
+        y, x = is_class[known], score[known]
         if min(y.sum(), len(y) - y.sum()) < _LEAST:
             continue
         if is_coded:
@@ -168,5 +171,7 @@ def auroc(y: np.ndarray, x: np.ndarray) -> float:
     0.75
     """
     n = int(y.sum())
+    if x.dtype == bool:
+        return float(0.5 + (x[y].mean() - x[~y].mean()) / 2)
     ranks = rankdata(x)[y].sum()
     return float((ranks - n * (n + 1) / 2) / (n * (len(y) - n)))

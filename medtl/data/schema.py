@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -192,11 +193,11 @@ def numbers(cells: Sequence[str]) -> np.ndarray | None:
     ([1.5, nan, nan], None)
     """
     try:
-        values = np.array([cell or "nan" for cell in cells]).astype(np.float64)
+        values = np.array([float(cell) if cell else math.nan for cell in cells])
     except ValueError:
         words = ["nan" if _filled(cell, is_number=True) == "" else cell for cell in cells]
         try:
-            values = np.array(words).astype(np.float64)
+            values = np.array([float(cell) for cell in words])
         except ValueError:
             return None
     return values if not np.isinf(values).any() else None
@@ -245,8 +246,10 @@ def _refuse_few_words(
     if role in ("categorical", "text"):
         return
     present = [(row, cell) for row, cell in enumerate(cells) if _filled(cell, is_number=True)]
-    odd = [(row, cell) for row, cell in present if not _is_number(cell)]
-    if role == "numeric" or (len(present) >= 10 and 10 * len(odd) <= len(present)):
+    most = len(present) if role == "numeric" else len(present) // 10
+    # Words are not read to the end.
+    odd = list(itertools.islice((p for p in present if not _is_number(p[1])), most + 1))
+    if role == "numeric" or (len(present) >= 10 and len(odd) <= most):
         row, cell = odd[0]
         raise UserError(
             f"{where(row, name)}: {cell!r} is not a number, as {len(present) - len(odd)} of "
