@@ -1,3 +1,23 @@
+r"""Survival of COVID-19 from 74 blood biomarkers, age and gender (Yan et al. 2020), 375 patients.
+
+    python launch.py --config=configs/covid_blood.py
+
+13 % of the cells are empty. A linear model on quantile-normal numbers with an indicator for each
+missing value, logistic regression and boosted trees of scikit-learn on the same 5 folds. The data
+are not part of medtl; the config expects them in ../shared.
+
+Results: mean ± standard deviation of 5 folds, one seed; 20 s on 2 CPU cores with other work on the
+machine; Python 3.13, JAX 0.12.0, scikit-learn 1.9:
+
+    arm        AUROC            accuracy
+    linear     0.986 ± 0.010    0.952 ± 0.022
+    logistic   0.990 ± 0.009    0.944 ± 0.029
+    trees      0.993 ± 0.009    0.955 ± 0.021
+
+With a weight decay of 0.1 instead of 1, the first value that was tried, linear had 0.982 ± 0.013;
+val, of 53 patients, had 0.996 and 0.997.
+"""
+
 from medtl.config import arm, dataset, default, stage
 
 SHARED = "../shared"  # beside the folder in which the command runs

@@ -102,9 +102,8 @@ def test_classifiers_of_scikit_learn_are_arms_on_the_same_folds(tmp_path, table)
     estimator = "sklearn.ensemble:HistGradientBoostingClassifier(max_iter=20)"
     config.arm.trees = arm("random", source_stage=False, joint=False, estimator=estimator)
     summary = experiment.train(config, tmp_path / "run")
-    rows = [
-        r for r in csv.DictReader(open(tmp_path / "run/predictions.csv")) if r["split"] == "test"
-    ]
+    with open(tmp_path / "run/predictions.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
     ids = {name: [r["id"] for r in rows if r["arm"] == name] for name in ("own", "trees")}
     assert sorted(ids["own"]) == sorted(ids["trees"])
     assert len(set(ids["own"])) == 120
