@@ -20,7 +20,9 @@ machine; Python 3.11, JAX 0.10.2 (benchmarks/results/breastmnist.json):
     linear probe, ImageNet, 28 px                      0.648            0.731
 
 Inconclusive: with five seeds, the weights' gain of 0.007 AUROC is within the spread of the seeds.
-15 of the 156 test images have a near copy in train, so every row is optimistic to the same degree.
+74 of the 234 val and test images have a near copy in train or val, 15 of the test images almost
+pixel for pixel, and test/76 is train/115 with the other label. Every row is optimistic to the same
+degree. `data.allow` accepts this, as the split is the official one; the report names the pairs.
 The settings are a first guess; nothing was tuned.
 """
 
@@ -37,6 +39,7 @@ def get_config():
 
     c.data.image_size = 28
     c.data.channels = 3  # grey repeated, as the RGB weights expect
+    c.data.allow = ("conflicting_labels", "duplicate_images", "near_duplicate_images")
     c.data.target = dataset("npz", path=f"{SHARED}/data/breastmnist/breastmnist.npz")
     c.augment.flip = True
 

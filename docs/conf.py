@@ -52,6 +52,7 @@ SECTIONS = {
     "checkpoint": "Checkpoints",
     "evaluation": "Evaluation",
     "sweep": "Sweeps",
+    "plan": "Plan",
 }
 
 

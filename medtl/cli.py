@@ -24,8 +24,10 @@ from medtl import config as configs
 from medtl.config import check, lookup
 from medtl.config.rules import KINDS
 from medtl.errors import UserError, nearest
-from medtl.experiment import results, run_folder
-from medtl.training import memory
+from medtl.evaluation import plan
+from medtl.evaluation.report import plan_page
+from medtl.experiment import results, run_folder, trust
+from medtl.training import memory, stopping
 
 HELP = """\
 medtl: transfer learning for medical diagnosis. It trains pretrained weights -> source stage ->
@@ -41,7 +43,10 @@ embedded experiment on synthetic images.
                          evaluate: evaluate the checkpoints again; report: write the report again
                          predict: score the images of a manifest
                          sweep: try all combinations of config.sweep.grid and compare them on val
+                         plan: how many patients to collect, from --config.plan.FIELD=VALUE; with
+                         --workdir also as curves
   --profile              write a trace of some training steps, and print the costliest operations
+  --accept_code          run the code that the run folder names though it never ran here before
   --help, --version
 
 with --mode=report, which takes --config.evaluation.FIELD=VALUE and writes to --workdir:
@@ -57,9 +62,10 @@ examples:
   python launch.py --workdir=runs/five_fold --config.evaluation.folds=5
   python launch.py --mode=report --predictions=mine.csv --workdir=runs/mine
   python launch.py --mode=predict --workdir=runs/linear --manifest=new_patients.csv
+  python launch.py --mode=plan --config.plan.prevalence=0.05 --config.plan.auroc=0.9
 """
 
-MODES = ("train", "check", "evaluate", "report", "predict", "sweep")
+MODES = ("train", "check", "evaluate", "report", "predict", "sweep", "plan")
 _ONLY = {
     "manifest": "predict",
     "checkpoint": "predict",
@@ -88,18 +94,19 @@ def run(argv: Sequence[str] | None = None) -> int:
 
     Returns:
       The exit code: 0; 1 where the machine is at fault (disk full, no permission, out of memory);
-      2 after a user's mistake; 130 after Ctrl-C.
+      2 after a user's mistake; 130 after Ctrl-C, 143 after SIGTERM.
     """
     if os.getcwd() not in sys.path:  # for `my_package.losses:focal`, as with `python -m`
         sys.path.append(os.getcwd())
     try:
-        _run(list(sys.argv[1:] if argv is None else argv))
+        with stopping.raised():
+            _run(list(sys.argv[1:] if argv is None else argv))
     except UserError as error:
         print(f"medtl: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
         print(f"medtl: stopped; {str(stopped) or 'the same command resumes'}", file=sys.stderr)
-        return 130
+        return getattr(stopped, "exit_code", 130)
     except Exception as error:
         message = _machine_message(error)
         if message is None:
@@ -140,6 +147,9 @@ def _run(argv: list[str]) -> None:
     path, rest = _take_config(argv)
     values = _parse(rest, load_config_file(path) if path else configs.default())
     _check_mode(values)
+    if values.mode == "plan":
+        _plan(values)
+        return
     folder = Path(values.workdir or Path("runs") / values.config.name)
     if values.mode not in ("sweep", "check") and not values.checkpoint:
         run_folder.check_no_sweep(folder)
@@ -159,6 +169,7 @@ def _run(argv: list[str]) -> None:
         if path or any(map(_OVERRIDE.fullmatch, rest)):
             run_folder.check(folder, values.config)
         if values.mode == "evaluate":
+            trust.check(configs.plugin_strings(config), folder, accept=values.accept_code)
             check.check(config)
     if values.mode == "predict":
         data.check(
@@ -177,16 +188,21 @@ def _start(values: flags.FlagValues, folder: Path, command: str) -> None:
 
         try:
             sweep.sweep(values.config, folder, command=command)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(
+        except KeyboardInterrupt as stopped:
+            stopped.args = (
                 "the same command begins the sweep again; finished features and source stages are "
-                "kept"
-            ) from None
+                "kept",
+            )
+            raise
     elif values.mode == "predict":
         from medtl.experiment import inference
 
         inference.predict(
-            folder, manifest=values.manifest, checkpoint=values.checkpoint, output=values.output
+            folder,
+            manifest=values.manifest,
+            checkpoint=values.checkpoint,
+            output=values.output,
+            accept_code=values.accept_code,
         )
     elif values.mode == "check":
         from medtl.experiment import preview
@@ -199,6 +215,17 @@ def _start(values: flags.FlagValues, folder: Path, command: str) -> None:
             experiment.train(values.config, folder, command=command, profile=values.profile)
         else:
             experiment.evaluate(run_folder.load_config(folder), folder, command=command)
+
+
+def _plan(values: flags.FlagValues) -> None:
+    """Print how many patients to collect; with --workdir, write the curves, too."""
+    check.check_plan(values.config)
+    section, seeds = values.config.plan, len(values.config.seeds)
+    made = plan.plan(plan.Assumptions.of(section, seeds=seeds))
+    names = plan_page.write(values.workdir, made) if values.workdir else []
+    print(plan.render(made))
+    if names:
+        print(f"\n{values.workdir}: {', '.join(names)}")
 
 
 def _report(
@@ -221,6 +248,11 @@ def _report(
                     "alone"
                 )
         stored = run_folder.load_config(folder).copy_and_resolve_references()
+        trust.check(
+            configs.plugin_strings(ConfigDict({"evaluation": stored.evaluation})),
+            folder,
+            accept=values.accept_code,
+        )
         config = _parse(rest, stored.unlock() or stored).config
     check.check_evaluation(config)
     results.rebuild(folder, config, file=Path(values.predictions) if values.predictions else None)
@@ -280,7 +312,8 @@ def _parse(argv: list[str], config: ConfigDict) -> flags.FlagValues:
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", "", "", flag_values=values)
     flags.DEFINE_string("mode", "train", "", flag_values=values)
-    flags.DEFINE_bool("profile", False, "", flag_values=values)
+    for name in ("profile", "accept_code"):
+        flags.DEFINE_bool(name, False, "", flag_values=values)
     for name in _ONLY.keys() - {"profile"}:
         flags.DEFINE_string(name, "", "", flag_values=values)
     names = [f"--{name}" for name in (*values, "config", "help", "version")]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+
+from medtl.errors import UserError, nearest
 
 ENCODED = "encoded_"  # a batch's key "encoded_image" holds a frozen encoder's output for "image"
 PRESENT = "present_"  # a batch's key "present_image" is 0 for an example that has no image
@@ -97,8 +100,50 @@ NORMALIZATIONS = {
         Normalization("torchvision", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
         Normalization("caffe", (123.68, 116.779, 103.939), (1.0, 1.0, 1.0)),
         Normalization("centered", (127.5, 127.5, 127.5), (63.75, 63.75, 63.75)),
+        # To [-1, 1]: TensorFlow's Inception and ResNet-v2, BiT, RadImageNet, SigLIP.
+        Normalization("inception", (127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
+        Normalization("siglip", (127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
+        Normalization("dino", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+        Normalization(
+            "clip", (122.7709383, 116.7460125, 104.09373615), (68.5005327, 66.6321579, 70.3231626)
+        ),
+        # torchxrayvision: to [-1024, 1024].
+        Normalization("xrv", (127.5, 127.5, 127.5), (255 / 2048, 255 / 2048, 255 / 2048)),
     )
 }
+_NUMBERS = re.compile(r"\s*mean\(([^()]*)\)\s*,?\s*std\(([^()]*)\)\s*")
+
+
+def parse_normalization(text: str, *, key: str) -> Normalization:
+    """Return a normalization by its name, or one from numbers in units of 0..255.
+
+    Args:
+      text: one of `NORMALIZATIONS`, or "mean(m, ...) std(s, ...)" with one number or one a channel.
+      key: the config's key, for errors.
+
+    Raises:
+      UserError: there is no such name, or the numbers are not finite, not as many, or a std is 0.
+
+    >>> parse_normalization("mean(127.5) std(63.75)", key="config.weights.normalization").std
+    (63.75,)
+    """
+    if text in NORMALIZATIONS:
+        return NORMALIZATIONS[text]
+    if match := _NUMBERS.fullmatch(text):
+        try:
+            mean, std = (tuple(map(float, part.split(","))) for part in match.groups())
+        except ValueError:
+            mean = std = ()
+        if mean and len(mean) == len(std) and np.isfinite((*mean, *std)).all() and min(std) > 0:
+            return Normalization(f"mean {mean} std {std}", mean, std)
+        raise UserError(
+            f"{key}: {text!r} needs as many numbers in mean(...) as in std(...), all finite and "
+            "std above 0"
+        )
+    raise UserError(
+        f"{key} is {text!r}{nearest(text, ('auto', *NORMALIZATIONS))} Numbers are written like "
+        "'mean(123.7, 116.3, 103.5) std(58.4, 57.1, 57.4)'"
+    )
 
 
 class ImageSource(Protocol):
@@ -133,6 +178,7 @@ class Examples:
       columns: of a clinical table, `medtl.data.schema.Columns`; the inputs "table" and "text" are
         made of them for each split, as their preprocessing is fitted on its train part.
       present: input -> bool[N], False for an example that lacks it.
+      notes: sentences about the data for users, such as what a check accepted.
     """
 
     name: str
@@ -149,6 +195,7 @@ class Examples:
     groups: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     columns: Any = None
     present: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.id)

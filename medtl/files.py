@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import csv
 import os
+import re
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from medtl.errors import UserError
+
+_TEMPORARY = re.compile(r"\..+\.\d+\.[0-9a-f]{8}\.tmp")
 
 
 @contextlib.contextmanager
@@ -52,6 +56,20 @@ def atomic(
         temporary.unlink(missing_ok=True)
 
 
+def sweep_temporary(folder: str | os.PathLike, *, older_than: float = 0.0) -> None:
+    """Delete the temporary files that killed writers left in a folder and the folders below.
+
+    Args:
+      folder: nobody else writes into it, unless `older_than` is longer than any writing takes.
+      older_than: in seconds, by the file's time.
+    """
+    limit = time.time() - older_than
+    for path in Path(folder).rglob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            if _TEMPORARY.fullmatch(path.name) and path.stat().st_mtime <= limit:
+                path.unlink()
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write UTF-8 text atomically; see `atomic`."""
     with atomic(path, "w") as file:
@@ -73,6 +91,8 @@ def read_csv(path: str | os.PathLike, *, key: str = "") -> Iterator[tuple[int, l
       UserError: the file is absent, cannot be read, is not UTF-8, or has a malformed row.
     """
     line, named = 1, f"{key}: " if key else ""
+    if "\0" in str(path) or (os.path.exists(path) and not os.path.isfile(path)):
+        raise UserError(f"{named}{str(path)!r} is not a regular file; give a CSV file on disk")
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)

@@ -240,6 +240,8 @@ def blame(path: str | os.PathLike, *, key: str) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except SystemExit as error:
+        raise UserError(f"{key}: {path} ends the program (exit code {error.code})") from None
     except Exception as error:
         resolved = str(Path(path).resolve())
         lines = [

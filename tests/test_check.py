@@ -219,7 +219,7 @@ def test_what_can_be_run_is_accepted(fields):
         ),
         (
             {"evaluation__threshold": "yuden"},
-            "config.evaluation.threshold is 'yuden'; it must be 'youden', ",
+            "config.evaluation.threshold is 'yuden'; it must be 'sensitivity=0.95', ",
         ),
         (
             {"evaluation__threshold": "sensitivity=95"},
@@ -299,6 +299,27 @@ def test_what_can_be_run_is_accepted(fields):
             "config.evaluation.target_sizes is (0,); it must be different numbers",
         ),
         ({"evaluation__target_sizes": ("most",)}, "config.evaluation.target_sizes is ('most',)"),
+        ({"evaluation__margin": -0.1}, "config.evaluation.margin is -0.1; it must be at least 0"),
+        (
+            {"evaluation__net_benefit_range": (0.5, 0.1)},
+            "config.evaluation.net_benefit_range is (0.5, 0.1); it must be two rising numbers",
+        ),
+        (
+            {"evaluation__net_benefit_range": ("low", 1)},
+            "config.evaluation.net_benefit_range is ('low', 1); it must be two rising numbers",
+        ),
+        (
+            {"evaluation__size_repeats": 2},
+            "config.evaluation.size_repeats is 2, but target_sizes is empty; set it to 1",
+        ),
+        (
+            {
+                "evaluation__size_repeats": 2,
+                "evaluation__target_sizes": (9,),
+                "evaluation__folds": 3,
+            },
+            "size_repeats is 2, but each fold and repeat has subsets of its own; set it to 1",
+        ),
         ({"augment__crop": 0.0}, "config.augment.crop is 0.0; it must be above 0 and at most 1"),
         (
             {"augment__rotation": 200.0},

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import resource
 import subprocess
@@ -349,3 +350,17 @@ def test_an_answer_comes_at_once_and_without_jax(tmp_path, arguments, code, seco
     # Seconds of the processor, which do not depend on what else the machine is doing.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < seconds
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_config_file_that_ends_the_program_is_named(tmp_path, capsys):
+    (tmp_path / "c.py").write_text("import sys\nsys.exit(0)\n")
+    assert cli.run([f"--config={tmp_path}/c.py"]) == 2
+    assert "c.py ends the program (exit code 0)" in capsys.readouterr().err
+
+
+def test_a_pipe_or_a_name_with_a_nul_is_no_manifest(tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe.csv")
+    for path in (f"{tmp_path}/pipe.csv", "/dev/zero", "a\0b.csv"):
+        options = ["--config.data.target.kind=manifest", f"--config.data.target.path={path}"]
+        assert cli.run(options) == 2
+        assert "is not a regular file" in capsys.readouterr().err

@@ -87,11 +87,20 @@ def test_predict_gets_its_files(calls, tmp_path):
         == 0
     )
     assert calls[1:] == [
-        ("predict", Path("runs/phantom"), {"manifest": "new.csv", "checkpoint": "", "output": ""}),
+        (
+            "predict",
+            Path("runs/phantom"),
+            {"manifest": "new.csv", "checkpoint": "", "output": "", "accept_code": False},
+        ),
         (
             "predict",
             Path("none"),
-            {"manifest": "new.csv", "checkpoint": "stage", "output": "o.csv"},
+            {
+                "manifest": "new.csv",
+                "checkpoint": "stage",
+                "output": "o.csv",
+                "accept_code": False,
+            },
         ),
     ]
 

@@ -289,6 +289,7 @@ def test_a_learning_curve_has_every_size_and_trains_each_as_long(tmp_path):
         arms=("transfer", "target_only"),
         seeds=(0, 1),
         evaluation__target_sizes=(9, 18, "all"),
+        evaluation__size_repeats=2,
         evaluation__resamples=100,
         evaluation__times=1,
         model__prior_bias=True,
@@ -297,11 +298,17 @@ def test_a_learning_curve_has_every_size_and_trains_each_as_long(tmp_path):
     curve = result["evaluation"]["learning_curve"]
     assert [point["size"] for point in curve["arms"]["transfer"]] == curve["sizes"]
     assert curve["sizes"] == [9, 18, 35]
-    assert curve["differences"].keys() == {"transfer"}
+    assert curve["differences"].keys() == curve["labels_saved"].keys() == {"transfer"}
+    assert len(curve["fit"]["transfer"]["x"]) == 41
     rows = rows_of(tmp_path)
-    assert 3 * len([r for r in rows if r["size"] == "35"]) == len(rows)
+    # Two subsets of each smaller size, and all labels once.
+    assert 5 * len([r for r in rows if r["size"] == "35"]) == len(rows)
+    assert {(r["size"], r["repeat"]) for r in rows} == {
+        ("35", ""),
+        *((size, repeat) for size in ("9", "18") for repeat in ("0", "1")),
+    }
     logs = tmp_path.glob("seed_0/target_only/**/log.jsonl")
     steps = [json.loads(path.read_text().splitlines()[-1])["step"] for path in logs]
-    assert len(steps) == 3
+    assert len(steps) == 5
     assert len(set(steps)) == 1
     assert result["seeds"].keys() == {"0", "1"}

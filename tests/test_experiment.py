@@ -40,6 +40,14 @@ def test_metrics_json_has_the_documented_form(finished):
     assert written["arms"]["scratch"]["test"]["loss"] == returned["arms"]["scratch"]["test"]["loss"]
 
 
+def test_the_flow_of_a_run_holds_the_train_split_that_it_does_not_predict(finished):
+    flow = finished[1]["evaluation"]["flow"]
+    assert list(flow["splits"]) == ["train", "val", "test"]
+    counted = sum(split["examples"] for split in flow["splits"].values())
+    assert flow["labelled"] == counted and flow["rows"] == counted + flow["unlabelled"]
+    assert flow["splits"]["train"]["examples"] > 0
+
+
 def test_predictions_csv_has_one_row_for_each_arm_and_example(finished):
     folder, returned = finished
     rows = rows_of(folder)

@@ -17,20 +17,31 @@ def test_features_come_back(tmp_path):
     np.testing.assert_array_equal(features.read(path, 3), FOUND)
 
 
-@pytest.mark.parametrize(
-    "spoiled",
-    [FOUND[:2], FOUND[:, 0], FOUND.astype(np.float64), np.where(FOUND > 4, np.nan, FOUND)],
-)
+@pytest.mark.parametrize("spoiled", [FOUND[:2], FOUND[:, 0], np.where(FOUND > 4, np.nan, FOUND)])
 def test_features_of_another_shape_or_with_nan_are_computed_again(spoiled, tmp_path):
-    np.save(tmp_path / "these.npy", spoiled)
+    assert features.keep(tmp_path / "these.npy", spoiled)
     assert features.read(tmp_path / "these.npy", 3) is None
 
 
-def test_a_truncated_file_is_computed_again(tmp_path):
+def test_every_flipped_bit_and_every_truncation_is_noticed(tmp_path):
     path = tmp_path / "these.npy"
     assert features.keep(path, FOUND)
-    path.write_bytes(path.read_bytes()[:-3])
-    assert features.read(path, 3) is None
+    content = path.read_bytes()
+    values = len(content) - 4 - FOUND.nbytes
+    for byte in range(values, len(content)):
+        for bit in range(8):
+            changed = bytearray(content)
+            changed[byte] ^= 1 << bit
+            path.write_bytes(changed)
+            assert features.read(path, 3) is None
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        assert features.read(path, 3) is None
+
+
+def test_a_file_of_an_older_version_without_a_checksum_is_computed_again(tmp_path):
+    np.save(tmp_path / "these.npy", FOUND)
+    assert features.read(tmp_path / "these.npy", 3) is None
 
 
 def test_without_a_place_to_write_nothing_is_kept_and_it_is_said(tmp_path, capsys):

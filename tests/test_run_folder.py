@@ -334,3 +334,23 @@ def test_todays_config_comes_back_equal_from_an_upgrade():
     config.data.target = configs.dataset("npz", split=(0.7, 0.15, 0.15))
     assert configs.upgrade(json.loads(json.dumps(config.to_dict()))) == config.to_dict()
     assert ConfigDict(configs.upgrade({})) == configs.default()
+
+
+def test_a_new_folder_is_the_user_s_alone_and_one_made_beforehand_keeps_its_mode(tmp_path):
+    prepare(tmp_path / "new", configs.default())
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
+    (tmp_path / "shared").mkdir(mode=0o755)
+    prepare(tmp_path / "shared", configs.default())
+    assert stat.S_IMODE((tmp_path / "shared").stat().st_mode) == 0o755
+
+
+def test_temporary_files_of_killed_writers_are_deleted_and_others_stay(tmp_path):
+    prepare(tmp_path, configs.default())
+    (tmp_path / "seed_0").mkdir()
+    left = tmp_path / "seed_0" / ".predictions.csv.4711.0a1b2c3d.tmp"
+    kept = [tmp_path / ".notes.tmp", tmp_path / "seed_0" / "log.jsonl"]
+    for path in (left, *kept):
+        path.touch()
+    prepare(tmp_path, configs.default())
+    assert not left.exists()
+    assert all(path.exists() for path in kept)

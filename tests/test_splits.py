@@ -86,6 +86,27 @@ def test_subsets_of_a_learning_curve_are_nested_stratified_and_leave_val_and_tes
     assert small.path == "repeat_0/fold_0/size_25"
 
 
+def test_repeated_subsets_differ_and_the_first_is_that_of_one_repeat():
+    examples = target()
+    (_, once), (full, *repeated) = (
+        splits.splits_of(
+            tiny(evaluation__target_sizes=(20, "all"), evaluation__size_repeats=repeats),
+            examples,
+            seed=0,
+        )
+        for repeats in (1, 3)
+    )
+    assert [(s.size, s.repeat) for s in (full, *repeated)] == [
+        (None, None),
+        (20, 0),
+        (20, 1),
+        (20, 2),
+    ]
+    assert (once.part == repeated[0].part).all()
+    assert len({s.part.tobytes() for s in repeated}) == 3
+    assert repeated[2].path == "repeat_2/size_20"
+
+
 def test_a_size_of_all_the_train_labels_is_the_split_itself():
     examples = target()
     config = tiny(evaluation__target_sizes=(20, 60))
@@ -123,8 +144,15 @@ def test_the_table_names_every_example_in_every_fold():
             dataclasses.replace(
                 target(), label=np.where(np.arange(120) < 3, 1, 0).astype(np.int32)
             ),
-            {},
+            {"checkpoint__metric": "loss"},
             "has no 'b' to train on",
+        ),
+        (
+            dataclasses.replace(
+                target(), label=np.where(np.arange(120) < 6, 1, 0).astype(np.int32)
+            ),
+            {},
+            "has no 'b' to test on, so auroc would be undefined; use fewer folds",
         ),
     ],
 )

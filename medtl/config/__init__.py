@@ -4,7 +4,14 @@
 """
 
 from medtl.config.fields import arm, dataset, default, stage
-from medtl.config.lookup import default_module, describe, grid, paths, plugin_strings
+from medtl.config.lookup import (
+    default_module,
+    describe,
+    grid,
+    is_cross_validated,
+    paths,
+    plugin_strings,
+)
 from medtl.config.upgrade import upgrade
 
 __all__ = [
@@ -14,6 +21,7 @@ __all__ = [
     "default_module",
     "describe",
     "grid",
+    "is_cross_validated",
     "paths",
     "plugin_strings",
     "stage",

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from medtl import data, plugins, weights
 from medtl.config import fields
-from medtl.config.lookup import GRIDS, no_such_field, node_at, paths
+from medtl.config.lookup import GRIDS, is_cross_validated, no_such_field, node_at, paths
 from medtl.config.rules import NAME, UNIQUE, Entries, Field, Grid, Node, choose
 from medtl.errors import UserError
 from medtl.evaluation.metrics.names import ALL_NAMES, NAMES
@@ -33,7 +33,7 @@ _NOT_TRIED: Mapping[str, str] = {
     **dict.fromkeys(("model.dtype", "model.heads"), _SAME_NETWORK),
     **dict.fromkeys(("sweep", "evaluation", "checkpoint"), _SAME_RULES),
     **dict.fromkeys(("name", "seeds", "arms", "arm"), _SAME_RUNS),
-    **dict.fromkeys(("parallel", "loggers"), _NOTHING_LEARNED),
+    **dict.fromkeys(("parallel", "loggers", "plan"), _NOTHING_LEARNED),
 }
 
 
@@ -49,7 +49,8 @@ def check(config: ConfigDict) -> None:
         _check_grid(config, name)
     _check_evaluation(config, arms=config.arms)
     for domain in _domains(config):
-        data.check(config.data[domain], key=f"config.data.{domain}", inputs=config.data.inputs)
+        rules, inputs = data.FileRules.of(config.data), config.data.inputs
+        data.check(config.data[domain], key=f"config.data.{domain}", rules=rules, inputs=inputs)
     if config.weights.path:
         weights.check(config.weights.path, sha256=config.weights.sha256)
 
@@ -63,6 +64,16 @@ def check_evaluation(config: ConfigDict) -> None:
     section = config.evaluation
     _check_node(section, fields.SCHEMA["evaluation"], "config.evaluation", config)
     _check_evaluation(config, arms=None)
+
+
+def check_plan(config: ConfigDict) -> None:
+    """Refuse sections `plan` and `seeds` that `--mode=plan` cannot use.
+
+    Raises:
+      UserError: as `check`.
+    """
+    for name in ("plan", "seeds"):
+        _check_node(config.get(name), fields.SCHEMA[name], f"config.{name}", config)
 
 
 def _check_node(value: Any, node: Node, key: str, config: ConfigDict) -> None:
@@ -187,10 +198,20 @@ def _check_objective(config: ConfigDict) -> None:
 def _check_evaluation(config: ConfigDict, *, arms: Collection[str] | None) -> None:
     """Check what the fields of `evaluation` ask; `arms` is None for other tools' predictions."""
     c = config.evaluation
+    if c.folds and c.leave_out:
+        raise UserError(
+            f"config.evaluation.folds is {c.folds} and leave_out is {c.leave_out!r}; give one of "
+            "them: leave_out makes a fold of each value"
+        )
     if c.repeats > 1 and not c.folds:
         raise UserError(
-            f"config.evaluation.repeats is {c.repeats}, but folds is 0; only a cross-validation is "
+            f"config.evaluation.repeats is {c.repeats}, but folds is 0; only random folds are "
             "repeated"
+        )
+    if c.size_repeats > 1 and (c.folds or not c.target_sizes):
+        why = "each fold and repeat has subsets of its own" if c.folds else "target_sizes is empty"
+        raise UserError(
+            f"config.evaluation.size_repeats is {c.size_repeats}, but {why}; set it to 1"
         )
     if c.reference and arms is not None:
         choose(c.reference, arms, "config.evaluation.reference")
@@ -201,7 +222,7 @@ def _check_evaluation(config: ConfigDict, *, arms: Collection[str] | None) -> No
                 "another"
             )
     choose(config.checkpoint.metric, (*NAMES, *c.metrics), "config.checkpoint.metric")
-    if paths(c.tune) and c.folds:
+    if paths(c.tune) and is_cross_validated(config):
         _check_val(config, "config.evaluation.tune chooses")
 
 
@@ -295,7 +316,7 @@ def check_sweep(config: ConfigDict) -> None:
             f"--mode=sweep tries the values of config.sweep.grid; config.evaluation.tune.{path} "
             "would try others afterwards; leave it out"
         )
-    if config.evaluation.folds:
+    if is_cross_validated(config):
         _check_val(config, "--mode=sweep compares")
     if c.solver == "lbfgs":
         if reasons := moving_parts(config, arm):

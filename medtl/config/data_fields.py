@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from medtl.config.image_fields import IMAGES
 from medtl.config.rules import (
     SPLIT,
     UNIQUE,
@@ -97,6 +98,7 @@ DATA: Section = {
     "resize": Field(
         "squash", "Squash to the square, crop its centre, or pad to it.", one_of(*images.RESIZE)
     ),
+    **IMAGES,
     "cache": Field(
         "auto",
         "Where decoded images are kept. auto: memory up to 2 GiB, disk up to 64 GiB, else stream,"

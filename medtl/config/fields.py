@@ -12,10 +12,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from medtl.config.comparison_fields import COMPARISON
 from medtl.config.data_fields import DATA, DATASET, Section
+from medtl.config.image_fields import AUGMENT
+from medtl.config.plan_fields import PLAN
 from medtl.config.rules import (
+    GROUPS,
     INSIDE,
     NAME,
+    NORMALIZATION,
     SHARE,
     SIZES,
     UNIQUE,
@@ -26,14 +31,12 @@ from medtl.config.rules import (
     PluginString,
     Rule,
     at_least,
-    between,
     build,
     changed,
     each,
     one_of,
 )
 from medtl.evaluation.metrics.names import NAMES
-from medtl.examples import NORMALIZATIONS
 from medtl.models import DTYPES, FUSIONS
 
 DOMAINS = ("source", "target")
@@ -173,26 +176,6 @@ ARM: Section = {
     ),
 }
 
-_AUGMENT: Section = {
-    "crop": Field(
-        1.0,
-        "Random resized crop: the least area, as a share of the image; 1: none.",
-        Rule("above 0 and at most 1", lambda value: 0 < value <= 1),
-    ),
-    "flip": Field(True, "Flip left and right with probability 1/2."),
-    "rotation": Field(
-        0.0, "Rotate by uniformly random degrees of at most this.", between(0, 180, " degrees")
-    ),
-    "brightness": Field(0.0, "Shift by at most this share of the range 0..255.", between(0, 1)),
-    "contrast": Field(0.0, "Multiply by a factor in 1 - contrast .. 1 + contrast.", between(0, 1)),
-    "noise": Field(0.0, "Standard deviation of noise, a share of 0..255.", between(0, 1)),
-    "extra": Field(
-        (),
-        "Augmentations of your own, applied in order: (key, image) -> image.",
-        PluginString(),
-    ),
-}
-
 _MODEL: Section = {
     "name": Field(
         "cifar_resnet20",
@@ -246,8 +229,9 @@ _WEIGHTS: Section = {
     ),
     "normalization": Field(
         "auto",
-        "The input's normalization. auto: as the file or its family states.",
-        one_of("auto", *NORMALIZATIONS),
+        "The input's normalization. auto: as the file states, or as is usual in its format. Numbers"
+        " are in units of 0..255, one or one a channel.",
+        NORMALIZATION,
     ),
     "allow": Field(
         (),
@@ -304,6 +288,9 @@ _EVALUATION: Section = {
         " 0: the data's own split.",
         Rule("0 (the data's own split) or at least 2", lambda value: value == 0 or value >= 2),
     ),
+    "leave_out": Field(
+        "", 'Cross-validation that tests each value of a column once, e.g. "site".', GROUPS
+    ),
     "repeats": Field(1, "Repetitions of the cross-validation, with other folds.", at_least(1)),
     "tune": Grid(
         "Nested selection: every arm tries each combination of these values on the target stage"
@@ -328,10 +315,11 @@ _EVALUATION: Section = {
     ),
     "positive": Field("", "The positive one of two classes; empty: the second."),
     "threshold": Field(
-        "youden",
-        "The operating threshold, chosen on val.",
+        "sensitivity=0.9",
+        "The operating threshold, chosen on val. The default is one to be changed: to the"
+        " sensitivity, or specificity, that the use needs.",
         Rule(
-            "'youden', 'sensitivity=0.95', 'specificity=0.9' or a number from 0 to 1",
+            "'sensitivity=0.95', 'specificity=0.9', 'youden' or a number from 0 to 1",
             re.compile(r"youden|((sensitivity|specificity)=)?(0|1|0?\.\d+|1\.0+)").fullmatch,
         ),
     ),
@@ -340,7 +328,11 @@ _EVALUATION: Section = {
     "prevalence": Field(0.0, "The prevalence for PPV and NPV; 0: that of the examples.", SHARE),
     "ordinal": Field(False, "The classes are ordered grades: adds Cohen's quadratic kappa."),
     "coverage": Field(0.9, "The coverage of conformal prediction sets.", INSIDE),
+    "patient_rule": Field(
+        "mean", "How a patient's images are joined for metrics per patient.", one_of("mean", "max")
+    ),
     "resamples": Field(2000, "Bootstrap resamples of the patients.", at_least(100)),
+    **COMPARISON,
 }
 
 _SWEEP: Section = {
@@ -383,7 +375,7 @@ SCHEMA: Section = {
         },
     ),
     "data": DATA,
-    "augment": _AUGMENT,
+    "augment": AUGMENT,
     "model": _MODEL,
     "weights": _WEIGHTS,
     "objective": _OBJECTIVE,
@@ -397,4 +389,5 @@ SCHEMA: Section = {
     "checkpoint": _CHECKPOINT,
     "evaluation": _EVALUATION,
     "sweep": _SWEEP,
+    "plan": PLAN,
 }

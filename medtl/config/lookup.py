@@ -142,6 +142,11 @@ def leaves(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{name}", value
 
 
+def is_cross_validated(config: ConfigDict) -> bool:
+    """Return whether every example is tested on in turn: in random folds, or site by site."""
+    return config.evaluation.folds > 0 or config.evaluation.leave_out != ""
+
+
 def plugin_strings(config: ConfigDict) -> dict[str, str]:
     """Return every plug-in string of a config by its key; also those that a grid tries.
 

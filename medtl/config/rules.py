@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from medtl import plugins
 from medtl.errors import UserError, nearest
+from medtl.examples import NORMALIZATIONS, is_group, parse_normalization
 
 KINDS: Mapping[type, str] = {
     bool: "true or false",
@@ -53,6 +54,23 @@ class Choice:
     def check(self, value: Any, key: str) -> None:
         """Raise UserError for a value that is none of them; names the nearest."""
         choose(value, self.choices, key)
+
+
+class _Normalization(Rule):
+    """The value is "auto", or as `examples.parse_normalization` takes it."""
+
+    def check(self, value: Any, key: str) -> None:
+        """Raise UserError for a value that does not fit."""
+        if value != "auto":
+            parse_normalization(value, key=key)
+
+
+NORMALIZATION = _Normalization(
+    ", ".join(
+        [*map(repr, ("auto", *NORMALIZATIONS)), "'mean(123.7,116.3,103.5) std(58.4,57.1,57.4)'"]
+    ),
+    bool,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,6 +245,7 @@ def is_unique(values: Collection[Any]) -> bool:
 
 
 SHARE = Rule("at least 0 and below 1", lambda value: 0 <= value < 1)
+GROUPS = Rule('"", "site", "subgroup" or "subgroup_NAME"', lambda name: not name or is_group(name))
 INSIDE = Rule("above 0 and below 1", lambda value: 0 < value < 1)
 UNIQUE = Rule("without repetition", is_unique)
 NAME = Rule(

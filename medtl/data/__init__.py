@@ -8,18 +8,22 @@ itself. `check` finds most mistakes at once, `load` reads everything; both refus
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from medtl.data import cache as caches
-from medtl.data import clinical, images, kinds, splits, user
+from medtl.data import clinical, images, kinds, leaks, splits, user
 from medtl.data import table as tables
+from medtl.data.values import FileRules
 from medtl.errors import UserError, nearest
 from medtl.examples import Examples
 
-__all__ = ["check", "check_domains", "fractions", "load", "split_seed"]
+__all__ = ["FileRules", "check", "check_domains", "fractions", "load", "split_seed"]
+check_domains = leaks.between
+_NO_RULES = FileRules()
 
 
 def check(
@@ -28,6 +32,7 @@ def check(
     key: str,
     require_label: bool = True,
     require_train: bool = True,
+    rules: FileRules = _NO_RULES,
     inputs: Sequence[str] = ("image",),
 ) -> None:
     """Find the mistakes that can be found without decoding images: fields, files, labels, splits.
@@ -37,6 +42,7 @@ def check(
       key: its config key, e.g. "config.data.target".
       require_label: as in `load`.
       require_train: as in `load`.
+      rules: as in `load`.
       inputs: as in `load`.
 
     Raises:
@@ -48,7 +54,7 @@ def check(
     if kind.check is not None:
         kind.check(spec, key=key)
     else:
-        _table(spec, kind, key, require_label, require_train, image_size=0, inputs=inputs)
+        _table(spec, kind, key, require_label, require_train, rules, image_size=0, inputs=inputs)
 
 
 def load(
@@ -62,6 +68,8 @@ def load(
     key: str,
     require_label: bool = True,
     require_train: bool = True,
+    rules: FileRules = _NO_RULES,
+    all_held_out: bool = False,
     inputs: Sequence[str] = ("image",),
     roles: Mapping[str, str] | None = None,
 ) -> Examples:
@@ -78,6 +86,8 @@ def load(
       require_label: False for examples to be scored: labels and splits are ignored, every label is
         -1 and every split "test".
       require_train: False where nothing is trained: a data set without a train split is accepted.
+      rules: how image files are read, and what the checks accept.
+      all_held_out: every example is held out at some time, as in cross-validation.
       inputs: of the model, `config.data.inputs`.
       roles: column -> role for examples to be scored, see `clinical.read`.
 
@@ -100,24 +110,37 @@ def load(
         examples = kind.read(spec, image_size=image_size, channels=channels, resize=resize)
         shape = (image_size, image_size, channels)
         rows = user.checked(examples, f"{key}.kind: {spec.kind}", shape)
-        _complete(rows, spec, kind, key, require_label, require_train)
-        return examples
+        rows = _complete(rows, spec, kind, key, require_label, require_train, rules)
+        notes = (*examples.notes, *rows.notes)
+        if require_label and "image" in examples.inputs:
+            allow, image = rules.allow, examples.image
+            notes += leaks.within(rows, image, allow=allow, all_held_out=all_held_out)
+        return dataclasses.replace(examples, notes=notes)
     table = _table(
-        spec, kind, key, require_label, require_train,
+        spec, kind, key, require_label, require_train, rules,
         image_size=image_size, inputs=inputs, roles=roles,
     )  # fmt: skip
     settings: dict[str, Any] = dict(
-        size=image_size, channels=channels, resize=resize, cache=cache, cache_dir=cache_dir
+        size=image_size,
+        channels=channels,
+        resize=resize,
+        cache=cache,
+        cache_dir=cache_dir,
+        rules=rules,
     )
-    if table.columns is None and not table.inputs:
-        image, contents = caches.load(table, **settings)
-        return tables.examples(table, image, contents)
-    pixels, contents = None, []
-    if "image" in table.present:
-        pixels, contents = clinical.load_images(table, **settings)
+    image: Any = None
+    contents: list[bytes] = []
+    if "image" in table.present or (table.columns is None and not table.inputs):
+        shown = table.with_image
+        image, contents = caches.load(shown, **settings)
+        if require_label:
+            notes = leaks.within(shown, image, allow=rules.allow, all_held_out=all_held_out)
+            table = dataclasses.replace(table, notes=(*table.notes, *notes))
+        if len(shown) < len(table):
+            image, contents = clinical.with_blanks(table, image, contents)
     contents += [clinical.digest(table.columns)] if table.columns else []
     contents += [np.ascontiguousarray(values).tobytes() for values in table.inputs.values()]
-    return tables.examples(table, pixels, contents)
+    return tables.examples(table, image, contents)
 
 
 def fractions(spec: Any, *, key: str = "config.data") -> tuple[float, ...]:
@@ -142,40 +165,6 @@ def split_seed(spec: Any, *, key: str = "config.data") -> int:
     return _kind(spec, key).split_seed(spec)
 
 
-def check_domains(source: Examples | None, target: Examples, *, all_held_out: bool = False) -> None:
-    """Refuse a target whose val or test images the source trains on: equal pixels, once resized.
-
-    Domains of which one has no images are not compared.
-
-    Args:
-      source: its examples; None: there is none.
-      target: its examples.
-      all_held_out: every target image is held out at some time, as in cross-validation.
-
-    Raises:
-      UserError: naming the first five pairs.
-    """
-    if source is None or "image" not in source.inputs or "image" not in target.inputs:
-        return
-    digests = caches.digests(source.image)
-    in_train = [i for i in source.indices("train").tolist() if source.has("image", i)]
-    source_row = {digests[i]: i for i in reversed(in_train)}
-    digests = caches.digests(target.image)
-    held_out = np.arange(len(target)) if all_held_out else np.flatnonzero(target.split != "train")
-    held_out = np.array([i for i in held_out.tolist() if target.has("image", i)], np.int64)
-    leaked = [(i, source_row[digests[i]]) for i in held_out.tolist() if digests[i] in source_row]
-    if leaked:
-        pairs = ", ".join(
-            f"{str(target.id[i])!r} ({target.split[i]}) = {str(source.id[j])!r}"
-            for i, j in leaked[:5]
-        )
-        raise UserError(
-            f"{len(leaked)} of the {len(held_out)} {'' if all_held_out else 'val and test '}images "
-            f"of the target {target.name} are also in train of the source {source.name}: "
-            f"{pairs}{' ...' if len(leaked) > 5 else ''}; leave them out of one of the two"
-        )
-
-
 def _kind(spec: Any, key: str) -> kinds.Kind:
     for name in ("train_size", "split_seed"):
         if getattr(spec, name) < 0:
@@ -189,6 +178,7 @@ def _table(
     key: str,
     require_label: bool,
     require_train: bool,
+    rules: FileRules,
     *,
     image_size: int,
     inputs: Sequence[str],
@@ -207,7 +197,7 @@ def _table(
         )
     else:
         table = kind.read(spec, key=key, require_label=require_label, image_size=image_size)
-    return _complete(table, spec, kind, key, require_label, require_train)
+    return _complete(table, spec, kind, key, require_label, require_train, rules)
 
 
 def _complete(
@@ -217,6 +207,7 @@ def _complete(
     key: str,
     require_label: bool,
     require_train: bool,
+    rules: FileRules,
 ) -> tables.Table:
     """Split and check the examples; those of a user's function are split already."""
     return splits.complete(
@@ -227,4 +218,5 @@ def _complete(
         key=key,
         require_label=require_label,
         require_train=require_train,
+        allow=rules.allow,
     )

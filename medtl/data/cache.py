@@ -18,9 +18,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from medtl import files
-from medtl.data import images
+from medtl.data import arrays, copies, images
 from medtl.data.table import Encoded, Table
+from medtl.data.values import FileRules
 from medtl.errors import UserError
 from medtl.examples import ImageSource
 
@@ -29,6 +29,8 @@ MEMORY_LIMIT = 2 * 2**30
 DISK_LIMIT = 64 * 2**30
 _THREADS = max(2, min(8, os.cpu_count() or 1))
 _CHUNK = 128
+_DIGEST = 16  # bytes
+_NO_RULES = FileRules()
 _T = TypeVar("_T")
 
 
@@ -37,14 +39,23 @@ class DecodedOnDemand:
 
     Attributes:
       digests: bytes[N], digests of the pixels, as `digests` computes them.
+      thumbnails: uint8[N, 32, 32], as `copies.thumbnails` makes them.
     """
 
     def __init__(
-        self, table: Table, *, size: int, channels: int, resize: str, digests: Sequence[bytes] = ()
+        self,
+        table: Table,
+        *,
+        size: int,
+        channels: int,
+        resize: str,
+        rules: FileRules,
+        digests: Sequence[bytes] = (),
+        thumbnails: np.ndarray | None = None,
     ):
         self._table = table
-        self._size, self._channels, self._resize = size, channels, resize
-        self.digests = digests
+        self._size, self._channels, self._resize, self._rules = size, channels, resize, rules
+        self.digests, self.thumbnails = digests, thumbnails
 
     def __len__(self) -> int:
         return len(self._table)
@@ -67,11 +78,20 @@ class DecodedOnDemand:
             size=self._size,
             channels=self._channels,
             resize=self._resize,
+            rules=self._rules,
+            frame=_encoded(self._table).frame(index),
         )
 
 
 def load(
-    table: Table, *, size: int, channels: int, resize: str, cache: str, cache_dir: str
+    table: Table,
+    *,
+    size: int,
+    channels: int,
+    resize: str,
+    cache: str,
+    cache_dir: str,
+    rules: FileRules = _NO_RULES,
 ) -> tuple[np.ndarray | ImageSource, list[bytes]]:
     """Decode a table's images.
 
@@ -83,6 +103,7 @@ def load(
       cache: "memory", "disk" or "stream"; "auto": the first whose limit the decoded images meet.
       cache_dir: the folder for the images of "disk" and the digests of "stream"; empty:
         ~/.cache/medtl.
+      rules: how image files are read.
 
     Returns:
       uint8[N, size, size, channels] or an `ImageSource` of it; and a sha256 per stored image.
@@ -99,9 +120,9 @@ def load(
     nbytes = int(np.prod(shape, dtype=np.int64))
     if cache == "auto":
         cache = "memory" if nbytes <= MEMORY_LIMIT else "disk" if nbytes <= DISK_LIMIT else "stream"
-    hashed = _each(table, lambda row: hashlib.sha256(_encoded(table)[row]).digest())
+    hashed = _each(table, lambda row: _content(_encoded(table), row))
     contents = [digest for part in hashed for digest in part]
-    decoder = DecodedOnDemand(table, size=size, channels=channels, resize=resize)
+    decoder = DecodedOnDemand(table, size=size, channels=channels, resize=resize, rules=rules)
 
     def decoded() -> Iterator[np.ndarray]:
         return (np.stack(part) for part in _each(table, decoder.decode))
@@ -112,21 +133,28 @@ def load(
             array[start : start + len(part)] = part
             start += len(part)
         return array, contents
-    name = hashlib.sha256(
-        json.dumps([images.VERSION, size, channels, resize]).encode() + b"".join(contents)
-    ).hexdigest()
+    key = json.dumps([images.VERSION, size, channels, resize, rules.window]).encode()
+    name = hashlib.sha256(key + b"".join(contents)).hexdigest()
     path = folder(cache_dir) / name
     if cache == "disk":
         return _mapped(path.with_suffix(".npy"), shape, decoded), contents
-    width = len(digests(np.zeros((1, 1), np.uint8))[0])
-    pixels = _mapped(
-        path.with_suffix(".digests.npy"),
+    width = _DIGEST + copies.SIDE**2
+    prints = _mapped(
+        path.with_suffix(".prints.npy"),
         (len(table), width),
         lambda: (
-            np.frombuffer(b"".join(digests(p)), np.uint8).reshape(-1, width) for p in decoded()
+            np.concatenate(
+                [
+                    np.frombuffer(b"".join(digests(p)), np.uint8).reshape(-1, _DIGEST),
+                    copies.thumbnails(p).reshape(len(p), -1),
+                ],
+                axis=1,
+            )
+            for p in decoded()
         ),
     )
-    decoder.digests = [row.tobytes() for row in pixels]
+    decoder.digests = [row.tobytes() for row in prints[:, :_DIGEST]]
+    decoder.thumbnails = prints[:, _DIGEST:].reshape(-1, copies.SIDE, copies.SIDE)
     return decoder, contents
 
 
@@ -145,7 +173,7 @@ def digests(image: np.ndarray | ImageSource) -> Sequence[bytes]:
     if not isinstance(image, np.ndarray) and len(getattr(image, "digests", ())) == len(image):
         return image.digests  # type: ignore[attr-defined]  # a user's source may have none
     return [
-        hashlib.blake2b(np.ascontiguousarray(image[i]).tobytes(), digest_size=16).digest()
+        hashlib.blake2b(np.ascontiguousarray(image[i]).tobytes(), digest_size=_DIGEST).digest()
         for i in range(len(image))
     ]
 
@@ -153,6 +181,26 @@ def digests(image: np.ndarray | ImageSource) -> Sequence[bytes]:
 def _encoded(table: Table) -> Encoded:
     assert not isinstance(table.images, np.ndarray)
     return table.images
+
+
+def is_quick(image: np.ndarray | ImageSource) -> bool:
+    """Return whether digests and thumbnails need no image to be decoded again."""
+    return isinstance(image, np.ndarray) or getattr(image, "thumbnails", None) is not None
+
+
+def thumbnails(image: np.ndarray | ImageSource) -> np.ndarray:
+    """Return uint8[N, 32, 32] of images for which `is_quick` holds."""
+    if not isinstance(image, np.ndarray):
+        return image.thumbnails  # type: ignore[attr-defined]
+    parts = (copies.thumbnails(image[i : i + _CHUNK]) for i in range(0, len(image), _CHUNK))
+    return np.concatenate(list(parts))
+
+
+def _content(encoded: Encoded, row: int) -> bytes:
+    """Return a digest of a stored image: its file, and its frame where the file has several."""
+    frame = encoded.frame(row)
+    suffix = b"" if frame is None else f"#{frame}".encode()
+    return hashlib.sha256(encoded[row] + suffix).digest()
 
 
 def _reason(error: Exception) -> str:
@@ -199,31 +247,16 @@ def _mapped(
     path: pathlib.Path, shape: tuple[int, ...], chunks: Callable[[], Iterator[np.ndarray]]
 ) -> np.ndarray:
     """Return uint8[shape] mapped from `path`, written first where it is absent or damaged."""
-    array = _existing(path, shape)
-    if array is not None:
+    array = arrays.read(path, np.uint8)
+    if array is not None and array.shape == shape:
         return array
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with files.atomic(path, permissions=0o600) as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            for chunk in chunks():
-                file.write(np.ascontiguousarray(chunk).data)
+        arrays.write(path, shape, np.uint8, chunks())
     except OSError as error:
         raise UserError(
             f"config.data.cache_dir: cannot write {path} ({_reason(error)}); name another folder"
         ) from None
-    array = _existing(path, shape)
+    array = arrays.read(path, np.uint8)
     if array is None:
         raise UserError(f"config.data.cache_dir: {path} is damaged directly after it was written")
     return array
-
-
-def _existing(path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    if not isinstance(array, np.memmap) or array.shape != shape or array.dtype != np.uint8:
-        return None
-    return array if array.offset + array.nbytes == os.path.getsize(path) else None

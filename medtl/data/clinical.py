@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from medtl.data import cache as caches
+from medtl.data import labels, schema
 from medtl.data import manifest as manifests
-from medtl.data import schema
 from medtl.data.manifest import Files
 from medtl.data.table import Table
 from medtl.errors import UserError
@@ -139,34 +138,43 @@ def table_of(
       has_image: whether the column `image_path` is read.
     """
     n, path = len(sheet.rows), pathlib.Path(sheet.path)
-    labels, classes = (
-        manifests._labels(sheet, label, multi_label)
-        if require_label
-        else (np.full(n, -1, np.int32), ())
-    )
-    names = sheet.column("image_path") if has_image else [""] * n
-    table = Table(
+    answers: np.ndarray = np.full(n, -1, np.int32)
+    classes: tuple[str, ...] = ()
+    if require_label:
+        answers, classes = labels.encode(
+            sheet.column(label), lambda row: sheet.where(row, label), multi_label=multi_label
+        )
+    names = [""] * n
+    if has_image:
+        cells = sheet.column("image_path")
+        names = ["" if labels.is_missing(cell) else cell for cell in cells]
+    return Table(
         name=path.parent.resolve().name if path.stem == "manifest" else path.stem,
         origin=sheet.path,
         id=_ids(sheet, names),
-        label=labels,
+        label=answers,
         classes=classes,
         split=_splits(sheet) if "split" in sheet.columns and require_label else None,
-        patient=np.array(sheet.column("patient_id")) if "patient_id" in sheet.columns else None,
+        patient=manifests._patients(sheet) if "patient_id" in sheet.columns else None,
         weight=manifests._weights(sheet) if "weight" in sheet.columns else np.ones(n, np.float32),
         line_or_row=np.array(sheet.lines),
         unit="line",
-        images=Files(tuple(os.path.join(path.parent, name) if name else "" for name in names))
-        if has_image
-        else np.zeros((n, 0, 0), np.uint8),
+        images=_files(sheet, names) if has_image else np.zeros((n, 0, 0), np.uint8),
         groups=manifests._groups(sheet, label),
         columns=columns,
         present=_present(columns, np.array([bool(name) for name in names]) if has_image else None),
     )
-    if has_image:
-        rows = np.flatnonzero(table.present["image"])
-        manifests._check_images(table.take(rows), [names[row] for row in rows])
-    return table
+
+
+def _files(sheet: Any, names: list[str]) -> Files:
+    """Return the images; a row without one has an empty path."""
+    rows = [row for row, name in enumerate(names) if name]
+    filled = dataclasses.replace(sheet, lines=[sheet.lines[row] for row in rows])
+    files = manifests._files(filled, [names[r] for r in rows], pathlib.Path(sheet.path).parent)
+    paths, frames = [""] * len(names), [None] * len(names)
+    for row, path, frame in zip(rows, files.paths, files.frames, strict=True):
+        paths[row], frames[row] = path, frame
+    return Files(tuple(paths), tuple(frames))
 
 
 def _ids(sheet: Any, names: list[str]) -> np.ndarray:
@@ -224,21 +232,21 @@ def _check_inputs(table: Table, inputs: Sequence[str], key: str, *, is_scored: b
         )
 
 
-def load_images(table: Table, **settings: Any) -> tuple[np.ndarray | ImageSource, list[bytes]]:
-    """Decode the images of the rows that have one; the others get a black image.
+def with_blanks(
+    table: Table, image: np.ndarray | ImageSource, contents: Sequence[bytes]
+) -> tuple[np.ndarray | ImageSource, list[bytes]]:
+    """Return images and digests for every row: those of the rows that have one, else black.
 
     Args:
-      table: from `read`, with images.
-      settings: of `cache.load`.
+      table: all rows.
+      image: the images of the rows that have one.
+      contents: their digests.
     """
     rows = np.flatnonzero(table.present["image"])
-    if len(rows) == len(table):
-        return caches.load(table, **settings)
-    image, contents = caches.load(table.take(rows), **settings)
     position = np.full(len(table), -1)
     position[rows] = np.arange(len(rows))
     digests = [contents[i] if i >= 0 else b"" for i in position]
-    blank = np.zeros((settings["size"], settings["size"], settings["channels"]), np.uint8)
+    blank = np.zeros_like(np.asarray(image[0]))
     if type(image) is np.ndarray:
         return np.where((position >= 0)[:, None, None, None], image[position], blank), digests
     return WithBlanks(image, position, blank), digests

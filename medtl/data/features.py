@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from medtl.data import clinical, schema, splits
+from medtl.data import clinical, labels, schema, splits
 from medtl.data import manifest as manifests
 from medtl.data.table import Table
 from medtl.errors import UserError, nearest
@@ -124,7 +124,7 @@ def _arrays(path: str, key: str) -> Mapping[str, np.ndarray]:
 
 def _labels(arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, tuple[str, ...]]:
     cells = arrays["labels"].reshape(-1).astype(str)
-    names = manifests.sorted_classes(set(cells.tolist()))
+    names = labels.sorted_classes(set(cells.tolist()))
     index = {name: i for i, name in enumerate(names)}
     label = np.array([index[cell] for cell in cells.tolist()], np.int32)
     given = arrays.get("classes")

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from medtl.data import splits
-from medtl.data.manifest import Files, sorted_classes
+from medtl.data.labels import sorted_classes
+from medtl.data.manifest import Files
 from medtl.data.table import Table
 from medtl.errors import UserError
 
@@ -71,7 +72,7 @@ def read(spec: Any, *, key: str, require_label: bool, image_size: int) -> Table:
         weight=np.ones(n, np.float32),
         line_or_row=np.arange(n),
         unit="image",
-        images=Files(tuple(map(str, paths))),
+        images=Files(tuple(map(str, paths)), (None,) * n),
     )
 
 

@@ -1,32 +1,38 @@
 """From an image file to uint8[size, size, channels].
 
 Like a viewer, `decode` first applies the EXIF orientation, looks up palettes, and puts transparency
-over black. It stretches greys of more than 8 bits (16-bit PNG, 32-bit TIFF) such that the least and
-greatest value of an image become 0 and 255, since a 12-bit image in a 16-bit file would otherwise
-be almost black. Write 8-bit files if all images need one window (CT in Hounsfield units). RGB
-becomes grey by ITU-R 601 luma; grey becomes RGB by repetition. Pillow's antialiased bilinear filter
+over black. Files of more than 8 bits (PNG, TIFF, DICOM, NIfTI) are shown through a window in their
+own units: `data.window`, else the one that the file states; without either they are refused, since
+a guessed range would differ from image to image. 8-bit files are shown as they are. RGB becomes
+grey by ITU-R 601 luma; grey becomes RGB by repetition. Pillow's antialiased bilinear filter
 resizes.
 
-Refuses files that Pillow cannot read completely, and files of several frames.
+Refuses files that cannot be read completely, and files of several frames of which none is named.
 """
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+
+from medtl.data import dicom, nifti, rasters
+from medtl.data.values import FileRules, UnreadableImageError, Values
 
 RESIZE = ("squash", "crop", "pad")
 # Part of the cache's keys: raise it with every change to the decoded pixels.
-VERSION = 1
+VERSION = 2
+_NO_RULES = FileRules()
 
 
-class UnreadableImageError(Exception):
-    """The reason why bytes are not a readable image."""
-
-
-def decode(data: bytes, *, size: int, channels: int, resize: str) -> np.ndarray:
+def decode(
+    data: bytes,
+    *,
+    size: int,
+    channels: int,
+    resize: str,
+    rules: FileRules = _NO_RULES,
+    frame: int | None = None,
+) -> np.ndarray:
     """Decode an image file.
 
     Args:
@@ -35,6 +41,8 @@ def decode(data: bytes, *, size: int, channels: int, resize: str) -> np.ndarray:
       channels: 1 or 3.
       resize: "squash" to the square, whatever the aspect ratio; "crop" the centre, such that the
         short side becomes `size`; "pad" with black, such that the long side becomes `size`.
+      rules: the window, the largest image, and what is accepted.
+      frame: the frame or slice, counted from 0; None: the file has one.
 
     Returns:
       uint8[size, size, channels].
@@ -43,25 +51,28 @@ def decode(data: bytes, *, size: int, channels: int, resize: str) -> np.ndarray:
       UnreadableImageError: with the reason.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            # An MPO is a photograph; its further frames are previews of the first.
-            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-                raise UnreadableImageError(
-                    f"it has {getattr(image, 'n_frames', 1)} frames; give one image a file"
-                )
-            plain = _to_8_bit(ImageOps.exif_transpose(image))
+        image: Image.Image | Values
+        if dicom.is_dicom(data):
+            image = dicom.decode(data, rules=rules, frame=frame)
+        elif nifti.is_nifti(data):
+            image = nifti.decode(data, rules=rules, frame=frame)
+        else:
+            image = rasters.decode(data, size=size, rules=rules, frame=frame)
+        if isinstance(image, Values):
+            image = rasters.reduced(Image.fromarray(image.windowed(rules.window)), size)
     except UnreadableImageError:
         raise
     # Pillow raises SyntaxError, struct.error, zlib.error and more on damaged files.
     except Exception as error:
-        message = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-        raise UnreadableImageError(message or type(error).__name__) from error
-    return fit(plain, size=size, channels=channels, resize=resize)
+        reason = " ".join(str(error).split())[:200]
+        raise UnreadableImageError(reason or type(error).__name__) from error
+    return fit(image, size=size, channels=channels, resize=resize)
 
 
 def fit(image: Image.Image, *, size: int, channels: int, resize: str) -> np.ndarray:
     """Return uint8[size, size, channels] of an 8-bit grey or RGB image; see `decode`."""
-    image = image.convert("L" if channels == 1 else "RGB")
+    mode = "L" if channels == 1 else "RGB"
+    image = image if image.mode == mode else image.convert(mode)
     width, height = image.size
     if resize == "pad":
         scale = size / max(width, height)
@@ -110,29 +121,3 @@ def _resized(
     if image.size == size and box is None:
         return image
     return image.resize(size, Image.Resampling.BILINEAR, box=box)
-
-
-def _to_8_bit(image: Image.Image) -> Image.Image:
-    """Return the image in mode "L" or "RGB"."""
-    image.load()
-    if image.mode in ("L", "RGB"):
-        return image
-    if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_stretched(np.asarray(image, np.float64)))
-    if image.mode == "1":
-        return image.convert("L")
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        over = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", over.size, (0, 0, 0, 255)), over).convert(
-            "RGB"
-        )
-    return image.convert("RGB")
-
-
-def _stretched(values: np.ndarray) -> np.ndarray:
-    if not np.isfinite(values).all():
-        raise UnreadableImageError("it holds NaN or infinite values")
-    low, high = values.min(), values.max()
-    if low == high:
-        return np.zeros(values.shape, np.uint8)
-    return np.rint((values - low) * (255.0 / (high - low))).astype(np.uint8)

@@ -1,11 +1,13 @@
 """A manifest: a CSV file with one line per image.
 
-Columns: `image_path` (absolute, or relative to the manifest), the diagnosis, and optionally `split`
-(train, val, test; valid and validation mean val), `patient_id`, `weight` and `id` (by default the
-image_path). `site`, `subgroup` and `subgroup_<name>` hold groups that results are reported for: any
-text, empty where unknown. Other columns are ignored. The file is in UTF-8, with or without a byte
-order mark; spaces around a name or a cell are ignored; a cell is text, so classes may be called
-"NA" or "None". "|" joins several diagnoses of one example, and a lone "|" means none of them.
+Columns: `image_path` (absolute, or relative to the manifest; "scan.dcm#3" is frame 3, counted from
+0), the diagnosis, and optionally `split` (train, val, test; valid and validation mean val),
+`patient_id`, `weight` and `id` (by default the image_path). `site`, `subgroup` and
+`subgroup_<name>` hold groups that results are reported for: any text, empty where unknown. Other
+columns are ignored. The file is in UTF-8, with or without a byte order mark; spaces around a name
+or a cell are ignored; a cell is text, so classes may be called "NA" or "None", but numbers have one
+spelling ("1.0" is "1"). "|" joins several diagnoses of one example, a "?" before one of them means
+unknown, and a lone "|" means none of them. `labels.MISSING` lists the texts that count as empty.
 
 Refuses, with file, line and column: a missing column, an empty cell, an unknown split, a weight
 that is not a number >= 0, a missing image, and a file that is not comma-separated.
@@ -21,7 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from medtl.data import splits
+from medtl.data import labels, splits
+from medtl.data.paths import Finder
 from medtl.data.table import Table
 from medtl.errors import UserError, nearest
 from medtl.examples import is_group
@@ -40,9 +43,15 @@ _NEAR_MISSES = {
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """Image files, read on demand."""
+    """Image files, read on demand.
+
+    Attributes:
+      paths: one for each row.
+      frames: the frame in each file, counted from 0; None where the file has one.
+    """
 
     paths: tuple[str, ...]
+    frames: tuple[int | None, ...]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -51,8 +60,11 @@ class Files:
         with open(self.paths[index], "rb") as file:
             return file.read()
 
+    def frame(self, index: int) -> int | None:
+        return self.frames[index]
+
     def take(self, rows: np.ndarray) -> Files:
-        return Files(tuple(self.paths[i] for i in rows))
+        return Files(*(tuple(column[i] for i in rows) for column in (self.paths, self.frames)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,28 +106,31 @@ def read(spec: Any, *, key: str, require_label: bool, image_size: int) -> Table:
     _refuse_near_misses(sheet, label)
     n = len(sheet.rows)
     names = _filled(sheet, "image_path")
-    labels, classes = (
-        _labels(sheet, label, spec.multi_label) if require_label else (np.full(n, -1, np.int32), ())
-    )
+    answers: np.ndarray = np.full(n, -1, np.int32)
+    classes: tuple[str, ...] = ()
+    if require_label:
+        answers, classes = labels.encode(
+            sheet.column(label),
+            lambda row: sheet.where(row, label),
+            multi_label=spec.multi_label,
+        )
     folder = pathlib.Path(path).parent
-    table = Table(
+    return Table(
         name=folder.resolve().name
         if pathlib.Path(path).stem == "manifest"
         else pathlib.Path(path).stem,
         origin=path,
         id=np.array(_filled(sheet, "id") if "id" in sheet.columns else names),
-        label=labels,
+        label=answers,
         classes=classes,
         split=_splits(sheet) if "split" in sheet.columns and require_label else None,
-        patient=np.array(sheet.column("patient_id")) if "patient_id" in sheet.columns else None,
+        patient=_patients(sheet) if "patient_id" in sheet.columns else None,
         weight=_weights(sheet) if "weight" in sheet.columns else np.ones(n, np.float32),
         line_or_row=np.array(sheet.lines),
         unit="line",
-        images=Files(tuple(os.path.join(folder, name) for name in names)),
+        images=_files(sheet, names, folder),
         groups=_groups(sheet, label),
     )
-    _check_images(table, names)
-    return table
 
 
 def _read_sheet(path: str, flag: str) -> _Sheet:
@@ -161,7 +176,7 @@ def _require(sheet: _Sheet, column: str, key: str) -> None:
 def _groups(sheet: _Sheet, label: str) -> dict[str, np.ndarray]:
     """Return the columns of groups, without the diagnosis where it has such a name."""
     return {
-        name: np.array(sheet.column(name))
+        name: np.array(["" if labels.is_missing(cell) else cell for cell in sheet.column(name)])
         for name in sheet.columns
         if is_group(name) and name != label
     }
@@ -181,56 +196,17 @@ def _refuse_near_misses(sheet: _Sheet, label: str) -> None:
 def _filled(sheet: _Sheet, column: str) -> list[str]:
     cells = sheet.column(column)
     for row, cell in enumerate(cells):
-        if not cell:
-            raise UserError(f"{sheet.where(row, column)}: the cell is empty")
+        if labels.is_missing(cell):
+            problem = f"{cell!r} is a missing value" if cell else "the cell is empty"
+            raise UserError(f"{sheet.where(row, column)}: {problem}")
     return cells
 
 
-def _labels(sheet: _Sheet, column: str, multi_label: bool) -> tuple[np.ndarray, tuple[str, ...]]:
-    cells = _filled(sheet, column)
-    for row, cell in enumerate(cells):
-        if cell.lower() == "nan":
-            raise UserError(
-                f"{sheet.where(row, column)}: the label is {cell!r}; every row needs a diagnosis"
-            )
-    sets = [
-        {part.strip() for part in cell.split("|")} - {""} if multi_label else {cell}
-        for cell in cells
-    ]
-    classes = sorted_classes(set().union(*sets))
-    _refuse_case_twins(sheet, column, classes, sets)
-    index = {name: i for i, name in enumerate(classes)}
-    if not multi_label:
-        return np.array([index[cell] for cell in cells], np.int32), classes
-    label = np.zeros((len(cells), len(classes)), np.float32)
-    for row, names in enumerate(sets):
-        label[row, [index[name] for name in names]] = 1.0
-    return label, classes
-
-
-def sorted_classes(names: set[str]) -> tuple[str, ...]:
-    """Sort names as numbers if all are, else as text.
-
-    >>> sorted_classes({"10", "9"}), sorted_classes({"b", "a", "10"})
-    (('9', '10'), ('10', 'a', 'b'))
-    """
-    return tuple(
-        sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names)
-    )
-
-
-def _refuse_case_twins(
-    sheet: _Sheet, column: str, classes: tuple[str, ...], sets: list[set[str]]
-) -> None:
-    seen: dict[str, str] = {}
-    for name in classes:
-        other = seen.setdefault(name.lower(), name)
-        if other != name:
-            row = next(i for i, names in enumerate(sets) if name in names)
-            raise UserError(
-                f"{sheet.where(row, column)}: {name!r} and {other!r} differ in case only; "
-                "write one of them"
-            )
+def _patients(sheet: _Sheet) -> np.ndarray:
+    """Return the patients, "" where unknown."""
+    cells = sheet.column("patient_id")
+    unknown = [labels.is_missing(cell) or cell.lower() in ("na", "none") for cell in cells]
+    return np.where(unknown, "", cells)
 
 
 def _splits(sheet: _Sheet) -> np.ndarray:
@@ -257,14 +233,19 @@ def _weights(sheet: _Sheet) -> np.ndarray:
     return np.array(weights, np.float32)
 
 
-def _check_images(table: Table, names: list[str]) -> None:
-    assert isinstance(table.images, Files)
-    missing = [i for i, path in enumerate(table.images.paths) if not os.path.isfile(path)]
+def _files(sheet: _Sheet, names: list[str], folder: pathlib.Path) -> Files:
+    finder = Finder(folder)
+    files = [finder.find(name) for name in names]
+    missing = [row for row, file in enumerate(files) if file is None]
     if missing:
-        listed = ", ".join(f"{names[i]!r} ({table.where(i)})" for i in missing[:5])
+        listed = ", ".join(f"{names[i]!r} (line {sheet.lines[i]})" for i in missing[:5])
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        near = finder.near(names[missing[0]])
+        hint = f"; did you mean {near!r}?" if near else ""
         raise UserError(
-            f"{table.origin}, column image_path: {len(missing)} of {len(table)} "
+            f"{sheet.path}, column image_path: {len(missing)} of {len(names)} "
             f"images are missing: {listed}"
-            f"{more}; paths are relative to {os.path.dirname(table.origin) or '.'}"
+            f"{more}; paths are relative to {os.path.dirname(sheet.path) or '.'}{hint}"
         )
+    paths, frames = zip(*(file for file in files if file), strict=True)
+    return Files(paths, frames)

@@ -1,9 +1,10 @@
 """An `.npz` in MedMNIST's layout.
 
 Its arrays are {train,val,test}_images, uint8[n, H, W] or [n, H, W, 3], and {train,val,test}_labels,
-[n, 1] or [n, K]. Class names come from an array `classes` where the file has one. A file with the
-name of a MedMNIST set (breastmnist.npz, breastmnist_224.npz) gets MedMNIST's names; for any other
-they are "0", "1", ... In BreastMNIST 0 is malignant and 1 is normal or benign.
+[n, 1] or [n, K]: one-hot for one diagnosis, else with `multi_label`. Class names come from an array
+`classes` where the file has one. A file with the name of a MedMNIST set (breastmnist.npz,
+breastmnist_224.npz) gets MedMNIST's names; for any other they are "0", "1", ... In BreastMNIST 0 is
+malignant and 1 is normal or benign.
 
 Refuses pickled arrays, images that are not uint8, and labels that are missing or not whole numbers.
 """
@@ -175,15 +176,24 @@ def _labels(value: np.ndarray, where: str, multi_label: bool, key: str) -> np.nd
                 f"{where}, row {row}: {answers[row, column]:g} is not 0, 1 or NaN (unknown)"
             )
         return answers
+    if value.ndim == 2 and value.shape[1] > 1 and _is_one_hot(value):
+        return value.argmax(1).astype(np.int32)
     if value.ndim == 2 and value.shape[1] != 1:
         raise UserError(
             f"{where} has {value.shape[1]} columns; "
-            f"set {key}.multi_label to True for several labels an image"
+            f"set {key}.multi_label to True for several labels an image, or write one-hot rows"
         )
     numbers = value.reshape(len(value))
     for row in np.flatnonzero(~((numbers >= 0) & (numbers == np.floor(numbers)))):
-        raise UserError(f"{where}, row {row}: {numbers[row]} is not a class number 0, 1, ...")
+        raise UserError(
+            f"{where}, row {row}: {numbers[row]} is not a class number 0, 1, ...; "
+            "medtl predicts classes, it has no regression"
+        )
     return numbers.astype(np.int32)
+
+
+def _is_one_hot(value: np.ndarray) -> bool:
+    return bool((((value == 0) | (value == 1)).all(1) & (value.sum(1) == 1)).all())
 
 
 def _classes(path: str, arrays: Mapping[str, np.ndarray], label: np.ndarray) -> tuple[str, ...]:

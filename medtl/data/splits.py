@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from medtl.data.table import Table
+from medtl.data.values import settle
 from medtl.errors import UserError
 
 NAMES = ("train", "val", "test")
@@ -117,10 +118,12 @@ def complete(
     key: str,
     require_label: bool,
     require_train: bool,
+    allow: Sequence[str] = (),
 ) -> Table:
     """Draw a split where the table has none, reduce train to `train_size`, and check the result.
 
-    A data set whose only split is train counts as one without a split.
+    A data set whose only split is train counts as one without a split. A class that no example has
+    is left out, with a note.
 
     Raises:
       UserError: the table cannot be trained or evaluated on.
@@ -130,6 +133,7 @@ def complete(
     _check_ids(table)
     if not require_label:
         return table.unlabelled()
+    table = _without_absent_classes(table)
     drawn: Sequence[float] = ()
     if table.split is None or (require_train and set(table.split) == {"train"}):
         check_fractions(fractions, key, require_train)
@@ -138,7 +142,8 @@ def complete(
             table, split=assign(table.label, fractions, seed=seed, patient=table.patient)
         )
     assert table.split is not None
-    _check_patients(table, table.split)
+    table = _check_patients(table, table.split, allow)
+    assert table.split is not None
     if train_size:
         table = _first_of_train(table, table.split, train_size, seed, key)
     assert table.split is not None
@@ -201,21 +206,45 @@ def _check_ids(table: Table) -> None:
     )
 
 
-def _check_patients(table: Table, split: np.ndarray) -> None:
+def _check_patients(table: Table, split: np.ndarray, allow: Sequence[str]) -> Table:
+    """Refuse a patient in two splits; where that is allowed, return the table with a note."""
     if table.patient is None:
-        return
+        return table
     seen: dict[str, int] = {}
     crossing: dict[str, tuple[int, int]] = {}
     for row, name in enumerate(table.patient):
         if name and split[seen.setdefault(name, row)] != split[row]:
             crossing.setdefault(name, (seen[name], row))
-    if crossing:
-        name, (one, two) = next(iter(crossing.items()))
-        more = f"; so are {len(crossing) - 1} more patients" if len(crossing) > 1 else ""
-        raise UserError(
-            f"{table.origin}: patient {str(name)!r} is in {split[one]} ({table.where(one)}) and in "
-            f"{split[two]} ({table.where(two)}){more}; each patient belongs in one split"
-        )
+    if not crossing:
+        return table
+    name, (one, two) = next(iter(crossing.items()))
+    more = f"; so are {len(crossing) - 1} more patients" if len(crossing) > 1 else ""
+    finding = (
+        f"{table.origin}: patient {str(name)!r} is in {split[one]} ({table.where(one)}) and in "
+        f"{split[two]} ({table.where(two)}){more}"
+    )
+    note = settle(finding, "each patient belongs in one split", "patient_in_two_splits", allow)
+    return dataclasses.replace(table, notes=(*table.notes, note))
+
+
+def _without_absent_classes(table: Table) -> Table:
+    """Leave out the classes that no example has, where an example has one diagnosis."""
+    if table.label.ndim == 2 or table.label.min() < 0:
+        return table
+    present = np.flatnonzero(_present(table, np.arange(len(table))))
+    absent = sorted(set(table.classes) - {table.classes[c] for c in present})
+    if not absent:
+        return table
+    return dataclasses.replace(
+        table,
+        label=np.searchsorted(present, table.label).astype(np.int32),
+        classes=tuple(table.classes[c] for c in present),
+        notes=(
+            *table.notes,
+            f"{table.origin}: no example has {', '.join(map(repr, absent))}: "
+            f"{len(absent)} of {len(table.classes)} classes are left out",
+        ),
+    )
 
 
 def _present(table: Table, rows: np.ndarray) -> np.ndarray:

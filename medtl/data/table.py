@@ -15,11 +15,16 @@ from medtl.examples import Examples, ImageSource
 
 
 class Encoded(Protocol):
-    """Images as the bytes of their files, read on demand, also by several threads at once."""
+    """Images as the bytes of their files, read on demand, also by several threads at once.
+
+    `frame` is the image's frame in its file, counted from 0; None: the file has one image.
+    """
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> bytes: ...
+
+    def frame(self, index: int) -> int | None: ...
 
     def take(self, rows: np.ndarray) -> Encoded: ...
 
@@ -47,6 +52,7 @@ class Table:
       inputs: arrays [N, ...] that are inputs as they are, by name.
       present: input -> bool[N], False for a row that lacks it; an input that is not in it is
         present everywhere.
+      notes: sentences about the data for users, such as what a check accepted.
     """
 
     name: str
@@ -65,6 +71,7 @@ class Table:
     columns: Columns | None = None
     inputs: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     present: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.id)
@@ -92,6 +99,12 @@ class Table:
             inputs={name: values[rows] for name, values in self.inputs.items()},
             present={name: values[rows] for name, values in self.present.items()},
         )
+
+    @property
+    def with_image(self) -> Table:
+        """Return the rows that have an image."""
+        rows = np.flatnonzero(self.present.get("image", np.ones(len(self), bool)))
+        return self if len(rows) == len(self) else self.take(rows)
 
     def unlabelled(self) -> Table:
         """Return the same examples without labels, all in the split "test"."""
@@ -139,6 +152,7 @@ def examples(
         groups=table.groups,
         columns=table.columns,
         present=table.present,
+        notes=table.notes,
     )
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from medtl.data import manifest, splits
+from medtl.data import labels, splits
 from medtl.data.table import Table
 from medtl.errors import UserError, nearest
 
@@ -90,10 +90,10 @@ def read(spec: Any, *, key: str, require_label: bool, image_size: int) -> Table:
     records = Records(str(folder), _image_feature(features, folder, key), rows)
     target = _label_feature(features, spec.label, folder, key) if require_label else ""
     values = _values(records, (target, "patient_id" if "patient_id" in features else ""), key)
-    labels: np.ndarray = np.full(len(records), -1, np.int32)
+    answers: np.ndarray = np.full(len(records), -1, np.int32)
     classes: tuple[str, ...] = ()
     if target:
-        labels, classes = _labels(
+        answers, classes = _labels(
             values[target], features[target], target, spec.multi_label, folder, records, key
         )
     patients = values.get("patient_id")
@@ -101,10 +101,10 @@ def read(spec: Any, *, key: str, require_label: bool, image_size: int) -> Table:
         name=builder.info.name,
         origin=str(folder),
         id=np.array([f"{s}/{i}" for s, i in rows]),
-        label=labels,
+        label=answers,
         classes=classes,
         split=np.array([split_names[s] for s, _ in rows]),
-        patient=None if patients is None else np.array([_text(p) for p in patients]),
+        patient=None if patients is None else np.array([_known(p) for p in patients]),
         weight=np.ones(len(records), np.float32),
         line_or_row=np.array([i for _, i in rows]),
         unit="row",
@@ -163,6 +163,9 @@ class Records:
     def examples(self) -> Iterator[dict[str, Any]]:
         """Yield every row's `example`."""
         return (self.example(i) for i in range(len(self)))
+
+    def frame(self, index: int) -> None:
+        """Return None: a record holds one image."""
 
     def take(self, rows: np.ndarray) -> Records:
         return dataclasses.replace(self, records=tuple(self.records[i] for i in rows))
@@ -244,12 +247,15 @@ def _labels(
                 f"set {key}.multi_label to True for several an image"
             )
         if any(
-            value in (b"", "") or (not isinstance(value, bytes | str) and not value >= 0)
+            labels.is_missing(_text(value))
+            or (not isinstance(value, bytes | str) and not value >= 0)
             for value in numbers
         ):
             raise UserError(f"{where}: {numbers} is not a label")
-    texts = [[names[int(v)] if names else _text(v) for v in numbers] for numbers in sets]
-    classes = names or manifest.sorted_classes(set().union(*texts))
+    texts = [
+        [names[int(v)] if names else labels.spelled(_text(v)) for v in numbers] for numbers in sets
+    ]
+    classes = names or labels.sorted_classes(set().union(*texts))
     index = {text: i for i, text in enumerate(classes)}
     if not multi_label:
         return np.array([index[numbers[0]] for numbers in texts], np.int32), classes
@@ -261,3 +267,9 @@ def _labels(
 
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _known(value: Any) -> str:
+    """Return a patient as text, "" where unknown."""
+    text = _text(value)
+    return "" if labels.is_missing(text) else text

@@ -54,6 +54,7 @@ def checked(examples: Any, origin: str, image_shape: tuple[int, int, int]) -> ta
         raise UserError(f"{origin} returned no inputs; a model needs at least one, such as 'image'")
     if n:
         _check_inputs(examples, origin, image_shape)
+        _check_classes(examples, origin)
     return _table(examples, origin)
 
 
@@ -67,6 +68,15 @@ def _check_inputs(examples: Examples, origin: str, image_shape: tuple[int, ...])
             )
         if row.dtype.kind not in "biuf":
             raise UserError(f"{origin} returned the input {name!r} of {what}; it must hold numbers")
+
+
+def _check_classes(examples: Examples, origin: str) -> None:
+    if examples.label.ndim == 1 and examples.label.min() >= 0:
+        for c in sorted(set(range(len(examples.classes))) - set(examples.label.tolist())):
+            raise UserError(
+                f"{origin} returned the class {examples.classes[c]!r}, which no example has; "
+                "leave it out of `classes`"
+            )
 
 
 def _table(examples: Examples, origin: str) -> tables.Table:

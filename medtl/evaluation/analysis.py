@@ -13,25 +13,31 @@ from typing import Any
 
 from medtl.errors import UserError, nearest
 from medtl.evaluation import (
+    arm_calibration,
+    arm_classes,
+    arm_curves,
     arm_results,
     bootstrap,
+    caveats,
     comparisons,
-    curves,
-    differences,
+    consequences,
+    flow,
+    groups,
+    learning,
     metrics,
     mistakes,
+    operating,
+    per_patient,
     predictions,
+    sites,
     subgroups,
     verdict,
+    wording,
 )
 from medtl.evaluation.arm_results import Evaluated
 from medtl.evaluation.predictions import Predictions
 
 LEVEL = 0.95
-_TWO_RULES = (
-    "Accuracy, balanced accuracy, F1 and MCC take the class of the larger probability; "
-    "sensitivity, specificity, PPV, NPV and the confusion matrix take the operating threshold."
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,13 +52,16 @@ class Settings:
     metric: str = "auroc"
     reference: str = ""
     positive: str = ""
-    threshold: str = "youden"
+    threshold: str = operating.DEFAULT
     sensitivity: float = metrics.Options.sensitivity
     specificity: float = metrics.Options.specificity
     prevalence: float = metrics.Options.prevalence
     ordinal: bool = metrics.Options.ordinal
     coverage: float = 0.9
+    patient_rule: str = "mean"
     resamples: int = metrics.Options.resamples
+    margin: float = 0.02
+    net_benefit_range: Sequence[float] = (0.05, 0.5)
     extra: Mapping[str, metrics.Metric] = dataclasses.field(default_factory=dict)
 
     @classmethod
@@ -115,86 +124,161 @@ def analyse(
     errors: Sequence[Mapping[str, Any]] = (),
     name: str = "predictions.csv",
 ) -> dict[str, Any]:
-    """Evaluate every arm and compare them.
+    """Evaluate every arm on test, else val, else the split there is, and compare them.
 
-    The split that is reported is test, else val, else the one there is. Operating thresholds,
-    calibration maps and conformal quantiles are fitted on val, where that is another split, model
-    by model.
+    Operating thresholds, calibration maps and conformal quantiles are fitted on val, where that is
+    another split, model by model.
 
     Args:
       rows: the predictions of every arm, split and model.
       classes: the K names.
       settings: how; None: the defaults.
-      sources: the arms that learn from the source, whose harm is called negative transfer; None:
-        unknown.
-      errors: mistakes with images to show, see `results`; empty: the most confident ones are listed
-        without.
+      sources: the arms that learn from the source, for "negative transfer"; None: unknown.
+      errors: mistakes with images, see `results`; empty: the most confident ones without.
       name: of the file, for errors.
 
     Returns:
-      The entry "evaluation" of `metrics.json`, made of what JSON has, NaN where something is
-      undefined; docs/evaluation.md describes it.
+      The entry "evaluation" of `metrics.json`; docs/evaluation.md describes it.
 
     Raises:
-      UserError: the arms were not evaluated on the same examples, a class, arm or split is absent,
-        or a metric of the user's fails.
+      UserError: the arms' examples differ, a class, arm or split is absent, or a metric fails.
     """
     settings = settings or Settings()
-    choices = (*metrics.NAMES, *settings.extra)
-    if settings.metric not in choices:
-        hint = nearest(settings.metric, choices)
-        raise UserError(f"config.checkpoint.metric is {settings.metric!r}{hint}")
-    split = next(
-        (s for s in ("test", "val") if any(p.split == s for p in rows)),
-        rows[0].split if rows else "test",
-    )
+    split = _split_of(rows)
+    _check_metric(settings)
     notes = predictions.check(rows, classes, split=split, name=name)
     positive = positive_class(settings.positive, classes)
     options = settings.options(positive)
-    evaluated = arm_results.collect(
-        arm_results.of_all_labels(rows), split, options, rule=settings.threshold
-    )
-    if not any(len(data.label) for e in evaluated.values() for data in e.sets):
-        raise UserError(f"no example of split {split} has a label, so nothing can be evaluated")
-    reference = _reference(settings.reference, list(evaluated))
+    evaluated = _collect(rows, split, options, settings.threshold)
+    first = next(iter(evaluated.values()))
     resampled = bootstrap.resample(
         {arm: e.sets for arm, e in evaluated.items()},
         classes=classes,
         options=dataclasses.replace(options, extra=settings.extra),
     )
     design = _design(evaluated, resampled, split)
-    compared = comparisons.with_reference(
-        evaluated, resampled, settings.metric, reference, sources=sources, unit=design["unit"]
-    )
-    first = next(iter(evaluated.values()))
+    is_two = first.task == "two_class"
+    notes = [*flow.notes(rows, split), *notes, *first.notes, *_notes(resampled, settings)]
     return {
         "task": first.task,
         "classes": list(classes),
-        "positive": classes[positive] if first.task == "two_class" else None,
+        "positive": classes[positive] if is_two else None,
         "split": split,
         **first.counts(classes),
+        "flow": flow.of_predictions(rows, positive=positive if is_two else None),
         "design": design,
         "settings": settings.as_dict(),
         "metric": settings.metric,
-        "verdict": verdict.headline([c.judged for c in compared]),
-        "arms": _arms(evaluated, resampled, classes, settings, options),
-        "reference": reference,
-        "comparisons": [c.as_dict for c in compared],
-        "learning_curve": _learning_curve(rows, split, classes, settings, reference),
+        **_compare(evaluated, resampled, settings, sources, design["unit"]),
+        **_arms_and_groups(evaluated, resampled, classes, settings, split),
+        "learning_curve": _learning_curve(rows, split, classes, settings, evaluated),
         "errors": list(errors) or mistakes.of_first_arm(evaluated, classes),
-        "notes": [
-            *notes,
-            *first.notes,
-            *_notes(resampled, settings),
-            *([_TWO_RULES] if first.task == "two_class" else []),
-        ],
+        "warnings": caveats.warnings(rows, evaluated, classes, split, settings.threshold),
+        "planned": None,
+        "notes": notes,
     }
+
+
+def _split_of(rows: Sequence[Predictions]) -> str:
+    """Return the split that is reported."""
+    chosen = (s for s in ("test", "val") if any(p.split == s for p in rows))
+    return next(chosen, rows[0].split if rows else "test")
+
+
+def _collect(
+    rows: Sequence[Predictions], split: str, options: metrics.Options, rule: str
+) -> dict[str, Evaluated]:
+    """Collect the models that were trained on all labels."""
+    evaluated = arm_results.collect(arm_results.of_all_labels(rows), split, options, rule=rule)
+    if not any(len(data.label) for e in evaluated.values() for data in e.sets):
+        raise UserError(f"no example of split {split} has a label, so nothing can be evaluated")
+    return evaluated
+
+
+def _check_metric(settings: Settings) -> None:
+    choices = (*metrics.NAMES, *settings.extra)
+    if settings.metric not in choices:
+        hint = nearest(settings.metric, choices)
+        raise UserError(f"config.checkpoint.metric is {settings.metric!r}{hint}")
+
+
+def _compare(
+    evaluated: Mapping[str, Evaluated],
+    resampled: bootstrap.Resampled,
+    settings: Settings,
+    sources: Sequence[str] | None,
+    unit: str,
+) -> dict[str, Any]:
+    """Compare the arms with the reference: the entries verdict, margin, reference, comparisons."""
+    metric, reference = settings.metric, _reference(settings.reference, list(evaluated))
+    arm, e = next(iter(evaluated.items()))
+    value = resampled.value[reference or arm][resampled.names.index(metric)]
+    made = {
+        "reference": reference,
+        "margin": verdict.margin_of(metric, settings.margin, float(value)),
+    }
+    if reference is None:
+        estimates, sample = arm_results.estimates(resampled, arm), f"{resampled.patients:,} {unit}"
+        single = verdict.single(arm, estimates, task=e.task, metric=metric, sample=sample)
+        return {"verdict": single, **made, "comparisons": []}
+    compared = comparisons.with_reference(
+        evaluated,
+        resampled,
+        metric,
+        reference,
+        sources=sources,
+        unit=unit,
+        margin=settings.margin,
+    )
+    decided = {
+        c.judged.arm: consequences.compare(
+            evaluated[c.judged.arm],
+            evaluated[reference],
+            bounds=settings.net_benefit_range,
+            prevalence=settings.prevalence,
+            level=LEVEL,
+        )
+        for c in compared
+    }
+    return {
+        "verdict": verdict.headline([c.judged for c in compared]),
+        **made,
+        "comparisons": [c.as_dict | decided[c.judged.arm] for c in compared],
+    }
+
+
+def _learning_curve(
+    rows: Sequence[Predictions],
+    split: str,
+    classes: Sequence[str],
+    settings: Settings,
+    evaluated: Mapping[str, Evaluated],
+) -> dict[str, Any] | None:
+    options = settings.options(next(iter(evaluated.values())).positive)
+    return learning.curve(
+        rows,
+        split,
+        classes,
+        metric=settings.metric,
+        options=_only_main(options, settings),
+        rule=settings.threshold,
+        margin=settings.margin,
+        reference=_reference(settings.reference, list(evaluated)),
+    )
 
 
 def _only_main(options: metrics.Options, settings: Settings) -> metrics.Options:
     """Add the user's metric only if the arms are compared in it: each costs a call per resample."""
     extra = {name: m for name, m in settings.extra.items() if name == settings.metric}
     return dataclasses.replace(options, extra=extra)
+
+
+def _per_1000(e: Evaluated, estimates: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+    """Return the entry per_1000; two classes only."""
+    if e.task != "two_class":
+        return {}
+    prevalence = consequences.prevalence_of(e, settings.prevalence)
+    return {"per_1000": consequences.per_1000(estimates, prevalence)}
 
 
 def _notes(resampled: bootstrap.Resampled, settings: Settings) -> list[str]:
@@ -231,13 +315,17 @@ def _design(
     folds, repeats = first.number("fold"), first.number("repeat")
     seeds = sorted({p.seed for p in first.predictions if p.seed is not None})
     unit = "patients" if first.patients is not None else "examples"
+    column = sites.left_out(first)
     if folds:
         words = f"{folds}-fold cross-validation"
+        if column:
+            words = f"cross-validation that leaves out one of {folds} values of "
+            words += f"{wording.column(column)} at a time"
         words += f", repeated {repeats} times" if repeats > 1 else ""
         if unit == "patients" and first.grouped:
             words += f", grouped by patient: each of the {first.n:,} examples is tested on once"
             words += " a repeat"
-    elif repeats > 1:
+    elif first.several_splits:
         words = f"{repeats} splits of the same examples, {first.n:,} tested on in all"
     else:
         words = f"the {split} split: {first.n:,} examples"
@@ -247,6 +335,7 @@ def _design(
     return {
         "kind": "cross_validation" if folds else "split",
         "folds": folds,
+        "left_out": column or None,
         "repeats": repeats,
         "seeds": seeds,
         "models": len(first.sets),
@@ -257,96 +346,58 @@ def _design(
     }
 
 
+def _arms_and_groups(
+    evaluated: Mapping[str, Evaluated],
+    resampled: bootstrap.Resampled,
+    classes: Sequence[str],
+    settings: Settings,
+    split: str,
+) -> dict[str, Any]:
+    """Return the entries "arms", "subgroups", "sites" and "per_patient"."""
+    options = settings.options(next(iter(evaluated.values())).positive)
+    reference = _reference(settings.reference, list(evaluated))
+    main = _only_main(options, settings)
+    columns = groups.of_columns(evaluated, classes, main, settings.metric)
+    return {
+        "arms": _arms(evaluated, resampled, classes, settings, options, columns),
+        **sites.subgroups_and_sites(columns, evaluated, reference),
+        "per_patient": per_patient.per_patient(
+            evaluated,
+            classes,
+            main,
+            split=split,
+            threshold=settings.threshold,
+            metric=settings.metric,
+            reference=reference,
+            rule=settings.patient_rule,
+        ),
+    }
+
+
 def _arms(
     evaluated: Mapping[str, Evaluated],
     resampled: bootstrap.Resampled,
     classes: Sequence[str],
     settings: Settings,
     options: metrics.Options,
+    columns: Mapping[str, groups.Grouped],
 ) -> dict[str, Any]:
-    first = next(iter(evaluated.values()))
-    groups = {
-        column: subgroups.subgroups(
-            {arm: e.sets for arm, e in evaluated.items()},
-            [p.groups[column] for p in first.predictions],
-            classes=classes,
-            options=_only_main(options, settings),
-            metric=settings.metric,
-            once=first.once,
-            unit="patients" if first.patients is not None else "examples",
-        )
-        for column in first.columns
-    }
-    return {
+    by_class = arm_classes.of_classes(evaluated, classes, options)
+    arms: dict[str, Any] = {
         arm: {
-            "metrics": arm_results.estimates(resampled, arm),
+            "metrics": (estimates := arm_results.estimates(resampled, arm)),
+            **_per_1000(e, estimates, settings),
             "threshold": e.threshold_card(settings.threshold),
             "confusion": e.confusion(),
-            "curves": arm_results.curves_of(e, classes, options),
-            "calibration": arm_results.calibration_of(e, classes, options),
+            "curves": arm_curves.curves_of(e, classes, options),
+            "per_class": by_class[arm][0],
+            "calibration": arm_calibration.calibration_of(e, classes, options, by_class[arm][1]),
             "conformal": arm_results.conformal_sets(e, classes, level=settings.coverage),
-            "subgroups": {column: by_arm[arm] for column, by_arm in groups.items()},
+            "subgroups": {column: subgroups.of_arm(of, arm) for column, of in columns.items()},
         }
         for arm, e in evaluated.items()
     }
-
-
-def _learning_curve(
-    rows: Sequence[Predictions],
-    split: str,
-    classes: Sequence[str],
-    settings: Settings,
-    reference: str | None,
-) -> dict[str, Any] | None:
-    """Return the metric and the differences at each number of target labels, all of them last."""
-    sizes: list[int | None] = [*sorted({p.size for p in rows if p.size is not None})]
-    if not sizes:
-        return None
-    if any(p.size is None for p in rows):
-        sizes.append(None)
-    metric, options = settings.metric, settings.options(positive_class(settings.positive, classes))
-    lower_is_better = metric in metrics.LOWER_IS_BETTER
-    arms: dict[str, list[dict[str, Any]]] = {}
-    of_reference: dict[str, list[dict[str, Any]]] = {}
-    shown: list[int] = []
-    one_model = False
-    for size in sizes:
-        of_size = [p for p in rows if p.size == size]
-        evaluated = arm_results.collect(of_size, split, options, rule=settings.threshold)
-        resampled = bootstrap.resample(
-            {arm: e.sets for arm, e in evaluated.items()},
-            classes=classes,
-            options=_only_main(options, settings),
-        )
-        labels = size if size is not None else next(iter(evaluated.values())).train_size
-        shown.append(labels)
-        for arm in evaluated:
-            estimate = arm_results.estimates(resampled, arm)[metric]
-            arms.setdefault(arm, []).append({"size": labels, **estimate})
-        if reference is None:
-            continue
-        compared = differences.of_arms(evaluated, resampled, reference, metric)
-        one_model = differences.one_model(evaluated[reference])
-        for arm, d in compared.items():
-            side = verdict.direction(d.low, d.high, lower_is_better=lower_is_better)
-            point = {"size": labels, **comparisons.as_estimate(d), "verdict": side}
-            of_reference.setdefault(arm, []).append(point)
-    sentences = [
-        curves.learning_curve_sentence(
-            arm,
-            reference or "",
-            metric,
-            sizes=[d["size"] for d in points],
-            differences=[(d["value"], d["low"], d["high"]) for d in points],
-            lower_is_better=lower_is_better,
-            one_model=one_model,
-        )
-        for arm, points in of_reference.items()
-    ]
-    return {
-        "metric": metric,
-        "sizes": shown,
-        "arms": arms,
-        "differences": of_reference,
-        "sentences": sentences,
-    }
+    for results in arms.values():
+        by_chance = results["calibration"]["before"]["ece_if_calibrated"]
+        results["metrics"]["ece"]["if_calibrated"] = by_chance
+    return arms

@@ -1,4 +1,4 @@
-"""One arm's results: its evaluation sets, curves, calibration, conformal sets and worst mistakes.
+"""One arm's results: its evaluation sets, its metrics with intervals, and its conformal sets.
 
 Thresholds, calibration maps and conformal quantiles are fitted on the val predictions of the same
 model and used on the evaluated split; where there are none, the results say so.
@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from medtl.evaluation import bootstrap, calibration, conformal, curves
+from medtl.evaluation import bootstrap, conformal, operating
 from medtl.evaluation.intervals import number_patients
-from medtl.evaluation.metrics import EvaluationSet, Options, Scorer, kernels, operating_threshold
+from medtl.evaluation.metrics import EvaluationSet, Options, kernels
 from medtl.evaluation.predictions import Predictions
 from medtl.examples import class_counts
 
-CALIBRATED = ("loss", "brier", "ece", "calibration_slope", "calibration_intercept")
+NO_VAL = "there are no predictions of val to fit it on"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +75,11 @@ class Evaluated:
 
     @property
     def several_splits(self) -> bool:
-        """Whether models were trained on overlapping parts of the examples: folds, repeats."""
-        return self.number("fold") > 0 or self.number("repeat") > 1
+        """Whether models are tested on different parts of the examples: folds, repeated splits.
+
+        Repeats of one split are trainings like those of several seeds.
+        """
+        return self.number("fold") > 0 or (self.number("repeat") > 1 and not self.same_examples)
 
     @property
     def grouped(self) -> bool:
@@ -129,42 +132,33 @@ class Evaluated:
         }
 
     def threshold_card(self, rule: str) -> dict[str, Any] | None:
-        """Describe the operating threshold: the mean of the models' thresholds."""
+        """Describe the operating threshold; see `operating.card`."""
         if self.task != "two_class":
             return None
-        values = np.array([data.threshold for data in self.sets])
-        fixed = _number_of(rule)
-        has_both = [_has_both_classes(v) for v in self.val]
-        chosen = fixed is None and all(has_both)
-        if fixed is not None:
-            words = f"{fixed:g}, fixed beforehand"
-        elif chosen:
-            by = "by Youden's index" if rule == "youden" else f"for {rule.replace('=', ' ')}"
-            words = f"{by}, chosen on val"
-        else:
-            joined = " where" if any(has_both) else ":"
-            words = f"0.5{joined} there is no val with both classes to choose it on"
-        if values.min() < values.max():
-            words += f"; from {values.min():.3f} to {values.max():.3f} over {len(values)} models"
-        return {
-            "rule": rule,
-            "value": float(values.mean()),
-            "chosen_on": "val" if chosen else None,
-            "words": words,
-        }
+        thresholds = [data.threshold for data in self.sets]
+        return operating.card(thresholds, self.val, rule=rule, positive=self.positive)
+
+    def called(self, i: int) -> np.ndarray:
+        """Return int[N], the class that model i calls: one rule for all metrics and tests."""
+        data = self.sets[i]
+        if self.task != "two_class":
+            return data.probability.argmax(axis=1)
+        is_called = data.probability[:, self.positive] >= data.threshold
+        return np.where(is_called, self.positive, 1 - self.positive)
 
     def confusion(self) -> list[Any]:
         """Count labels (rows) against predictions; at the threshold for two classes.
 
         Counts are summed over folds and averaged over seeds and repeats.
         """
-        tables = []
-        for data in self.sets:
-            guess = None
-            if self.task == "two_class" and not math.isnan(data.threshold):
-                called = data.probability[:, self.positive] >= data.threshold
-                guess = np.where(called, self.positive, 1 - self.positive)
-            tables.append(kernels.confusion(data.label, data.probability, guess=guess))
+        tables = [
+            kernels.confusion(
+                data.label,
+                data.probability,
+                guess=None if data.label.ndim == 2 else self.called(i),
+            )
+            for i, data in enumerate(self.sets)
+        ]
         return (np.sum(tables, axis=0) / (len(self.sets) / len(self.once))).tolist()
 
 
@@ -202,14 +196,14 @@ def collect(
     # Models of the same examples, as several seeds on one split, in one order.
     first = [_like(p, first[0]) if _same_ids(p, first[0]) else p for p in first]
     by_arm[first[0].arm] = first
-    known = all(p.patient is not None for p in first)
+    with_patients = all(p.patient is not None for p in first)
     patients, numbers = number_patients(
-        [p.patient if known and p.patient is not None else p.id for p in first]
+        [p.patient if with_patients and p.patient is not None else p.id for p in first]
     )
     n = len(np.unique(np.concatenate([p.id for p in first])))
     position = {p.model: i for i, p in enumerate(first)}
     notes = []
-    if not known and any(p.patient is not None for p in first):
+    if not with_patients and any(p.patient is not None for p in first):
         notes.append(
             "Patients are known for some predictions only; intervals take each example for a "
             "patient of its own."
@@ -225,19 +219,18 @@ def collect(
                 p.label,
                 np.asarray(p.probability, np.float64),
                 number,
-                _threshold(v, rule, options.positive),
+                operating.choose(v, rule, options.positive),
             )
             for p, v, number in zip(models, tuned, numbers, strict=True)
         ]
-        count = patients if known else None
+        count = patients if with_patients else None
         evaluated[arm] = Evaluated(arm, models, tuned, sets, options.positive, count, n, notes)
     return evaluated
 
 
 def _labelled(p: Predictions) -> Predictions:
     """Leave out the examples whose label is unknown."""
-    known = p.label >= 0 if p.label.ndim == 1 else ~np.isnan(p.label).all(axis=1)
-    return p if known.all() else p.take(np.flatnonzero(known))
+    return p if p.labelled.all() else p.take(np.flatnonzero(p.labelled))
 
 
 def _like(p: Predictions, other: Predictions) -> Predictions:
@@ -252,33 +245,6 @@ def _same_ids(p: Predictions, other: Predictions) -> bool:
     return len(p.id) == len(other.id) and (
         p.id is other.id or np.array_equal(np.sort(p.id), np.sort(other.id))
     )
-
-
-def _number_of(rule: str) -> float | None:
-    try:
-        return float(rule)
-    except ValueError:
-        return None
-
-
-def _has_both_classes(val: Predictions | None) -> bool:
-    """Whether a threshold can be chosen on these predictions: there are two classes, both seen."""
-    return (
-        val is not None
-        and val.label.ndim == 1
-        and val.probability.shape[1] == 2
-        and len(np.unique(val.label)) == 2
-    )
-
-
-def _threshold(val: Predictions | None, rule: str, positive: int) -> float:
-    """Return the threshold that the rule chooses on val; 0.5 where there is no val for it."""
-    fixed = _number_of(rule)
-    if fixed is not None:
-        return fixed
-    if val is None or not _has_both_classes(val):
-        return 0.5
-    return operating_threshold(val.label == positive, val.probability[:, positive], rule=rule)
 
 
 def estimate(
@@ -302,107 +268,46 @@ def estimates(resampled: bootstrap.Resampled, arm: str) -> dict[str, dict[str, A
             resampled.value[arm][m],
             low[m],
             high[m],
-            std=float(by_split[:, m].std(ddof=1)) if len(by_split) > 1 else None,
+            std=_std(by_split[:, m]),
             reason=resampled.undefined[arm].get(name, ""),
         )
         for m, name in enumerate(resampled.names)
     }
 
 
-def curves_of(e: Evaluated, classes: Sequence[str], options: Options) -> dict[str, Any]:
-    """Return the arm's curves: of two classes the positive one's, else one for each class."""
-    chosen = [options.positive] if e.task == "two_class" else range(len(classes))
-    drawn: dict[str, Any] = {"roc": [], "pr": [], "reliability": [], "decision": None}
-    for k in chosen:
-        name, columns = classes[k], [_column(data, k) for data in e.sets]
-        pairs = [(label, score) for label, score, _ in columns]
-        single = len(pairs) == 1
-        roc = curves.roc(*pairs[0]) if single else curves.mean_roc(pairs)
-        pr = curves.precision_recall(*pairs[0]) if single else curves.mean_precision_recall(pairs)
-        label, score, patient = (np.concatenate(part) for part in zip(*columns, strict=True))
-        bins = curves.reliability(label, score, patient=patient, level=options.level)
-        if not roc.undefined:
-            drawn["roc"].append({"name": name, "x": roc.x.tolist(), "y": roc.y.tolist()})
-            prevalence = float(np.mean([label.mean() for label, _ in pairs]))
-            points = {"name": name, "x": pr.x.tolist(), "y": pr.y.tolist()}
-            drawn["pr"].append({**points, "prevalence": prevalence})
-        if not bins.undefined:
-            fields = ("predicted", "observed", "low", "high", "n")
-            of_bins = {field: getattr(bins, field).tolist() for field in fields}
-            drawn["reliability"].append({"name": name, **of_bins})
-        if e.task == "two_class":
-            d = curves.decision_curve(columns, prevalence=options.prevalence, level=options.level)
-            parts = ("threshold", "model", "low", "high", "all", "none")
-            drawn["decision"] = {part: getattr(d, part).tolist() for part in parts}
-    return drawn
+def _std(values: np.ndarray) -> float | None:
+    """Return the standard deviation over splits that have the metric; None of fewer than 2."""
+    values = values[~np.isnan(values)]
+    return float(values.std(ddof=1)) if len(values) > 1 else None
 
 
-def _column(data: EvaluationSet, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def chosen_classes(e: Evaluated, classes: Sequence[str]) -> Sequence[int]:
+    """Return the classes that are shown one against the rest: of two the positive one."""
+    return [e.positive] if e.task == "two_class" else range(len(classes))
+
+
+def class_column(data: EvaluationSet, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return one class against the rest where its label is known.
 
     (label bool[n], probability f[n], patient int[n])
     """
     if data.label.ndim == 1:
         return data.label == k, data.probability[:, k], data.patient
-    known = ~np.isnan(data.label[:, k])
-    return data.label[known, k] == 1, data.probability[known, k], data.patient[known]
-
-
-def calibration_of(e: Evaluated, classes: Sequence[str], options: Options) -> dict[str, Any]:
-    """Measure calibration as trained and after each map fitted on val; means over the models."""
-    measured: dict[str, Any] = {"before": _measure(e.sets, classes, options)}
-    for kind in calibration.KINDS:
-        maps: list[calibration.Calibrator] = []
-        reasons = []
-        for v in e.val:
-            fitted: calibration.Calibrator | str = _NO_VAL
-            if v is not None:
-                fitted = calibration.fit(kind, v.label, v.probability, classes=classes)
-            if isinstance(fitted, str):
-                reasons.append(fitted)
-            else:
-                maps.append(fitted)
-        if reasons:
-            where = f"in {len(reasons)} of {len(e.val)} splits " if len(e.val) > 1 else ""
-            measured[kind] = {"undefined": where + reasons[0]}
-            continue
-        after = [
-            dataclasses.replace(data, probability=m(data.probability))
-            for data, m in zip(e.sets, maps, strict=True)
-        ]
-        measured[kind] = _measure(after, classes, options)
-        if len(maps) == 1:
-            measured[kind]["parameters"] = dict(maps[0].parameters)
-        left = sorted({f"{name}: {reason}" for m in maps for name, reason in m.undefined.items()})
-        if left:
-            measured[kind]["left_as_it_was"] = left
-    return measured
-
-
-_NO_VAL = "there are no predictions of val to fit it on"
-
-
-def _measure(
-    sets: Sequence[EvaluationSet], classes: Sequence[str], options: Options
-) -> dict[str, Any]:
-    table = []
-    for data in sets:
-        scorer = Scorer(data, classes=classes, options=options)
-        values = dict(zip(scorer.names, scorer(np.ones((1, scorer.units)))[0], strict=True))
-        table.append([values[name] for name in CALIBRATED])
-    with np.errstate(invalid="ignore"):
-        means = kernels.mean_of_defined(np.array(table), axis=0)
-    return dict(zip(CALIBRATED, means.tolist(), strict=True))
+    rows = ~np.isnan(data.label[:, k])
+    return data.label[rows, k] == 1, data.probability[rows, k], data.patient[rows]
 
 
 def conformal_sets(e: Evaluated, classes: Sequence[str], *, level: float) -> dict[str, Any]:
-    """Fit conformal prediction sets on val; return how often they hold the label."""
+    """Fit conformal prediction sets on val; return how often they hold the label.
+
+    Those that hold it in each class come first: overall ones may leave out a rare class altogether.
+    """
     measured: dict[str, Any] = {}
-    for kind in (conformal.split, conformal.class_conditional):
+    for kind in (conformal.class_conditional, conformal.split):
         labels, sets, units = [], [], []
         reason, notes = "", []
         for data, v in zip(e.sets, e.val, strict=True):
-            fitted: conformal.Thresholds | str = _NO_VAL
+            fitted: conformal.Thresholds | str = NO_VAL
             if v is not None:
                 patient = v.patient if e.patients is not None else None
                 fitted = kind(v.label, v.probability, classes=classes, level=level, patient=patient)

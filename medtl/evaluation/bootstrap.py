@@ -1,10 +1,13 @@
 """Metrics in resamples of the patients: the same patients for all arms, which pairs their draws.
 
 The estimate of a metric is the mean over evaluation sets (folds, repeats, seeds) of the metric
-within each: scores of different models are not comparable, so nothing is pooled (Forman & Scholz
-2010). A draw takes as many patients as there are, with replacement, and counts each of their
-examples as often as they were drawn, in every set (the cluster bootstrap; Field & Welsh 2007): the
-interval includes that images of one patient are alike, which resampling images would leave out.
+within each: scores of different models are not comparable, so ranks are not pooled (Forman & Scholz
+2010). The calibration line of two classes is that of all sets together, since probabilities are on
+one scale: a small fold in which the model is nearly constant has a slope of any size.
+
+A draw takes as many patients as there are, with replacement, and counts each of their examples as
+often as they were drawn, in every set (the cluster bootstrap; Field & Welsh 2007): the interval
+includes that images of one patient are alike, which resampling images would leave out.
 
 Refuses arms that differ in their number of evaluation sets.
 """
@@ -30,6 +33,7 @@ from medtl.evaluation.metrics import PROPORTIONS, EvaluationSet, Options, Scorer
 _RATES = ("sensitivity", "specificity")
 _FEWEST = 200
 _WORK = 4e8  # examples x classes x resamples that are summed at most, but 200 resamples at least
+_POOLED = ("calibration_slope", "calibration_intercept")
 _BLOCK = 1 << 18  # examples x resamples that a thread holds at a time: 2 MiB an array
 
 
@@ -49,6 +53,7 @@ class Resampled:
       patients: P, the number of units resampled.
       resamples: R, those that were made; see `resample`.
       level: of the intervals that the methods return.
+      two_class: whether there are two classes, one rule for all that depends on a decision.
       prevalence: at which PPV and NPV are, by the mean sensitivity and specificity; 0: not stated.
     """
 
@@ -63,6 +68,7 @@ class Resampled:
     resamples: int
     level: float
     prevalence: float = 0.0
+    two_class: bool = False
 
     @property
     def is_share(self) -> np.ndarray:
@@ -84,6 +90,9 @@ class Resampled:
             units=self.support[arm] if units is None else units,
             proportion=self.is_share,
         )
+        has_rates = {*_RATES, "balanced_accuracy"} <= set(self.names)
+        if self.two_class and has_rates:
+            self._balanced(arm, low, high)
         if self.prevalence:
             one, two = (
                 (value[m], low[m], high[m]) for m in (self.names.index(name) for name in _RATES)
@@ -95,6 +104,29 @@ class Resampled:
                 m = self.names.index(name)
                 _, low[m], high[m] = predictive_value(a, b, share)
         return low, high
+
+    def _balanced(self, arm: str, low: np.ndarray, high: np.ndarray) -> None:
+        """Set the interval of balanced accuracy, half the sum of two rates, from theirs, in place.
+
+        Zou & Donner (2008, Stat Med 27, 1693; MOVER), with the rates' correlation in the draws. At
+        a low prevalence nearly all of the variance is that of a sensitivity near 1, whose interval
+        is not symmetric; Wilson's for the mean would be.
+        """
+        index = [self.names.index(n) for n in (*_RATES, "balanced_accuracy")]
+        one, two, both = index
+        value, draws = self.value[arm], self.draws[arm][:, index[:2]]
+        half_sum = (value[one] + value[two]) / 2
+        draws = draws[~np.isnan(draws).any(axis=1)]
+        if not abs(half_sum - value[both]) < 1e-9 or np.isnan([low[one], low[two]]).any():
+            return
+        varies = len(draws) > 1 and bool((draws.std(axis=0) > 0).all())
+        correlation = float(np.corrcoef(draws.T)[0, 1]) if varies else 0.0
+
+        def half_width(a: float, b: float) -> float:
+            return float(np.sqrt(max(a * a + b * b + 2 * correlation * a * b, 0.0))) / 2
+
+        low[both] = half_sum - half_width(value[one] - low[one], value[two] - low[two])
+        high[both] = half_sum + half_width(high[one] - value[one], high[two] - value[two])
 
     def difference(
         self, arm: str, reference: str
@@ -118,7 +150,11 @@ class Resampled:
 
 
 def resample(
-    arms: Mapping[str, Sequence[EvaluationSet]], *, classes: Sequence[str], options: Options
+    arms: Mapping[str, Sequence[EvaluationSet]],
+    *,
+    classes: Sequence[str],
+    options: Options,
+    names: Sequence[str] | None = None,
 ) -> Resampled:
     """Compute every metric of every arm, and of resamples of the patients.
 
@@ -131,6 +167,7 @@ def resample(
       arms: name -> its evaluation sets; set i of all arms has the same examples.
       classes: the K names.
       options: see there.
+      names: the metrics, see `Scorer`; None: all.
 
     Returns:
       The metrics. Draws in which a set lacks a class are means over the sets that have it.
@@ -139,54 +176,112 @@ def resample(
       UserError: the arms have no sets or not the same number of them, the options do not fit the
         task, or a metric of the user's fails.
     """
+    patients, numbered = _numbered(arms)
+
+    def scorer(data: EvaluationSet) -> Scorer:
+        return Scorer(data, classes=classes, options=options, units=patients, names=names)
+
+    scorers = {arm: list(map(scorer, sets)) for arm, sets in numbered.items()}
+    made = next(iter(scorers.values()))[0].names
+    examples = sum(len(data.label) for sets in numbered.values() for data in sets)
+    resamples = min(options.resamples, max(_FEWEST, int(_WORK / max(1, examples * len(classes)))))
+    by_split = {
+        arm: np.concatenate([score(np.ones((1, patients))) for score in each])
+        for arm, each in scorers.items()
+    }
+    with np.errstate(invalid="ignore"):
+        value = {arm: kernels.mean_of_defined(table, axis=0) for arm, table in by_split.items()}
+    result = Resampled(
+        names=made,
+        value=value,
+        by_split=by_split,
+        draws=_draw(scorers, patients, resamples, options.seed, len(made)),
+        undefined={arm: _reasons(scorers[arm], by_split[arm]) for arm in arms},
+        notes={},
+        support={arm: support(scorers[arm]) for arm in arms},
+        patients=patients,
+        resamples=resamples,
+        level=options.level,
+        prevalence=options.prevalence,
+        two_class=len(classes) == 2 and next(iter(numbered.values()))[0].label.ndim == 1,
+    )
+    _pool(result, numbered, classes, options)
+    _adjust(result)
+    notes = {arm: _notes(scorers[arm], by_split[arm], result.draws[arm]) for arm in arms}
+    return dataclasses.replace(result, notes=notes)
+
+
+def _numbered(
+    arms: Mapping[str, Sequence[EvaluationSet]],
+) -> tuple[int, dict[str, list[EvaluationSet]]]:
+    """Return the number of patients, and the sets with patients numbered from 0 without gaps."""
     lengths = {len(sets) for sets in arms.values()}
     if len(lengths) != 1 or 0 in lengths:
         raise UserError(
             "each arm must have the same number of evaluation sets, at least 1; "
             f"they have {sorted(lengths)}"
         )
-    every_set = [data for sets in arms.values() for data in sets]
-    patients, numbers = number_patients([data.patient for data in every_set])
-    made = iter(
-        Scorer(
-            dataclasses.replace(data, patient=number),
-            classes=classes,
-            options=options,
-            units=patients,
-        )
-        for data, number in zip(every_set, numbers, strict=True)
-    )
-    scorers = {arm: [next(made) for _ in sets] for arm, sets in arms.items()}
-    names = next(iter(scorers.values()))[0].names
-    examples = sum(len(data.label) for data in every_set)
-    resamples = min(options.resamples, max(_FEWEST, int(_WORK / max(1, examples * len(classes)))))
-
-    ones = np.ones((1, patients))
-    by_split = {
-        arm: np.concatenate([score(ones) for score in each]) for arm, each in scorers.items()
+    columns = [data.patient for sets in arms.values() for data in sets]
+    patients, numbers = number_patients(columns)
+    number = iter(numbers)
+    return patients, {
+        arm: [dataclasses.replace(data, patient=next(number)) for data in sets]
+        for arm, sets in arms.items()
     }
-    with np.errstate(invalid="ignore"):
-        value = {arm: kernels.mean_of_defined(table, axis=0) for arm, table in by_split.items()}
-    draws = _draw(scorers, patients, resamples, options.seed, len(names))
-    if options.prevalence:
-        for tables in (value, draws):
-            for table in tables.values():
-                _at_prevalence(table, names, options.prevalence)
-    for arm, table in draws.items():
-        _center(table[:, names.index("ece")], value[arm][names.index("ece")])
-    return Resampled(
-        names=names,
-        value=value,
-        by_split=by_split,
-        draws=draws,
-        undefined={arm: _reasons(scorers[arm], by_split[arm]) for arm in arms},
-        notes={arm: _notes(scorers[arm], by_split[arm], draws[arm]) for arm in arms},
-        support={arm: support(scorers[arm]) for arm in arms},
-        patients=patients,
-        resamples=resamples,
-        level=options.level,
-        prevalence=options.prevalence,
+
+
+def _pool(
+    result: Resampled,
+    arms: Mapping[str, Sequence[EvaluationSet]],
+    classes: Sequence[str],
+    options: Options,
+) -> None:
+    """Take the calibration line from all sets of an arm together, in place; of one set it is so."""
+    names = [name for name in result.names if name in _POOLED]
+    columns = [result.names.index(name) for name in names]
+    if not names or len(next(iter(arms.values()))) == 1:
+        return
+    pooled = {
+        arm: [
+            Scorer(
+                pool(sets),
+                classes=classes,
+                options=dataclasses.replace(options, extra={}),
+                units=result.patients,
+                names=names,
+            )
+        ]
+        for arm, sets in arms.items()
+    }
+    draws = _draw(pooled, result.patients, result.resamples, options.seed, len(names))
+    for arm, (scorer,) in pooled.items():
+        value = scorer(np.ones((1, result.patients)))[0]
+        result.value[arm][columns], result.draws[arm][:, columns] = value, draws[arm]
+        result.by_split[arm][:, columns] = np.nan
+        for name in names:
+            result.undefined[arm].pop(name, None)
+        result.undefined[arm].update(scorer.explain(value))
+
+
+def pool(sets: Sequence[EvaluationSet]) -> EvaluationSet:
+    """Put the examples of several sets, with patients numbered alike, into one."""
+    return EvaluationSet(
+        np.concatenate([data.label for data in sets]),
+        np.concatenate([data.probability for data in sets]),
+        np.concatenate([data.patient for data in sets]),
     )
+
+
+def _adjust(result: Resampled) -> None:
+    """Put PPV and NPV at the stated prevalence, and center the draws of the ECE, in place."""
+    if result.prevalence:
+        for tables in (result.value, result.draws):
+            for table in tables.values():
+                _at_prevalence(table, result.names, result.prevalence)
+    if "ece" in result.names:
+        ece = result.names.index("ece")
+        for arm, table in result.draws.items():
+            _center(table[:, ece], result.value[arm][ece])
 
 
 def _at_prevalence(table: np.ndarray, names: Sequence[str], prevalence: float) -> None:

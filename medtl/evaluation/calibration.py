@@ -1,4 +1,4 @@
-"""Maps from probabilities to calibrated ones: temperature, vector and isotonic scaling.
+"""Maps from probabilities to calibrated ones: temperature, Platt, vector and isotonic scaling.
 
 They are fitted on val. Where none can be fitted, a reason in words is returned, never a guess: too
 few examples, a class that val lacks, or separated labels, for which every scaling that makes the
@@ -16,7 +16,7 @@ import numpy as np
 from medtl.errors import UserError
 from medtl.evaluation.checks import check_label, check_probability
 
-KINDS = ("temperature", "vector", "isotonic")
+KINDS = ("temperature", "platt", "vector", "isotonic")
 MIN_EXAMPLES = 20
 MIN_PER_CLASS = 5
 
@@ -33,10 +33,11 @@ class Calibrator:
       classes: the K names.
       multi_label: whether each class is a question of its own; otherwise the rows of the result sum
         to 1.
-      parameters: ready for JSON. temperature: {"temperature": T}. vector: {"weight": [K], "bias":
-        [K]}. isotonic: {"x": K lists, "y": K lists}, the corners of each class's broken line. With
-        several labels per example every entry is a list over the classes (weight and bias of the
-        logit), None at those in `undefined`.
+      parameters: ready for JSON. temperature: {"temperature": T}. platt and vector: {"weight": [K],
+        "bias": [K]}, for platt with equal weights and biases of opposite sign. isotonic: {"x": K
+        lists, "y": K lists}, the corners of each class's broken line. With several labels per
+        example every entry is a list over the classes (weight and bias of the logit), None at those
+        in `undefined`.
       undefined: class -> why its probability is passed through as it was; only with several labels
         an example.
     """
@@ -64,6 +65,20 @@ class Calibrator:
         return result
 
 
+def kinds(multi_label: bool, k: int) -> tuple[str, ...]:
+    """Return the kinds for a task: vector scaling of two classes is Platt's.
+
+    Args:
+      multi_label: whether an example may have several labels, each a two-class task of its own.
+      k: the number of classes.
+
+    >>> kinds(False, 2), kinds(False, 3)
+    (('temperature', 'platt', 'isotonic'), ('temperature', 'vector', 'isotonic'))
+    """
+    other = "vector" if multi_label or k == 2 else "platt"
+    return tuple(kind for kind in KINDS if kind != other)
+
+
 def fit(
     kind: str, label: np.ndarray, probability: np.ndarray, *, classes: Sequence[str]
 ) -> Calibrator | str:
@@ -76,22 +91,17 @@ def fit(
     - temperature: softmax(log p / T), the one T > 0 of least mean log loss on val (Guo et al. 2017,
       section 4.2). The order of the classes of an example is kept, and for two classes the order of
       the examples, so the AUROC.
-    - vector: softmax(w * z + b) with z = log p less its mean over the classes, the weights and
-      biases of least mean log loss, not regularized (Guo et al. 2017, section 4.2, whose logits
-      have a free constant, fixed here by the centring). The biases are made to sum to 0. For two
-      classes only the sum of the weights matters; they are equal, and the map is Platt scaling, the
-      logistic regression of the label on the logit.
-    - isotonic: each class's probability against the rest by the increasing steps of least squared
-      error, joined by straight lines (Zadrozny & Elkan 2002), then divided by their sum. Steps are
-      held within [1 / (n0 + 2), (n1 + 1) / (n1 + 2)] for n1 examples of the class and n0 others,
-      Platt's (1999) targets, so that no probability is 0 or 1 and the log loss is finite. Makes
-      ties; below about 1,000 examples it tends to overfit (Niculescu-Mizil & Caruana 2005).
+    - platt, of two classes: the logistic regression of the label on the logit (Platt 1999).
+    - vector, of more classes: softmax(w * z + b) with z = log p less its mean over the classes, the
+      weights and biases of least mean log loss, not regularized (Guo et al. 2017, section 4.2,
+      whose logits have a free constant, fixed here by the centring). The biases sum to 0.
+    - isotonic: each class's probability against the rest by increasing steps, see `_isotonic`.
 
     With several labels per example, each label is a two-class task of its own over the examples
     where it is known.
 
     Args:
-      kind: one of `KINDS`.
+      kind: one of `kinds` for the task.
       label: int[N], an index into `classes`, -1 where unknown; or float[N, K] of 0, 1 or NaN
         (unknown).
       probability: float[N, K], the model's probabilities on val.
@@ -104,24 +114,32 @@ def fit(
       labels an example a reason only where no label can be fitted.
 
     Raises:
-      UserError: an unknown kind, shapes that do not fit, or probabilities that are not finite or
-        not in 0..1.
+      UserError: a kind that the task does not have, shapes that do not fit, or probabilities that
+        are not finite or not in 0..1.
     """
     label, probability = np.asarray(label), np.asarray(probability, np.float64)
-    if kind not in KINDS:
-        raise UserError(f"calibration {kind!r} is unknown; it can be {', '.join(KINDS)}")
+    allowed = kinds(label.ndim == 2, len(classes))
+    if kind not in allowed:
+        raise UserError(f"calibration {kind!r} is unknown here; it can be {', '.join(allowed)}")
     check_probability(probability, len(label), len(classes))
     check_label(label, len(label), len(classes))
-    if label.ndim == 1:
-        known = label >= 0
-        fitted = _fit_one(kind, label[known], probability[known], classes)
-        if isinstance(fitted, str):
-            return fitted
-        return Calibrator(kind, tuple(classes), False, fitted)
+    if label.ndim == 2:
+        return _fit_labels(kind, label, probability, classes)
+    rows = label >= 0
+    fitted = _fit_one(kind, label[rows], probability[rows], classes)
+    if isinstance(fitted, str):
+        return fitted
+    return Calibrator(kind, tuple(classes), False, fitted)
+
+
+def _fit_labels(
+    kind: str, label: np.ndarray, probability: np.ndarray, classes: Sequence[str]
+) -> Calibrator | str:
+    """Fit the map of each of several labels to the examples where it is known."""
     undefined, parameters = {}, []
     for k, name in enumerate(classes):
-        known = ~np.isnan(label[:, k])
-        positive, p = label[known, k].astype(np.int64), probability[known, k]
+        rows = ~np.isnan(label[:, k])
+        positive, p = label[rows, k].astype(np.int64), probability[rows, k]
         fitted = _fit_one(kind, positive, np.stack([1 - p, p], axis=1), (f"not {name}", name))
         if isinstance(fitted, str):
             undefined[name] = fitted
@@ -145,7 +163,7 @@ def _fit_one(
     if kind != "temperature" and counts.min() < MIN_PER_CLASS:
         rare = int(counts.argmin())
         has = f"val has {counts[rare]} examples of {classes[rare]!r}"
-        return f"{has}; {kind} scaling wants at least {MIN_PER_CLASS}"
+        return f"{has}; {kind.replace('platt', 'Platt')} scaling wants at least {MIN_PER_CLASS}"
     if kind == "isotonic":
         return _isotonic(label, probability)
     z = _centred(probability)
@@ -240,6 +258,14 @@ def _derivatives(
 
 
 def _isotonic(label: np.ndarray, probability: np.ndarray) -> dict[str, Any]:
+    """Fit each class's probability against the rest by increasing steps of least squared error.
+
+    The steps are joined by straight lines (Zadrozny & Elkan 2002), then the classes are divided by
+    their sum. Steps are held within [1 / (n0 + 2), (n1 + 1) / (n1 + 2)] for n1 examples of the
+    class and n0 others, Platt's (1999) targets, so that no probability is 0 or 1 and the log loss
+    is finite. Makes ties; below about 1,000 examples it tends to overfit (Niculescu-Mizil & Caruana
+    2005).
+    """
     from sklearn.isotonic import IsotonicRegression
 
     x, y = [], []

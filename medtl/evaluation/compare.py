@@ -102,9 +102,8 @@ def delong(
     examples, and a patient with positives and negatives adds their covariance; where each patient
     has one example it is DeLong's. The single interval is symmetric on the logit scale (Pepe 2003).
 
-    Two scores that order the examples alike differ by 0 with p = 1. An AUROC of 0 or 1 has a
-    variance of 0, from which no interval follows; nor does one from a negative estimate of it,
-    which few patients with positives and negatives may give.
+    Two scores that order alike differ by 0 with p = 1. No interval follows from an AUROC of 0 or 1,
+    whose variance is 0, nor from a negative variance, which few patients of both classes may give.
 
     Args:
       label: bool[N], or 0 and 1.
@@ -120,42 +119,43 @@ def delong(
 
     >>> label = np.array([0, 0, 0, 1, 1, 1])
     >>> good, poor = np.array([1, 2, 4, 3, 5, 6]), np.array([1, 5, 6, 2, 4, 3])
-    >>> test = delong(label, good, poor)
-    >>> f"{test.auc[0]:.3f} {test.difference:.3f} {test.p:.3f}"
-    '0.889 0.556 0.077'
+    >>> f"{delong(label, good, poor).p:.3f}"
+    '0.077'
     """
     label = binary(label, "label")
     scores = [_models(score, len(label)) for score in (score_a, score_b) if score is not None]
     unit = patient_numbers(patient, len(label))
     k, z_level = len(scores), normal_quantile(level)
-    nothing = np.full(k, _NAN)
-    reason = undefined_auroc(label, np.concatenate(scores).sum(axis=0))
-    if reason:
-        return DeLong(nothing, nothing, nothing, np.full((k, k), _NAN), undefined=reason)
+    nothing, no_covariance = np.full(k, _NAN), np.full((k, k), _NAN)
+    if reason := undefined_auroc(label, np.concatenate(scores).sum(axis=0)):
+        return DeLong(nothing, nothing, nothing, no_covariance, undefined=reason)
     auc, positive, negative = _placements(label, scores, unit)
+    difference = float(auc[0] - auc[1]) if k == 2 else _NAN
     if min(_distinct(unit[side]) for side in (label, ~label)) < 2:
-        difference = float(auc[0] - auc[1]) if k == 2 else _NAN
-        reason = "there are fewer than two positive or two negative " + (
-            "examples" if patient is None else "patients"
-        )
-        return DeLong(auc, nothing, nothing, np.full((k, k), _NAN), difference, undefined=reason)
+        few = f"two positive or two negative {'examples' if patient is None else 'patients'}"
+        reason = f"there are fewer than {few}"
+        return DeLong(auc, nothing, nothing, no_covariance, difference, undefined=reason)
     covariance = _covariance(positive, negative, label, unit)
-    own = np.diag(covariance)
-    low, high = _logit_interval(auc, np.sqrt(np.where(own < 0, _NAN, own)), z_level)
-    edge = [f"the AUROC is {value:g}, where its variance is 0" for value in auc if value in (0, 1)]
-    edge += [_NEGATIVE] * bool((own < 0).any())
-    single = DeLong(auc, low, high, covariance, undefined=edge[0] if edge else "")
+    single = _single(auc, covariance, z_level)
     if k == 1:
         return single
     # Of the difference itself: a11 - 2 a12 + a22 would leave rounding where the scores agree.
     contrast = np.array([[1.0, -1.0]])
     variance = _covariance(contrast @ positive, contrast @ negative, label, unit)[0, 0]
     if variance < 0:
-        difference = float(auc[0] - auc[1])
         return dataclasses.replace(single, difference=difference, undefined=_NEGATIVE)
     return dataclasses.replace(
-        single, **_wald(float(auc[0] - auc[1]), math.sqrt(variance), z_level, single.undefined)
+        single, **_wald(difference, math.sqrt(variance), z_level, single.undefined)
     )
+
+
+def _single(auc: np.ndarray, covariance: np.ndarray, z: float) -> DeLong:
+    """Return the interval of each AUROC by itself, and why one has none."""
+    variance = np.diag(covariance)
+    low, high = _logit_interval(auc, np.sqrt(np.where(variance < 0, _NAN, variance)), z)
+    edge = [f"the AUROC is {value:g}, where its variance is 0" for value in auc if value in (0, 1)]
+    edge += [_NEGATIVE] * bool((variance < 0).any())
+    return DeLong(auc, low, high, covariance, undefined=edge[0] if edge else "")
 
 
 def undefined_auroc(label: np.ndarray, score: np.ndarray) -> str:
@@ -236,8 +236,8 @@ def _wald(difference: float, se: float, z_level: float, undefined: str) -> dict[
     p = math.erfc(abs(z) / math.sqrt(2))
     return {
         "difference": difference,
-        "low": difference - half,
-        "high": difference + half,
+        "low": max(-1.0, difference - half),
+        "high": min(1.0, difference + half),
         "z": z,
         "p": p,
     }

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from medtl.evaluation import arm_results, bootstrap, compare, differences, metrics, verdict
+from medtl.evaluation import arm_results, bootstrap, compare, differences, verdict
 from medtl.evaluation.arm_results import Evaluated
 from medtl.evaluation.differences import Difference
 
@@ -29,6 +29,7 @@ def with_reference(
     *,
     sources: Sequence[str] | None,
     unit: str,
+    margin: float = 0.0,
 ) -> list[Compared]:
     """Compare every other arm with the reference; see `differences.of_arms`.
 
@@ -39,6 +40,7 @@ def with_reference(
       reference: with which arm; None: there is no second one.
       sources: the arms that learn from the source; None: unknown.
       unit: what was resampled, in the plural.
+      margin: of equivalence, see `verdict.margin_of`.
     """
     if reference is None:
         return []
@@ -49,39 +51,46 @@ def with_reference(
         name: differences.of_arms(evaluated, resampled, reference, name)
         for name in dict.fromkeys([metric, *names])
     }
+    value = resampled.value[reference][resampled.names.index(metric)]
+    shared: dict[str, Any] = {
+        "reference": reference,
+        "metric": metric,
+        "sample": sample_words(other, resampled.patients, unit),
+        "one_model": differences.one_model(other),
+        "margin": verdict.margin_of(metric, margin, float(value)),
+        "level": resampled.level,
+    }
     comparisons = []
     for arm, main in by_metric[metric].items():
-        judged = verdict.judge(
-            arm,
-            reference,
-            metric,
-            difference=main.value,
-            low=main.low,
-            high=main.high,
-            p=main.p,
-            p_adjusted=main.p_adjusted,
-            sample=sample_words(other, resampled.patients, unit),
-            one_model=differences.one_model(other),
-            lower_is_better=metric in metrics.LOWER_IS_BETTER,
-            negative_transfer=sources is not None and arm in sources and reference not in sources,
-            level=resampled.level,
-            undefined=main.undefined,
-        )
-        as_dict = {
-            "arm": arm,
-            "reference": reference,
-            "metric": metric,
-            "difference": as_estimate(main),
-            "p": main.p,
-            "p_adjusted": main.p_adjusted,
-            "method": main.method,
-            "verdict": judged.verdict,
-            "sentence": judged.sentence,
+        harm = sources is not None and arm in sources and reference not in sources
+        judged = verdict.judge(_measured(arm, main, negative_transfer=harm, **shared))
+        as_dict = _as_dict(judged, main, shared["margin"]) | {
             "tests": _tests(evaluated[arm], other, resampled, main, metric),
             "all_metrics": {name: as_estimate(by_metric[name][arm]) for name in names},
         }
         comparisons.append(Compared(judged, as_dict))
     return comparisons
+
+
+def _measured(arm: str, main: Difference, **shared: Any) -> verdict.Measured:
+    same = ("low", "high", "p", "p_adjusted", "undefined")
+    numbers = {name: getattr(main, name) for name in same}
+    return verdict.Measured(arm=arm, difference=main.value, **numbers, **shared)
+
+
+def _as_dict(judged: verdict.Comparison, main: Difference, margin: float) -> dict[str, Any]:
+    return {
+        "arm": judged.arm,
+        "reference": judged.reference,
+        "metric": judged.metric,
+        "difference": as_estimate(main),
+        "p": main.p,
+        "p_adjusted": main.p_adjusted,
+        "method": main.method,
+        "margin": margin,
+        "verdict": judged.verdict,
+        "sentence": judged.sentence,
+    }
 
 
 def sample_words(e: Evaluated, count: int, unit: str) -> str:
@@ -132,10 +141,7 @@ def _delong(a: Evaluated, b: Evaluated, *, clustered: bool, level: float) -> dic
 
 def _mcnemar(a: Evaluated, b: Evaluated, *, clustered: bool, level: float) -> dict[str, Any]:
     """Test the accuracy on the models that together predict each example once."""
-    right = [
-        np.concatenate([e.sets[i].probability.argmax(1) == e.sets[i].label for i in a.once])
-        for e in (a, b)
-    ]
+    right = [np.concatenate([e.called(i) == e.sets[i].label for i in a.once]) for e in (a, b)]
     units = np.concatenate([a.sets[i].patient for i in a.once]) if clustered else None
     t = compare.mcnemar(right[0], right[1], patient=units, level=level)
     kind = "clustered by patient" if clustered else "mid-p"

@@ -16,7 +16,7 @@ import numpy as np
 
 from medtl.errors import UserError
 from medtl.evaluation.checks import check_label, check_probability
-from medtl.evaluation.intervals import effective_n, patient_numbers
+from medtl.evaluation.intervals import patient_numbers
 
 MULTI_LABEL = "prediction sets are defined here for one label per example, not for several"
 
@@ -50,12 +50,15 @@ class Coverage:
     """How often the sets hold the label of labelled examples.
 
     Attributes:
-      coverage: the share of the examples whose set holds their label; NaN where there is none.
+      coverage: the mean over patients of the share of their examples whose set holds their label;
+        NaN where there is none.
       low, high: its interval.
       n: the number of examples.
       units: the number of patients; of examples where patients are unknown.
-      size: mean number of classes in a set.
+      size: mean number of classes in a set, each patient weighing one, as below.
       empty, singleton: the share of sets with no class and with one.
+      of_examples: the share of all examples whose set holds their label, which patients of many
+        examples dominate.
       by_class: class -> the same over the examples of that label; empty there.
     """
 
@@ -67,6 +70,7 @@ class Coverage:
     size: float
     empty: float
     singleton: float
+    of_examples: float
     by_class: dict[str, Coverage]
 
     def as_dict(self) -> dict[str, Any]:
@@ -148,8 +152,8 @@ def class_conditional(
     rows = _rows(label, probability, patient, classes, level)
     if isinstance(rows, str):
         return rows
-    known, score, unit = rows
-    pairs = [_quantile(score[known == k], unit[known == k], level) for k in range(len(classes))]
+    label, score, unit = rows
+    pairs = [_quantile(score[label == k], unit[label == k], level) for k in range(len(classes))]
     value, n = np.array([v for v, _ in pairs]), np.array([m for _, m in pairs])
     needed = _needed(level)
     notes = tuple(
@@ -186,16 +190,17 @@ def coverage(
 ) -> Coverage:
     """Measure the share of the sets that hold the label, with an interval, and the sets' size.
 
+    Each patient weighs one, shared equally among the examples, as in the guarantee of `split`.
+
     The interval is Clopper & Pearson's (1934), exact for independent examples. With patients of
     several examples it is that of Korn & Graubard (1998): the number of examples n is replaced by
 
-        n / d * (t(n - 1) / t(G - 1))^2,   never above n,
+        c (1 - c) / v * (G - 1) / G * n / (n - 1) * (t(n - 1) / t(G - 1))^2,   never above n,
 
-    with G patients, t the quantiles of Student's distribution, and d the design effect, the
-    variance between patients of the share over that of independent examples; all examples their own
-    patients give d = 1. Where every set or none holds its label, d has no estimate and each patient
-    counts as one example. The interval is about these thresholds on new patients, not about the
-    thresholds that another val would have given.
+    with c the coverage, v the variance of a mean over G patients, and t the quantiles of Student's
+    distribution; all examples their own patients give n. Where every set or none holds its label, v
+    has no estimate and each patient counts as one example. The interval is about these thresholds
+    on new patients, not about the thresholds that another val would have given.
 
     Sets of several models (folds, seeds, repeats) may be put together: give the patients the same
     number in each.
@@ -223,8 +228,8 @@ def coverage(
         )
     unit = patient_numbers(patient, len(label))
     check_label(label, len(label), len(classes))
-    known = label >= 0
-    label, chosen, unit = label[known], chosen[known], unit[known]
+    rows = label >= 0
+    label, chosen, unit = label[rows], chosen[rows], unit[rows]
     hit = chosen[np.arange(len(label)), label]
     size = chosen.sum(axis=1)
     by_class = {
@@ -237,26 +242,41 @@ def coverage(
 def _measured(hit: np.ndarray, size: np.ndarray, unit: np.ndarray, level: float) -> Coverage:
     n = len(hit)
     if not n:
-        return Coverage(*(math.nan,) * 3, 0, 0, *(math.nan,) * 3, {})
-    units = len(np.unique(unit))
-    low, high = _interval(hit, unit, units, level)
-    share = (float(hit.mean()), low, high, n, units, float(size.mean()))
-    return Coverage(*share, float(np.mean(size == 0)), float(np.mean(size == 1)), {})
+        return Coverage(*(math.nan,) * 3, 0, 0, *(math.nan,) * 4, {})
+    _, code, count = np.unique(unit, return_inverse=True, return_counts=True)
+
+    def by_patient(value: np.ndarray) -> np.ndarray:
+        return np.bincount(code, value) / count
+
+    held = by_patient(hit)
+    low, high = _interval(held, n, level)
+    return Coverage(
+        float(held.mean()),
+        low,
+        high,
+        n,
+        units=len(count),
+        size=float(by_patient(size).mean()),
+        empty=float(by_patient(size == 0).mean()),
+        singleton=float(by_patient(size == 1).mean()),
+        of_examples=float(hit.mean()),
+        by_class={},
+    )
 
 
-def _interval(hit: np.ndarray, unit: np.ndarray, units: int, level: float) -> tuple[float, float]:
-    """Return Korn & Graubard's interval of a share; Clopper & Pearson's where each is a unit."""
+def _interval(held: np.ndarray, n: int, level: float) -> tuple[float, float]:
+    """Return Korn & Graubard's interval of the mean of shares float64[G] of `n` examples in all."""
     from scipy import stats
 
-    n, share = len(hit), hit.mean()
-    effective, tail = float(n), (1 - level) / 2
+    units, share = len(held), float(held.mean())
+    effective, tail = float(units), (1 - level) / 2
     if units == 1 < n:
         return math.nan, math.nan
-    if units < n:
-        effective = float(effective_n(hit, unit)[0])
-        if 0 < share < 1:
-            fewer = (stats.t.ppf(tail, n - 1) / stats.t.ppf(tail, units - 1)) ** 2
-            effective = min(n, fewer * effective * n / (n - 1) * (units - 1) / units)
+    variance = float(held.var()) / units
+    if units < n and variance > 0:
+        fewer = (stats.t.ppf(tail, n - 1) / stats.t.ppf(tail, units - 1)) ** 2
+        independent = share * (1 - share) / variance * n / (n - 1) * (units - 1) / units
+        effective = min(n, fewer * independent)
     x = share * effective
     low = 0.0 if x == 0 else float(stats.beta.ppf(tail, x, effective - x + 1))
     high = 1.0 if share == 1 else float(stats.beta.ppf(1 - tail, x + 1, effective - x))
@@ -300,8 +320,8 @@ def _rows(
     check_probability(probability, len(label), len(classes))
     check_label(label, len(label), len(classes))
     unit = patient_numbers(patient, len(label))
-    known = label >= 0
-    if not known.any():
+    labelled = label >= 0
+    if not labelled.any():
         return "val has no labelled example"
-    label = label[known]
-    return label, 1 - probability[known][np.arange(len(label)), label], unit[known]
+    label = label[labelled]
+    return label, 1 - probability[labelled][np.arange(len(label)), label], unit[labelled]

@@ -9,12 +9,11 @@ and thresholds that are no probabilities.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from medtl.errors import UserError
-from medtl.evaluation import wording
 from medtl.evaluation.compare import undefined_auroc
 from medtl.evaluation.intervals import (
     binary,
@@ -24,7 +23,6 @@ from medtl.evaluation.intervals import (
     patient_numbers,
     wilson,
 )
-from medtl.evaluation.verdict import direction
 
 THRESHOLDS = tuple(i / 100 for i in range(1, 100))
 
@@ -140,7 +138,7 @@ def mean_roc(splits: Sequence[tuple[np.ndarray, np.ndarray]], *, points: int = 1
     rates, reason = _each(splits)
     if reason:
         return Curve(undefined=reason)
-    tpr = np.mean([_interpolate(fpr, tpr, grid, side="right") for fpr, tpr, _ in rates], axis=0)
+    tpr = np.mean([interpolate(fpr, tpr, grid, side="right") for fpr, tpr, _ in rates], axis=0)
     return Curve(np.r_[0.0, grid], np.r_[0.0, tpr])
 
 
@@ -168,7 +166,7 @@ def mean_precision_recall(
     for fpr, tpr, odds in rates:
         # The prevalence's odds turn rates into counts of true and of false positives.
         true = np.r_[tpr[1], grid[1:]] * odds
-        false = np.r_[fpr[1], _interpolate(tpr, fpr, grid[1:], side="left")]
+        false = np.r_[fpr[1], interpolate(tpr, fpr, grid[1:], side="left")]
         precisions.append(true / (true + false))
     return Curve(grid, np.mean(precisions, axis=0))
 
@@ -258,19 +256,46 @@ def decision_curve(
     patients = len(np.unique(np.concatenate([patient for *_, patient in columns])))
     most = 1 + max(int(patient.max()) for *_, patient in columns)
     se = np.full(len(t), np.nan)
-    for i, threshold in enumerate(t if patients > 1 else ()):
-        share = np.zeros(most)
-        for y, p, patient in columns:
-            gain = np.where(y, 1.0, -threshold / (1 - threshold)) * (p >= threshold)
-            # A stated prevalence fixes the share of each class, so the mean is that of the class.
-            for side in (y, ~y) if prevalence else (np.ones(len(y), bool),):
-                gain[side] -= gain[side].mean()
-            weight = np.where(y, *_class_weights(y, prevalence))
-            deviation = weight * gain / len(columns)
-            share += np.bincount(patient, deviation, minlength=most)
+    for i, share in enumerate(
+        net_benefit_shares(columns, t, most, prevalence=prevalence) if patients > 1 else ()
+    ):
         se[i] = np.sqrt(patients / (patients - 1) * np.sum(share**2))
     reason = "" if patients > 1 else "one patient has no interval"
     return DecisionCurve(t, model, treat_all, none, model - z * se, model + z * se, reason)
+
+
+def net_benefit_shares(
+    splits: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    thresholds: np.ndarray,
+    patients: int,
+    *,
+    prevalence: float = 0.0,
+) -> Iterator[np.ndarray]:
+    """Yield each patient's share in the deviation of the mean net benefit, for each threshold.
+
+    Args:
+      splits: (label bool[N], probability float[N], patient int[N]) of each.
+      thresholds: float64[T], from 0 to below 1.
+      patients: their number.
+      prevalence: of the positives, see `net_benefit`; a stated one fixes the share of each class,
+        so that a deviation is that from the mean of its class.
+
+    Yields:
+      float64[patients].
+    """
+    parts = []
+    for y, p, patient in splits:
+        weight = np.where(y, *_class_weights(y, prevalence)) / len(splits)
+        for side in (y, ~y) if prevalence else (np.ones(len(y), bool),):
+            held = np.bincount(patient[side], weight[side], minlength=patients)
+            parts.append((y[side], p[side], patient[side], weight[side], held / held.sum()))
+    for threshold in thresholds:
+        share = np.zeros(patients)
+        for y, p, patient, weight, held in parts:
+            called = p >= threshold
+            gain = weight[called] * np.where(y[called], 1.0, -threshold / (1 - threshold))
+            share += np.bincount(patient[called], gain, minlength=patients) - gain.sum() * held
+        yield share
 
 
 def reliability(
@@ -319,70 +344,6 @@ def reliability(
     return Reliability(predicted, observed, low, high, n)
 
 
-def learning_curve_sentence(
-    arm: str,
-    reference: str,
-    metric: str,
-    *,
-    sizes: Sequence[int],
-    differences: Sequence[tuple[float, float, float]],
-    unit: str = "labels",
-    lower_is_better: bool = False,
-    one_model: bool = False,
-    level: float = 0.95,
-) -> str:
-    """Say at which sizes an arm pays: where the interval of its difference leaves out 0.
-
-    Args:
-      arm: its name.
-      reference: the name of the arm it is compared with.
-      metric: the metric's name.
-      sizes: ascending numbers of target labels.
-      differences: at each size arm minus reference, and its interval's ends; NaN where undefined.
-      unit: what is counted, in the plural.
-      lower_is_better: of the metric.
-      one_model: each arm was trained once at each size, so the sentence is about these models.
-      level: of the intervals, which are not corrected for the number of sizes.
-    """
-    if not sizes or len(sizes) != len(differences):
-        raise UserError(f"{len(sizes)} sizes do not go with {len(differences)} differences")
-    verdicts = [
-        direction(low, high, lower_is_better=lower_is_better) for _, low, high in differences
-    ]
-    parts = []
-    verbs = ("scores better", "scores worse") if one_model else ("pays", "hurts")
-    for verdict, verb in zip(("helps", "hurts"), verbs, strict=True):
-        chosen = [i for i, found in enumerate(verdicts) if found == verdict]
-        if chosen:
-            most = max(chosen, key=lambda i: abs(differences[i][0]))
-            shown = wording.signed_alike(differences[most][:1])[0]
-            parts.append(f"{verb} {_where(chosen, sizes, unit)} ({shown} with {sizes[most]:,})")
-    name = wording.metric_in_a_sentence(metric)
-    basis = f"in {name} against {reference}, by the {wording.percent(level)} interval at each size"
-    if not parts:
-        span = (
-            f"with {sizes[0]:,}"
-            if len(sizes) == 1
-            else f"at any size from {sizes[0]:,} to {sizes[-1]:,}"
-        )
-        return f"Inconclusive: no difference of {arm} is shown {span} {unit}, {basis}."
-    rest = "; inconclusive at the other sizes" if "cannot_tell" in verdicts else ""
-    who = f"The trained model of {arm}" if one_model else arm
-    return f"{who} {' and '.join(parts)}, {basis}{rest}."
-
-
-def _where(chosen: Sequence[int], sizes: Sequence[int], unit: str) -> str:
-    """Put the chosen sizes in words, e.g. "up to 50 labels"."""
-    first, last, run = chosen[0], chosen[-1], chosen[-1] - chosen[0] + 1 == len(chosen)
-    if len(chosen) == len(sizes) > 1:
-        return f"at every size from {sizes[0]:,} to {sizes[-1]:,} {unit}"
-    if run and first == 0 and len(chosen) > 1:
-        return f"up to {sizes[last]:,} {unit}"
-    if run and last == len(sizes) - 1 and len(chosen) > 1:
-        return f"from {sizes[first]:,} {unit} on"
-    return f"with {wording.listed([f'{sizes[i]:,}' for i in chosen])} {unit}"
-
-
 def _roc(label: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.metrics import roc_curve
 
@@ -412,7 +373,7 @@ def _thin(x: np.ndarray, y: np.ndarray, points: int) -> Curve:
     return Curve(x[keep], y[keep])
 
 
-def _interpolate(x: np.ndarray, y: np.ndarray, at: np.ndarray, *, side: str) -> np.ndarray:
+def interpolate(x: np.ndarray, y: np.ndarray, at: np.ndarray, *, side: str) -> np.ndarray:
     """Return y at `at` on the line through points of ascending x.
 
     Where x repeats, the "left" or "right" end of the jump counts.

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from medtl.evaluation import bootstrap, compare
 from medtl.evaluation.arm_results import Evaluated
 from medtl.evaluation.intervals import UNDEFINED_DRAWS
 from medtl.evaluation.metrics import PROPORTIONS
+
+Key = TypeVar("Key", bound=Hashable)
 
 _JOINT = 100_000  # draws of the joint normal distribution of several differences
 _FEW = 500  # of these, beyond which a tail is taken from Bonferroni's bound instead
@@ -85,24 +88,51 @@ def of_arms(
       arm -> its difference, in the order of `evaluated`.
     """
     m = resampled.names.index(name)
-    arms = [arm for arm in evaluated if arm != reference]
-    folds = evaluated[reference].several_splits
-    made = {
-        arm: (_over_folds if folds else _on_one_split)(
-            evaluated[arm], evaluated[reference], resampled, m
-        )
-        for arm in arms
-    }
-    tested = [arm for arm in arms if not math.isnan(made[arm].p)]
-    correlation = _correlation([evaluated[a] for a in tested], evaluated[reference], resampled, m)
-    alpha, adjusted = simultaneous([made[a].p for a in tested], correlation, level=resampled.level)
-    limit = _LARGEST.get(name, math.inf)
-    for arm, p in zip(tested, adjusted, strict=True):
-        units = _units(resampled, arm, reference, m) if limit < math.inf else math.inf
-        half = _half(made[arm], alpha, units)
-        low, high = (float(np.clip(made[arm].value + s * half, -limit, limit)) for s in (-1, 1))
-        made[arm] = dataclasses.replace(made[arm], low=low, high=high, p_adjusted=p)
-    return made
+    made = each(evaluated, resampled, reference, name)
+    return jointly(
+        made,
+        lambda arms: _correlation([evaluated[a] for a in arms], evaluated[reference], resampled, m),
+        {arm: _units(resampled, arm, reference, m) for arm in made},
+        metric=name,
+        level=resampled.level,
+    )
+
+
+def each(
+    evaluated: Mapping[str, Evaluated], resampled: bootstrap.Resampled, reference: str, name: str
+) -> dict[str, Difference]:
+    """Compare every other arm with the reference by itself: as `of_arms`, without intervals."""
+    m, other = resampled.names.index(name), evaluated[reference]
+    test = _over_folds if other.several_splits else _on_one_split
+    return {arm: test(e, other, resampled, m) for arm, e in evaluated.items() if arm != reference}
+
+
+def jointly(
+    made: Mapping[Key, Difference],
+    correlation: Callable[[Sequence[Key]], np.ndarray],
+    count: Mapping[Key, float],
+    *,
+    metric: str,
+    level: float,
+) -> dict[Key, Difference]:
+    """Give differences intervals that hold simultaneously, and adjusted p; see `of_arms`.
+
+    Args:
+      made: the differences, without intervals.
+      correlation: returns float64[n, n], how those n that have a p vary together.
+      count: of these, the patients that bear on each.
+      metric: of the differences; no end is beyond what it can reach.
+      level: of the family.
+    """
+    tested = [key for key, d in made.items() if not math.isnan(d.p)]
+    p_values = [made[key].p for key in tested]
+    alpha, adjusted = simultaneous(p_values, correlation(tested), level=level)
+    limit, finished = _LARGEST.get(metric, math.inf), dict(made)
+    for key, p in zip(tested, adjusted, strict=True):
+        half = _half(made[key], alpha, count[key] if limit < math.inf else math.inf)
+        low, high = (float(np.clip(made[key].value + s * half, -limit, limit)) for s in (-1, 1))
+        finished[key] = dataclasses.replace(made[key], low=low, high=high, p_adjusted=p)
+    return finished
 
 
 def simultaneous(
@@ -147,36 +177,79 @@ def simultaneous(
     return float(2 * norm.sf(critical)), [adjusted(one) for one in p]
 
 
+def independent(e: Evaluated, by_model: np.ndarray) -> np.ndarray:
+    """Return the means over the models whose training is not independent, float64[J, ...].
+
+    J is the number of folds of all repeats; on one split that of the seeds, or with one seed that
+    of its repeats.
+
+    Args:
+      e: an arm.
+      by_model: float64[models, ...], a value of each.
+    """
+    names = ("repeat", "fold") if e.several_splits else ("seed",)
+    if not e.several_splits and e.number("seed") < 2:
+        return by_model
+    groups: dict[tuple, list[int]] = {}
+    for i, p in enumerate(e.predictions):
+        groups.setdefault(tuple(getattr(p, name) for name in names), []).append(i)
+    return np.array([by_model[rows].mean(axis=0) for rows in groups.values()])
+
+
+def standard_error(
+    e: Evaluated, by_model: np.ndarray, sampled: np.ndarray, units: np.ndarray | float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the standard error of a mean over models and its degrees of freedom; see `of_arms`.
+
+    Args:
+      e: one of the arms.
+      by_model: float64[models, ...], the quantity for each model.
+      sampled: float64[...], the variance of its mean over samples of the patients.
+      units: float64[...], the patients that bear on it.
+
+    Returns:
+      se, df: float64[...].
+    """
+    each = independent(e, by_model)
+    n = len(each)
+    spread = each.var(axis=0, ddof=1) if n > 1 else np.full(each.shape[1:], np.nan)
+    if e.several_splits:
+        return np.sqrt((1 / n + e.test_share) * spread), np.full(spread.shape, n - 1.0)
+    trained = spread / n if n > 1 else np.zeros(spread.shape)
+    variance = sampled + trained
+    with np.errstate(divide="ignore", invalid="ignore"):
+        df = variance**2 / (sampled**2 / (units - 1) + trained**2 / max(n - 1, 1))
+    return np.sqrt(variance), np.where(trained > 0, df, units - 1)
+
+
 def _on_one_split(a: Evaluated, b: Evaluated, resampled: bootstrap.Resampled, m: int) -> Difference:
     from scipy.stats import t as student
 
-    by_seed, draws = _seeds(a, b, resampled, m), _draws(a, b, resampled, m)
+    by_model, draws = _by_model(a, b, resampled, m), _draws(a, b, resampled, m)
+    seeds = len(independent(a, by_model))
     value = float(resampled.value[a.arm][m] - resampled.value[b.arm][m])
-    several = len(by_seed) > 1
     unit = "patient" if a.patients is not None else "example"
-    method = f"{unit} bootstrap and seeds" if several else f"{unit} bootstrap"
+    method = f"{unit} bootstrap" + " and seeds" * (seeds > 1)
     undefined = _undefined(a, b, resampled, m)
     if not undefined and np.isnan(draws).mean() > UNDEFINED_DRAWS:
         undefined = "it is undefined in too many resamples for an interval"
-    missing = int(np.isnan(by_seed).sum())
+    missing = int(np.isnan(by_model).sum())
     if not undefined and missing:
-        undefined = f"the difference is undefined in {missing} of {len(by_seed)} seeds"
+        undefined = f"the difference is undefined in {missing} of {len(by_model)} seeds"
     if undefined:
         return Difference(value, method=method, undefined=undefined)
     units = _units(resampled, a.arm, b.arm, m)
     sampled = float(np.nanvar(draws)) * units / (units - 1)
-    trained = float(by_seed.var(ddof=1)) / len(by_seed) if several else 0.0
-    se, df = math.sqrt(sampled + trained), float(units - 1)
-    if trained > 0:
-        df = se**4 / (sampled**2 / (units - 1) + trained**2 / (len(by_seed) - 1))
+    se, df = map(float, standard_error(a, by_model, np.array(sampled), units))
     if se > 0:
         p = float(2 * student.sf(abs(value) / se, df))
     else:  # see `_half`
         p = min(1.0, 2 * max(0.0, 1 - abs(value)) ** units)
     note = "of these trained models: training variance is unknown with one seed"
-    if several:
-        parts = f"{math.sqrt(sampled):.4f} and {math.sqrt(trained):.4f}"
-        note = f"standard errors of {unit}s and of {len(by_seed)} seeds: {parts}"
+    if seeds > 1:
+        trained = math.sqrt(max(se**2 - sampled, 0.0))
+        parts = f"{math.sqrt(sampled):.4f} and {trained:.4f}"
+        note = f"standard errors of {unit}s and of {seeds} seeds: {parts}"
     return Difference(value, p=p, se=se, df=df, method=method, note=note)
 
 
@@ -184,7 +257,7 @@ def _over_folds(a: Evaluated, b: Evaluated, resampled: bootstrap.Resampled, m: i
     """Apply Nadeau and Bengio's test over folds to the means over seeds in each."""
     from scipy.stats import t as student
 
-    means = _folds(a, b, resampled, m)
+    means = independent(a, _by_model(a, b, resampled, m))
     t = compare.corrected_resampled_t(means, test_share=a.test_share, level=resampled.level)
     method = "corrected resampled t"
     value = float(resampled.value[a.arm][m] - resampled.value[b.arm][m])
@@ -211,14 +284,14 @@ def _correlation(
     """Return float64[n, n], how the differences of several arms vary together."""
     if len(arms) < 2:
         return np.eye(len(arms))
+    each = [independent(a, _by_model(a, b, resampled, m)) for a in arms]
     if b.several_splits:
-        covariance = np.cov([_folds(a, b, resampled, m) for a in arms])
+        covariance = np.cov(each)
     else:
         draws = np.stack([_draws(a, b, resampled, m) for a in arms])
         covariance = np.cov(draws[:, ~np.isnan(draws).any(axis=0)])
-        by_seed = np.stack([_seeds(a, b, resampled, m) for a in arms])
-        if by_seed.shape[1] > 1:
-            covariance = covariance + np.cov(by_seed) / by_seed.shape[1]
+        if len(each[0]) > 1:
+            covariance = covariance + np.cov(each) / len(each[0])
     spread = np.sqrt(np.diag(covariance))
     scale = np.outer(spread, spread)
     correlation = np.where(scale > 0, covariance / np.where(scale > 0, scale, 1.0), 0.0)
@@ -226,20 +299,12 @@ def _correlation(
     return correlation
 
 
-def _seeds(a: Evaluated, b: Evaluated, resampled: bootstrap.Resampled, m: int) -> np.ndarray:
+def _by_model(a: Evaluated, b: Evaluated, resampled: bootstrap.Resampled, m: int) -> np.ndarray:
     return resampled.by_split[a.arm][:, m] - resampled.by_split[b.arm][:, m]
 
 
 def _draws(a: Evaluated, b: Evaluated, resampled: bootstrap.Resampled, m: int) -> np.ndarray:
     return resampled.draws[a.arm][:, m] - resampled.draws[b.arm][:, m]
-
-
-def _folds(a: Evaluated, b: Evaluated, resampled: bootstrap.Resampled, m: int) -> np.ndarray:
-    """Return the difference in each fold of each repeat, the mean over its seeds."""
-    folds: dict[tuple[int | None, int | None], list[float]] = {}
-    for p, value in zip(a.predictions, _seeds(a, b, resampled, m).tolist(), strict=True):
-        folds.setdefault((p.repeat, p.fold), []).append(value)
-    return np.array([np.mean(values) for values in folds.values()])
 
 
 def _units(resampled: bootstrap.Resampled, arm: str, reference: str, m: int) -> float:

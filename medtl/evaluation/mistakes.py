@@ -20,24 +20,45 @@ def of_first_arm(
     first = next(iter(evaluated.values()))
     if first.task == "multi_label":
         return []
-    models = (first.predictions[i] for i in first.once)
-    by_id = {e["id"]: e for p in models for e in confident(p, classes, most=MOST)}
+    by_id = {
+        entry["id"]: entry
+        for i in first.once
+        for entry in confident(
+            first.predictions[i],
+            classes,
+            most=MOST,
+            positive=first.positive,
+            threshold=first.sets[i].threshold,
+        )
+    }
     return sorted(by_id.values(), key=lambda entry: -entry["probability"])[:MOST]
 
 
-def confident(p: Predictions, classes: Sequence[str], *, most: int) -> list[dict[str, Any]]:
+def confident(
+    p: Predictions,
+    classes: Sequence[str],
+    *,
+    most: int,
+    positive: int = 1,
+    threshold: float = 0.5,
+) -> list[dict[str, Any]]:
     """Find wrong predictions of one label per example, those of the largest probability first.
 
     Args:
       p: the predictions; examples whose label is unknown are passed over.
       classes: the K names.
       most: how many at most.
+      positive: index of the positive class of two.
+      threshold: from which on it is called.
 
     Returns:
       Entries with "arm", "id", "label", "predicted", the "probability" of that, and "patient" where
       patients are known.
     """
-    confidence, predicted = p.probability.max(axis=1), p.probability.argmax(axis=1)
+    predicted = p.probability.argmax(axis=1)
+    if len(classes) == 2:
+        predicted = np.where(p.probability[:, positive] >= threshold, positive, 1 - positive)
+    confidence = p.probability[np.arange(len(predicted)), predicted]
     wrong = np.flatnonzero((predicted != p.label) & (p.label >= 0))
     return [
         {

@@ -1,227 +1,303 @@
-"""Every metric in each group of a column (site, sex, scanner), the worst group, and the gap.
+"""Every metric in each group of a column, the worst group and the gap, and who is worse off.
 
-Refuses to rank groups that are too small to be compared: they are counted and marked as small.
+The gap between the best and the worst of several groups is corrected for their number; differences
+between arms in the groups have simultaneous intervals. Refuses to rank groups that are too small.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from medtl.errors import UserError
-from medtl.evaluation import bootstrap
-from medtl.evaluation.arm_results import estimate
+from medtl.evaluation import differences, wording
+from medtl.evaluation.arm_results import Evaluated, estimate
 from medtl.evaluation.bootstrap import Resampled
-from medtl.evaluation.intervals import interval
-from medtl.evaluation.metrics import LOWER_IS_BETTER, EvaluationSet, Options
+from medtl.evaluation.differences import Difference
+from medtl.evaluation.groups import Group, Grouped
+from medtl.evaluation.heterogeneity import covariance_of, largest_gap, on_log_odds, q_test
+from medtl.evaluation.metrics import LOWER_IS_BETTER, PROPORTIONS, kernels
 
-MOST_GROUPS = 12
-UNKNOWN, OTHER = "unknown", "other"
-
-
-@dataclasses.dataclass(frozen=True)
-class _Group:
-    """One group: its index and name, its rows in each set, its counts, and why it is small."""
-
-    index: int
-    name: str
-    rows: list[np.ndarray]
-    n: int
-    units: int
-    patients: int | None
-    too_few: str
-    one_class: str
-
-    @property
-    def small(self) -> str:
-        return self.too_few or self.one_class
+_TOO_FEW = "fewer than two groups have 10 patients of each class"
 
 
-def subgroups(
-    arms: Mapping[str, Sequence[EvaluationSet]],
-    values: Sequence[np.ndarray],
-    *,
-    classes: Sequence[str],
-    options: Options,
-    metric: str,
-    min_patients: int = 10,
-    once: Sequence[int] | None = None,
-    unit: str = "patients",
-) -> dict[str, dict[str, Any]]:
-    """Compute the metrics of every arm in each group of one column, with bootstrap intervals.
+def of_arm(grouped: Grouped, arm: str) -> dict[str, Any]:
+    """Return an arm's metrics in each group, its worst group and the gap.
 
-    An empty value is the group "unknown". Of more than 12 values the 11 with most examples are kept
-    ("unknown" too, where it occurs) and the others joined into "other"; "note" says which.
-
-    A group of fewer than `min_patients` patients has no metrics, and one whose examples are all of
-    one class has those that are defined; both carry "small", the reason, and take no part in
-    "worst" and "gap". Nor does a group in which `metric` is undefined.
-
-    The gap is the metric's difference between the best and the worst group, at least 0. The largest
-    difference among noisy groups is too large on average, even where all groups are the same, and
-    the more so the more and the smaller the groups. Its interval is that of the difference between
-    these two named groups, as if they had been named beforehand: one that excludes 0 is a hint to
-    be checked on new patients, not a test. Groups are resampled together, so that patients with
-    examples in both are taken into account.
+    The gap is the metric's difference between the best and the worst group, at least 0. Its
+    interval holds for the largest of all differences between two groups, see
+    `heterogeneity.largest_gap`; the value itself is too large on average, as the groups are chosen
+    for it.
 
     Args:
-      arms: name -> its evaluation sets; set i of all arms has the same examples in the same order.
-      values: str[N] for each set, the column.
-      classes: the K names.
-      options: of the metrics and the bootstrap.
-      metric: in which groups are compared.
-      min_patients: below which a group is small.
-      once: the indices of the sets that together hold each example once (one seed and repeat),
-        over which examples and patients are counted; None: all sets.
-      unit: "patients", or "examples" where patients are unknown and each example of a set is
-        numbered as its own.
+      grouped: the groups of a column.
+      arm: its name.
 
     Returns:
-      arm -> {"groups": {name: {"n", "patients", "metrics": {metric: estimate}, "small"}}, "worst":
+      {"groups": {name: {"n", "patients", "metrics": {metric: estimate}, "small"}}, "worst":
       {"group", "value"} or None, "gap": {"value", "low", "high", "between": [best, worst]} or None,
-      "note"}. "patients" is None where they are not known; "small" and "note" are there only if
-      there is something to say. Groups are sorted by name, "other" and "unknown" last.
-
-    Raises:
-      UserError: there are not as many values as examples, or the metric is unknown.
+      "note"}. "patients" is None where they are not known; "small", the reason why a group is not
+      compared, and "note" are there only if there is something to say.
     """
-    first = next(iter(arms.values()))
-    if [np.shape(v) for v in values] != [(len(data.label),) for data in first]:
-        shapes, wanted = [list(np.shape(v)) for v in values], [[len(d.label)] for d in first]
-        raise UserError(
-            f"the column of groups has the shapes {shapes} over the splits; "
-            f"the examples want {wanted}"
-        )
-    once = range(len(first)) if once is None else once
-    groups, note = _groups(first, values, classes=classes, least=min_patients, once=once, unit=unit)
-    large = [group for group in groups if not group.too_few]
-    of_groups = {_key(arm, g): _part(sets, g) for arm, sets in arms.items() for g in large}
-    resampled = (
-        bootstrap.resample(of_groups, classes=classes, options=options) if of_groups else None
-    )
-    if resampled and metric not in resampled.names:
-        raise UserError(
-            f"groups cannot be compared in {metric!r}; it can be {', '.join(resampled.names)}"
-        )
-    return {arm: _of_arm(arm, groups, resampled, metric, note) for arm in arms}
-
-
-def _of_arm(
-    arm: str, groups: Sequence[_Group], resampled: Resampled | None, metric: str, note: str
-) -> dict[str, Any]:
     entries: dict[str, Any] = {}
-    ranked = []
-    for group in groups:
-        metrics = {} if resampled is None or group.too_few else _estimates(resampled, arm, group)
+    for group in grouped.groups:
+        metrics = grouped.estimates(arm, group)
         entries[group.name] = {"n": group.n, "patients": group.patients, "metrics": metrics}
         if group.small:
             entries[group.name]["small"] = group.small
-        elif not math.isnan(metrics[metric]["value"]):
-            ranked.append(group)
+    groups = grouped.compared(arm)
     worst, gap = None, None
-    if resampled is not None and len(ranked) > 1:
-        sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
-        ranked.sort(key=lambda g: sign * entries[g.name]["metrics"][metric]["value"])
-        worst = {
-            "group": ranked[0].name,
-            "value": entries[ranked[0].name]["metrics"][metric]["value"],
-        }
-        gap = _gap(resampled, arm, ranked[-1], ranked[0], metric, sign)
-    return {"groups": entries, "worst": worst, "gap": gap} | ({"note": note} if note else {})
+    if len(groups) > 1:
+        assert grouped.resampled is not None
+        sign = -1.0 if grouped.metric in LOWER_IS_BETTER else 1.0
+        value, draws, units = grouped.sample(arm, groups)
+        low, high = largest_gap(sign * value, sign * draws, units, level=grouped.resampled.level)
+        if grouped.metric in PROPORTIONS:
+            low, high = max(low, -1.0), min(high, 1.0)
+        ranking = np.argsort(sign * value, kind="stable")
+        i, j = int(ranking[-1]), int(ranking[0])
+        worst = {"group": groups[j].name, "value": float(value[j])}
+        gap = estimate(abs(float(value[i] - value[j])), low, high)
+        gap["between"] = [groups[i].name, groups[j].name]
+    entry = {"groups": entries, "worst": worst, "gap": gap}
+    return entry | ({"note": grouped.note} if grouped.note else {})
 
 
-def _estimates(resampled: Resampled, arm: str, group: _Group) -> dict[str, dict[str, Any]]:
-    key, share = _key(arm, group), resampled.is_share
-    # This group's patients bear on a metric, not those of all groups.
-    units = np.where(share, resampled.support[key], group.units)
-    value = resampled.value[key]
-    low, high = resampled.interval(key, units)
-    estimates = {}
-    for m, name in enumerate(resampled.names):
-        splits = resampled.by_split[key][:, m]
-        splits = splits[~np.isnan(splits)]
-        std = float(splits.std(ddof=1)) if len(splits) > 1 else None
-        reason = resampled.undefined[key].get(name) or resampled.notes[key].get(name, "")
-        estimates[name] = estimate(value[m], low[m], high[m], std=std, reason=reason)
-    return estimates
-
-
-def _gap(
-    resampled: Resampled, arm: str, best: _Group, worst: _Group, metric: str, sign: float
+def of_column(
+    column: str,
+    grouped: Grouped,
+    evaluated: Mapping[str, Evaluated],
+    reference: str | None,
+    compared: Mapping[str, Mapping[str, Difference]],
 ) -> dict[str, Any]:
-    m, (a, b) = resampled.names.index(metric), (_key(arm, best), _key(arm, worst))
-    value = sign * (resampled.value[a][m] - resampled.value[b][m])
-    draws = sign * (resampled.draws[a][:, m] - resampled.draws[b][:, m])
-    low, high = interval(value, draws, level=resampled.level, units=min(best.units, worst.units))
-    return estimate(value, float(low), float(high)) | {"between": [best.name, worst.name]}
+    """Test whether groups differ, and whether the difference between arms does.
+
+    Args:
+      column: its name.
+      grouped: its groups.
+      evaluated: the arms.
+      reference: the arm that the others are compared with; None: there is no second one.
+      compared: of `compared_in_groups`.
+
+    Returns:
+      {"heterogeneity": {arm: {"q", "df", "p", "i2"} or {"undefined"}}, "differences": {arm: {group:
+      estimate with "p_adjusted"}}, "interaction": {arm: as heterogeneity}, "reference",
+      "sentences"}. The intervals of all differences of the column hold simultaneously.
+    """
+    heterogeneity = {arm: _heterogeneity(grouped, arm) for arm in evaluated}
+    interaction, sentences = {}, []
+    if reference is not None:
+        interaction = {a: _interaction(grouped, evaluated, a, reference) for a in compared}
+        sentences = _sentences(column, grouped, compared, reference)
+    return {
+        "heterogeneity": heterogeneity,
+        "differences": {
+            arm: {group: as_estimate(d) for group, d in by_group.items()}
+            for arm, by_group in compared.items()
+        },
+        "interaction": interaction,
+        "reference": reference,
+        "sentences": [*sentences, *_test_sentences(column, grouped, heterogeneity, interaction)],
+    }
 
 
-def _groups(
-    sets: Sequence[EvaluationSet],
-    values: Sequence[np.ndarray],
-    *,
-    classes: Sequence[str],
-    least: int,
-    once: Sequence[int],
-    unit: str,
-) -> tuple[list[_Group], str]:
-    """Return the groups in their order, and a note on joined ones."""
-    names, code = _encode(values)
-    name, note = _joined(
-        names, np.sum([np.bincount(code[i], minlength=len(names)) for i in once], axis=0)
+def _heterogeneity(grouped: Grouped, arm: str) -> dict[str, Any]:
+    groups = grouped.compared(arm)
+    if len(groups) < 2:
+        return {"undefined": _TOO_FEW}
+    value, draws, units = grouped.sample(arm, groups)
+    covariance = covariance_of(draws, units, disjoint=grouped.disjoint)
+    if grouped.metric in PROPORTIONS:
+        value, covariance = on_log_odds(value, covariance, units)
+    return q_test(value, covariance, df_each=units - 1)
+
+
+def compared_in_groups(
+    grouped: Grouped, evaluated: Mapping[str, Evaluated], reference: str | None
+) -> dict[str, dict[str, Difference]]:
+    """Compare every arm with the reference in each group: arm -> group -> difference.
+
+    Tested as the arms are, see `differences.of_arms`, with intervals that hold simultaneously over
+    arms and groups. A group that is too small has a value without an interval. Empty where
+    `reference` is None.
+    """
+    if reference is None:
+        return {}
+    others = [arm for arm in evaluated if arm != reference]
+    made: dict[tuple[str, str], Difference] = {}
+    draws, units = {}, {}
+    for group in grouped.groups:
+        for arm in others:
+            made[arm, group.name] = Difference(np.nan, undefined=group.small)
+        if group.too_few or grouped.resampled is None:
+            continue
+        members, resampled = _members(grouped, evaluated, group)
+        names = [grouped.key(arm, group) for arm in (*others, reference)]
+        each = differences.each(members, resampled, names[-1], grouped.metric)
+        m = resampled.names.index(grouped.metric)
+        for arm, name in zip(others, names, strict=False):
+            if group.small:
+                made[arm, group.name] = Difference(each[name].value, undefined=group.small)
+                continue
+            made[arm, group.name] = each[name]
+            draws[arm, group.name] = resampled.draws[name][:, m] - resampled.draws[names[-1]][:, m]
+            support = (resampled.support[key][m] for key in (name, names[-1]))
+            units[arm, group.name] = max(2.0, float(min(support)))
+    if grouped.resampled is not None:
+        level = grouped.resampled.level
+        made = differences.jointly(
+            made,
+            lambda keys: _correlation([draws[key] for key in keys]),
+            units,
+            metric=grouped.metric,
+            level=level,
+        )
+    return {arm: {g.name: made[arm, g.name] for g in grouped.groups} for arm in others}
+
+
+def _correlation(draws: Sequence[np.ndarray]) -> np.ndarray:
+    if len(draws) < 2:
+        return np.eye(len(draws))
+    table = np.stack(draws)
+    with np.errstate(divide="ignore", invalid="ignore"):  # identical arms do not vary
+        correlation = np.nan_to_num(np.corrcoef(table[:, ~np.isnan(table).any(axis=0)]))
+    np.fill_diagonal(correlation, 1.0)
+    return correlation
+
+
+def _members(
+    grouped: Grouped, evaluated: Mapping[str, Evaluated], group: Group
+) -> tuple[dict[str, Evaluated], Resampled]:
+    """Return the arms in a group as arms of their own.
+
+    Where the group's metric is undefined in a fold, as every site's is in all folds but its own,
+    the folds of a seed are one model: their mean.
+    """
+    assert grouped.resampled is not None
+    resampled, m = grouped.resampled, grouped.resampled.names.index(grouped.metric)
+    members = {}
+    for arm, e in evaluated.items():
+        key = grouped.key(arm, group)
+        members[key] = dataclasses.replace(e, arm=key)
+    first = next(iter(members.values()))
+    missing = any(np.isnan(resampled.by_split[key][:, m]).any() for key in members)
+    if first.several_splits and missing:
+        return _as_one_model_a_seed(members, resampled)
+    return members, resampled
+
+
+def _over_seeds(e: Evaluated, table: np.ndarray) -> np.ndarray:
+    """Return the mean of each seed's rows, of float64[splits, ...]; NaN where none is defined."""
+    seeds = [p.seed for p in e.predictions]
+    rows = [[s == seed for s in seeds] for seed in dict.fromkeys(seeds)]
+    with np.errstate(invalid="ignore"):
+        return np.stack([kernels.mean_of_defined(table[of_seed], axis=0) for of_seed in rows])
+
+
+def _as_one_model_a_seed(
+    evaluated: Mapping[str, Evaluated], resampled: Resampled
+) -> tuple[dict[str, Evaluated], Resampled]:
+    """Take the folds and repeats of a seed for one model, whose metrics are their means.
+
+    For what is defined in few of the folds, such as the metrics of a site in the folds that test
+    others: `of_arms` then goes by patients and seeds.
+    """
+    by_split = {arm: _over_seeds(e, resampled.by_split[arm]) for arm, e in evaluated.items()}
+    merged = {}
+    for arm, e in evaluated.items():
+        first = {p.seed: i for i, p in reversed(list(enumerate(e.predictions)))}
+        rows = sorted(first.values())
+        merged[arm] = dataclasses.replace(
+            e,
+            predictions=[
+                dataclasses.replace(e.predictions[i], repeat=None, fold=None) for i in rows
+            ],
+            val=[e.val[i] for i in rows],
+            sets=[e.sets[i] for i in rows],
+        )
+    return merged, dataclasses.replace(resampled, by_split=by_split)
+
+
+def _interaction(
+    grouped: Grouped, evaluated: Mapping[str, Evaluated], arm: str, reference: str
+) -> dict[str, Any]:
+    """Test whether the difference between two arms is the same in all groups.
+
+    The covariance of the groups' differences is that of the bootstrap and, over several seeds, of
+    the mean of the seeds' differences: a seed's effect that is alike in all groups cancels.
+    """
+    in_other = {group.index for group in grouped.compared(reference)}
+    groups = [g for g in grouped.compared(arm) if g.index in in_other]
+    if len(groups) < 2:
+        return {"undefined": _TOO_FEW}
+    assert grouped.resampled is not None
+    (value, draws, units), (other, others, fewer) = (
+        grouped.sample(a, groups) for a in (arm, reference)
     )
-    order = sorted(set(name), key=lambda g: (g == UNKNOWN, g == OTHER, g))
-    number = np.array([order.index(g) for g in name], np.int64)
-    group_of = [number[c] for c in code]
-    groups = []
-    for g, title in enumerate(order):
-        rows = [np.flatnonzero(of == g) for of in group_of]
-        units = len(np.unique(np.concatenate([sets[i].patient[rows[i]] for i in once])))
-        few = f"{units} {unit}, fewer than {least}" if units < least else ""
-        labels = [sets[i].label[rows[i]] for i in once if sets[i].label.ndim == 1]
-        seen = np.unique(np.concatenate(labels)) if labels else np.empty(0, np.int64)
-        alone = f"every example is {classes[int(seen[0])]!r}" if len(seen) == 1 else ""
-        n, patients = sum(len(rows[i]) for i in once), units if unit == "patients" else None
-        groups.append(_Group(g, title, rows, n, units, patients, few, alone))
-    return groups, note
-
-
-def _encode(values: Sequence[np.ndarray]) -> tuple[list[str], list[np.ndarray]]:
-    """Return the distinct values of all sets, "" as "unknown", and int64[N] into them for each."""
-    index: dict[str, int] = {}
-    code = []
-    for column in values:
-        distinct, inverse = np.unique(np.asarray(column, str), return_inverse=True)
-        codes = [index.setdefault(str(v) or UNKNOWN, len(index)) for v in distinct]
-        code.append(np.array(codes, np.int64)[inverse])
-    return list(index), code
-
-
-def _joined(names: Sequence[str], count: np.ndarray) -> tuple[list[str], str]:
-    """Return the name of each value's group, and a sentence where values were joined."""
-    if len(names) <= MOST_GROUPS:
-        return list(names), ""
-    ranking = sorted(range(len(names)), key=lambda i: (names[i] != UNKNOWN, -count[i], names[i]))
-    joined = sorted(names[i] for i in ranking[MOST_GROUPS - 1 :])
-    away = set(joined)
-    more = f" and {len(joined) - 5} more" if len(joined) > 5 else ""
-    note = (
-        f"{len(names)} values; the {len(joined)} with fewest examples are joined into {OTHER!r}: "
-        f"{', '.join(map(repr, joined[:5]))}{more}"
-    )
-    return [OTHER if name in away else name for name in names], note
-
-
-def _part(sets: Sequence[EvaluationSet], group: _Group) -> list[EvaluationSet]:
-    return [
-        EvaluationSet(d.label[rows], d.probability[rows], d.patient[rows], d.threshold)
-        for d, rows in zip(sets, group.rows, strict=True)
+    units = np.minimum(units, fewer)
+    covariance = covariance_of(draws - others, units, disjoint=grouped.disjoint)
+    m = grouped.resampled.names.index(grouped.metric)
+    tables = [
+        np.stack([grouped.resampled.by_split[grouped.key(a, g)][:, m] for g in groups], axis=1)
+        for a in (arm, reference)
     ]
+    by_seed = _over_seeds(evaluated[arm], tables[0] - tables[1])
+    if len(by_seed) > 1 and not np.isnan(by_seed).any():
+        covariance = covariance + np.cov(by_seed, rowvar=False) / len(by_seed)
+    return q_test(value - other, covariance, df_each=units - 1)
 
 
-def _key(arm: str, group: _Group) -> str:
-    return f"{group.index} {arm}"
+def as_estimate(difference: Difference) -> dict[str, Any]:
+    """Return a group's difference as metrics.json has it."""
+    entry = estimate(difference.value, difference.low, difference.high, reason=difference.undefined)
+    return entry | {"p_adjusted": difference.p_adjusted}
+
+
+def _sentences(
+    column: str,
+    grouped: Grouped,
+    compared: Mapping[str, Mapping[str, Difference]],
+    reference: str,
+) -> list[str]:
+    """Say in which groups an arm is worse than the reference."""
+    sign = -1.0 if grouped.metric in LOWER_IS_BETTER else 1.0
+    name, title = wording.metric_in_a_sentence(grouped.metric), wording.column(column)
+    sentences = []
+    for arm, by_group in compared.items():
+        shown = {group: d for group, d in by_group.items() if not d.undefined}
+        worse = [(g, d) for g, d in shown.items() if max(sign * d.low, sign * d.high) < 0]
+        for group, d in worse:
+            interval = f"{wording.signed(d.low)} to {wording.signed(d.high)}"
+            sentences.append(
+                f"{arm} is worse than {reference} where {title} is {group}: {name} "
+                f"{wording.signed(d.value)} ({interval})."
+            )
+        if shown and not worse:
+            sentences.append(
+                f"{arm} is not shown to be worse than {reference} in any group of {title}."
+            )
+    return sentences
+
+
+def _test_sentences(
+    column: str,
+    grouped: Grouped,
+    heterogeneity: Mapping[str, Mapping[str, Any]],
+    interaction: Mapping[str, Mapping[str, Any]],
+) -> list[str]:
+    """Say whether groups differ, and whether the difference between arms does."""
+    name, title = wording.metric_in_a_sentence(grouped.metric), wording.column(column)
+    sentences = []
+    for tests, words in (
+        (heterogeneity, f"{name} of {{}} {{}} between the groups of {title}"),
+        (interaction, f"The difference in {name} of {{}} {{}} between the groups of {title}"),
+    ):
+        for arm, test in tests.items():
+            if "undefined" in test:
+                continue
+            verb = "differs" if test["p"] < 0.05 else "is not shown to differ"
+            text = words.format(arm, verb)
+            sentences.append(f"{text[0].upper()}{text[1:]} (p {wording.p_relation(test['p'])}).")
+    return sentences

@@ -15,8 +15,9 @@ Results = Mapping[Any, Mapping[str, Mapping[str, Mapping[str, Any]]]]
 def summarize(results: Results, *, runs: str = "seeds") -> dict[str, Any]:
     """Compute means and standard deviations over the seeds.
 
-    A mean over seeds of which one is NaN is NaN: the seeds stay comparable, and `undefined` names
-    the seed.
+    A mean is over the seeds or splits for which the metric is defined, as in `bootstrap.resample`;
+    `left_out` names the first of the others. Arms are tested on the same examples, so that they
+    lack a class in the same ones.
 
     Args:
       results: seed -> arm -> split -> entry of `metrics.describe`; every seed has the same arms and
@@ -25,8 +26,10 @@ def summarize(results: Results, *, runs: str = "seeds") -> dict[str, Any]:
 
     Returns:
       "arms": arm -> split -> the mean of each entry, `confusion` included; of one seed its entries.
-      "std": arm -> split -> metric -> standard deviation (n - 1 in the denominator), where there
-      are several seeds.
+      There, "undefined" has the reason of each metric that is NaN for all seeds, "left_out" the
+      first seed that is left out, and why, of those that are NaN for some.
+      "std": arm -> split -> metric -> standard deviation (n - 1 in the denominator) over the values
+      that are not NaN, where there are several seeds.
       "seeds" (or "splits"): `results`, with strings as keys.
 
     Raises:
@@ -57,7 +60,7 @@ def summarize(results: Results, *, runs: str = "seeds") -> dict[str, Any]:
 
 def metric_names(entry: Mapping[str, Any]) -> list[str]:
     """Return the names of the metrics of an entry of `metrics.describe`."""
-    return [name for name in entry if name not in ("n", "confusion", "undefined")]
+    return [name for name in entry if name not in ("n", "confusion", "undefined", "left_out")]
 
 
 def to_json(value: Any) -> str:
@@ -99,19 +102,31 @@ def _mean(by_seed: Mapping[Any, Mapping[str, Any]]) -> dict[str, Any]:
     if len(entries) == 1:
         return dict(entries[0])
     names = ("n", *metric_names(entries[0]))
-    mean: dict[str, Any] = {name: float(np.mean([e[name] for e in entries])) for name in names}
+    mean: dict[str, Any] = {name: _mean_of_defined([e[name] for e in entries]) for name in names}
     mean["n"] = int(mean["n"]) if mean["n"].is_integer() else mean["n"]
     mean["confusion"] = np.mean([entry["confusion"] for entry in entries], axis=0).tolist()
-    undefined: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for seed, entry in by_seed.items():
         for name, reason in entry.get("undefined", {}).items():
-            undefined.setdefault(name, f"{seed if ' ' in str(seed) else f'seed {seed}'}: {reason}")
-    return mean | ({"undefined": undefined} if undefined else {})
+            reasons.setdefault(name, f"{seed if ' ' in str(seed) else f'seed {seed}'}: {reason}")
+    nowhere = {name for name in reasons if math.isnan(mean.get(name, math.nan))}
+    sides = {
+        "undefined": {name: reason for name, reason in reasons.items() if name in nowhere},
+        "left_out": {name: reason for name, reason in reasons.items() if name not in nowhere},
+    }
+    return mean | {side: names for side, names in sides.items() if names}
 
 
 def _std(by_seed: Mapping[Any, Mapping[str, Any]]) -> dict[str, float]:
     entries = list(by_seed.values())
-    return {
-        name: float(np.std([entry[name] for entry in entries], ddof=1))
-        for name in metric_names(entries[0])
-    }
+    deviations = {}
+    for name in metric_names(entries[0]):
+        values = np.array([entry[name] for entry in entries], np.float64)
+        values = values[~np.isnan(values)]
+        deviations[name] = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+    return deviations
+
+
+def _mean_of_defined(values: list[float]) -> float:
+    defined = [value for value in values if not math.isnan(value)]
+    return float(np.mean(defined)) if defined else math.nan

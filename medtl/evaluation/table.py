@@ -20,7 +20,7 @@ _HEADER = (
 
 
 def render(summary: Mapping[str, Any]) -> str:
-    """Render the table of a summary, the user's metrics below it, and the verdict.
+    """Render the table of a summary, the user's metrics below it, the verdict and the warnings.
 
     Args:
       summary: of `summarize`, and under "evaluation" an analysis with the verdict.
@@ -38,8 +38,9 @@ def render(summary: Mapping[str, Any]) -> str:
     sections = [
         _table(_HEADER, arms, std, NAMES),
         _table([("arm", "split", "n", *extra)], arms, std, extra) if extra else [],
-        _undefined(arms, (*NAMES, *extra)),
+        _reasons(arms, (*NAMES, *extra)),
         [line for sentence in sentences for line in _wrap(sentence)],
+        [line for text in summary["evaluation"].get("warnings", ()) for line in _wrap(f"! {text}")],
     ]
     return "\n\n".join("\n".join(lines) for lines in sections if lines)
 
@@ -62,20 +63,22 @@ def _table(
 def _value(mean: float, std: float | None) -> str:
     if math.isnan(mean):
         return "undefined"
-    return f"{mean:.3f}" if std is None else f"{mean:.3f}±{std:.3f}"
+    return f"{mean:.3f}" if std is None or math.isnan(std) else f"{mean:.3f}±{std:.3f}"
 
 
-def _undefined(arms: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    """Say why metrics are undefined; those of one reason share a line."""
+def _reasons(arms: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """Say why metrics are undefined, everywhere or in some splits; equal reasons share a line."""
+    words = {"undefined": "undefined", "left_out": "are means without splits that lack them"}
     lines = []
     for arm, splits in arms.items():
         for split, entry in splits.items():
-            by_reason: dict[str, list[str]] = {}
-            for name, reason in entry.get("undefined", {}).items():
-                if name in names:
-                    by_reason.setdefault(reason, []).append(name)
-            for reason, same in by_reason.items():
-                lines += _wrap(f"{arm}, {split}: {', '.join(same)} undefined: {reason}")
+            for key, verb in words.items():
+                by_reason: dict[str, list[str]] = {}
+                for name, reason in entry.get(key, {}).items():
+                    if name in names:
+                        by_reason.setdefault(reason, []).append(name)
+                for reason, same in by_reason.items():
+                    lines += _wrap(f"{arm}, {split}: {', '.join(same)} {verb}: {reason}")
     return lines
 
 

@@ -43,12 +43,14 @@ _METRICS = {
     "calibration_intercept": ("Calibration intercept", "calibration intercept"),
 }
 VERDICTS = {
-    "helps": "Helps",
-    "hurts": "Hurts",
+    "better": "Better",
+    "worse": "Worse",
+    "equivalent": "Equivalent",
     "model_better": "This model: better",
     "model_worse": "This model: worse",
-    "cannot_tell": "Inconclusive",
-    "no_comparison": "No comparison",
+    "model_equivalent": "These models: equivalent",
+    "inconclusive": "Inconclusive",
+    "no_comparison": "One arm",
 }
 _MAIN = {
     "two_class": (
@@ -67,9 +69,8 @@ _MAIN = {
         "accuracy",
         "kappa_quadratic",
         "loss",
-        "ece",
     ),
-    "multi_label": ("auroc", "auprc", "f1_macro", "brier", "ece"),
+    "multi_label": ("auroc", "auprc", "f1_macro", "brier"),
 }
 
 
@@ -81,6 +82,15 @@ def metric(name: str) -> str:
 def metric_in_a_sentence(name: str) -> str:
     """Return a metric's name in a sentence: "balanced accuracy", "macro F1"."""
     return _METRICS.get(name, (name, name))[1]
+
+
+def column(name: str) -> str:
+    """Return the name of a column of groups as people read it.
+
+    >>> column("subgroup_sex"), column("site")
+    ('sex', 'site')
+    """
+    return name.removeprefix("subgroup_") or name
 
 
 def main_metrics(analysis: Mapping[str, Any]) -> tuple[str, ...]:

@@ -173,15 +173,14 @@ class Arm:
         """Train the arm; with nested selection every setting, of which the best on val is taken."""
         start = None
         best: tuple[Weights, Trial] | None = None
-        best_score = -np.inf
+        best_rank = (False, -np.inf)
         for arm in self._trials():
             if start is None or not arm.trial.shares_source:
                 start = arm.start()
             weights = Stage(arm, "target", start).train()
-            score = arm._score(weights) if arm.trial.name else 0.0
-            is_better = score > best_score or (np.isnan(best_score) and not np.isnan(score))
-            if best is None or is_better:
-                best, best_score = (weights, arm.trial), score
+            rank = arm._rank(weights) if arm.trial.name else best_rank
+            if best is None or rank > best_rank:
+                best, best_rank = (weights, arm.trial), rank
         assert best is not None
         return best
 
@@ -206,11 +205,15 @@ class Arm:
         replaced = e.replaced("target", encoded=weights.is_loaded)
         return e.evaluator.probabilities(variables, "target", target, rows, replaced)
 
-    def _score(self, weights: Weights) -> float:
+    def _rank(self, weights: Weights) -> tuple[bool, float]:
+        """Return whether the score is defined, and the score; else minus the loss."""
         target, evaluator = self.examples["target"], self.experiment.evaluator
         rows = target.indices("val")
         probability = self._probabilities(weights, rows)
-        return evaluator.score(evaluator.metrics_of(target, rows, probability))
+        score = evaluator.score(target, rows, probability)
+        if not np.isnan(score):
+            return True, score
+        return False, -evaluator.metrics_of(target, rows, probability)["loss"]
 
     def _finished(self) -> Outcome:
         """Read back a split that is done."""

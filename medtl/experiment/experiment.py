@@ -17,18 +17,27 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
+from medtl import config as configs
 from medtl import data, files, plugins
-from medtl.config import check
+from medtl.config import check, is_cross_validated
 from medtl.data import cache, leakage, schema
 from medtl.data.prepared import Tables, resolved_inputs, with_present
 from medtl.data.schema import Columns
 from medtl.errors import UserError
-from medtl.evaluation import analysis, predictions
+from medtl.evaluation import analysis, flow, predictions
 from medtl.evaluation.predictions import Predictions
 from medtl.examples import Examples, class_counts
-from medtl.experiment import mistakes, preflight, results, run_folder, splits
+from medtl.experiment import (
+    mistakes,
+    planned,
+    preflight,
+    results,
+    run_folder,
+    selection,
+    splits,
+    trust,
+)
 from medtl.experiment.arm import Arm, Outcome
 from medtl.experiment.provenance import versions
 from medtl.experiment.setup import Experiment, reported_splits, uses_source
@@ -75,11 +84,15 @@ def _run(
     run_folder.check(folder, config)
     experiment, splits_by_seed = open_experiment(config, folder, training=training)
     with run_folder.opened(folder, config):
-        if config.evaluation.folds:
+        if training:
+            trust.remember(configs.plugin_strings(config))
+        if is_cross_validated(config):
             text = io.StringIO()
             rows = splits.fold_rows(experiment.examples["target"], splits_by_seed[config.seeds[0]])
             csv.writer(text, lineterminator="\n").writerows(rows)
             files.write_text(folder / "folds.csv", text.getvalue())
+        if training:
+            planned.write(folder, config)
         if profile:
             experiment = dataclasses.replace(experiment, profile=Profile(folder / "profile"))
         command = command or f"medtl.experiment.experiment.train(config, {str(folder)!r})"
@@ -121,7 +134,7 @@ def open_experiment(
     if not subsets:
         by_seed = {seed: [s for s in made if s.size is None] for seed, made in by_seed.items()}
     for domain in examples.values():
-        print(_data_line(domain))
+        print("\n".join([_data_line(domain), *(f"Note: {note}" for note in domain.notes)]))
     experiment = Experiment.create(
         config,
         folder,
@@ -132,13 +145,12 @@ def open_experiment(
         tables=tables,
     )
     preflight.check(experiment, arms or config.arms, tuned if settings is None else settings)
+    for note in _selection_notes(experiment, by_seed):
+        print(note)
     shown = [_named("arm", arms or config.arms), _named("seed", config.seeds)]
     print("; ".join([*shown, versions()["device"], str(folder)]))
-    if config.evaluation.folds:
-        first = by_seed[config.seeds[0]][0]
-        sizes = ", ".join(f"{np.sum(first.part == s)} {s}" for s in ("train", "val", "test"))
-        c = config.evaluation
-        print(f"{c.folds} folds x {c.repeats} repeats; examples in the first fold: {sizes}")
+    for line in splits.summary(config, examples["target"], by_seed[config.seeds[0]]):
+        print(line)
     if experiment.loaded is not None:
         print(experiment.loaded.report.summary())
     return experiment, by_seed
@@ -171,14 +183,11 @@ def _run_arms(
     # Predictions are on disk before anything that can fail begins.
     predictions.write(folder / "predictions.csv", made, classes)
     _explain(unexplained)
-    provenance = _provenance(experiment, command, tuned) | {"seconds": _seconds(experiment, began)}
+    notes = _selection_notes(experiment, splits_by_seed)
+    provenance = _provenance(experiment, command, tuned, notes)
+    provenance["seconds"] = _seconds(experiment, began)
     sources = [arm for arm in config.arms if uses_source(config, arm)]
     summary = results.write(folder, made, classes, config, provenance, sources=sources)
-    if config.checkpoint.select == "best" and summary["evaluation"]["split"] == "val":
-        print(
-            "Checkpoints were selected on val and val is reported: scores are optimistic; use a "
-            "test split."
-        )
     written = "metrics.json, predictions.csv, report.html, report.md"
     print(f"{summary['seconds']} s; {folder}: {written}")
     return summary
@@ -198,7 +207,10 @@ def _seconds(experiment: Experiment, began: float) -> float:
 
 
 def _provenance(
-    experiment: Experiment, command: str, tuned: Sequence[Mapping[str, Any]]
+    experiment: Experiment,
+    command: str,
+    tuned: Sequence[Mapping[str, Any]],
+    notes: Sequence[str],
 ) -> dict[str, Any]:
     """Return the origin of the numbers, for the report's data card and model card."""
     e, weights = experiment, None
@@ -214,19 +226,42 @@ def _provenance(
         "data": {domain: _data_card(x, e.config) for domain, x in e.examples.items()},
         "training": results.training(e.folder, e.config),
         **({"tuned": list(tuned)} if tuned else {}),
+        **({"notes": list(notes)} if notes else {}),
     }
 
 
+def _selection_notes(experiment: Experiment, splits_by_seed: SplitsBySeed) -> list[str]:
+    # Folds are the same for all seeds.
+    made = splits_by_seed[experiment.config.seeds[0]]
+    return selection.notes(experiment.config, experiment.examples, made, experiment.evaluator.extra)
+
+
 def _data_card(e: Examples, config: Any) -> dict[str, Any]:
+    two = not e.multi_label and len(e.classes) == 2
+    positive = config.evaluation.positive
+    number = e.classes.index(positive) if positive in e.classes else 1
     return {
         "name": e.name,
         "synthetic": e.synthetic,
         "classes": list(e.classes),
         "splits": {s: class_counts(e.label[e.indices(s)], e.classes) for s in e.splits},
         "patients": len(set(e.patient)) if e.patient is not None else None,
+        "flow": {s: _flow(e, s, positive=number if two else None) for s in e.splits},
         "fingerprint": e.fingerprint,
-        "allowed": [f"weights: {pattern}" for pattern in config.weights.allow],
+        "allowed": [
+            *(f"weights: {pattern}" for pattern in config.weights.allow),
+            *(f"data: {name}" for name in config.data.allow),
+        ],
+        "notes": list(e.notes),
     }
+
+
+def _flow(e: Examples, split: str, *, positive: int | None) -> dict[str, Any]:
+    """Count the examples of a split as `evaluation.flow` does, and those without a label."""
+    rows = e.indices(split)
+    patient = None if e.patient is None else e.patient[rows]
+    counted = flow.count(e.id[rows], e.label[rows], patient, positive=positive)
+    return counted | {"unlabelled": len(rows) - counted["examples"]}
 
 
 def load_data(config: Any) -> dict[str, Examples]:
@@ -246,14 +281,22 @@ def load_data(config: Any) -> dict[str, Examples]:
             cache=c.cache,
             cache_dir=c.cache_dir,
             key=f"config.data.{domain}",
+            rules=data.FileRules.of(c),
+            all_held_out=domain == "target" and is_cross_validated(config),
             inputs=c.inputs,
         )
         for domain in DOMAINS
         if domain == "target" or needs_source
     }
     target = examples["target"]
-    data.check_domains(examples.get("source"), target, all_held_out=config.evaluation.folds > 0)
-    if not reported_splits(target) and not config.evaluation.folds:
+    shared = data.check_domains(
+        examples.get("source"),
+        target,
+        allow=c.allow,
+        all_held_out=is_cross_validated(config),
+    )
+    examples["target"] = dataclasses.replace(target, notes=(*target.notes, *shared))
+    if not reported_splits(target) and not is_cross_validated(config):
         raise UserError(
             "config.data.target has neither a val nor a test split, so nothing could be reported"
         )
@@ -277,25 +320,28 @@ def with_columns(
     if inputs == ("image",) or all(e.columns is None for e in examples.values()):
         return config, examples, None
     tables = Tables.of(examples, config.data)
+    noted = {}
     for domain, e in examples.items():
         if e.columns is not None:
             print("\n".join(schema.lines(e.name, e.columns)))
-        columns = e.columns or Columns((), {})
-        lacking = tables.layout.lacking(columns) if tables else []
-        if tables:
-            train = e.indices("train")
-            lines = leakage.check(
-                columns.take(train),
-                tables.layout.roles,
-                e.label[train],
-                e.classes,
-                where=f"{domain} {e.name}",
-                allow=config.data.allow_columns,
-            )
-            print("".join(f"Warning: {line}\n" for line in lines), end="")
-        if lacking:
-            print(f"{domain} {e.name} lacks {', '.join(lacking)}: missing there")
-    return config, {d: with_present(e, inputs) for d, e in examples.items()}, tables
+        notes = _column_notes(config, domain, e, tables) if tables else ()
+        noted[domain] = dataclasses.replace(with_present(e, inputs), notes=(*e.notes, *notes))
+    return config, noted, tables
+
+
+def _column_notes(config: Any, domain: str, e: Examples, tables: Tables) -> list[str]:
+    """Return notes on columns that a domain lacks, or that may give the diagnosis away."""
+    columns, train = e.columns or Columns((), {}), e.indices("train")
+    lacking = tables.layout.lacking(columns)
+    notes = [f"{domain} {e.name} lacks {', '.join(lacking)}: missing there"] if lacking else []
+    return notes + leakage.check(
+        columns.take(train),
+        tables.layout.roles,
+        e.label[train],
+        e.classes,
+        where=f"{domain} {e.name}",
+        allow=config.data.allow_columns,
+    )
 
 
 def _check_label_kind(config: Any, domain: str, examples: Examples) -> None:

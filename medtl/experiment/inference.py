@@ -19,7 +19,7 @@ from medtl.data.preprocessing import Fitted, Layout, apply
 from medtl.errors import UserError
 from medtl.evaluation import predictions
 from medtl.examples import Examples, Normalization
-from medtl.experiment import provenance, run_folder
+from medtl.experiment import provenance, run_folder, trust
 from medtl.models.model import Model
 from medtl.training import factory
 from medtl.training.checkpoint import Store, nested
@@ -33,6 +33,7 @@ def predict(
     manifest: str | Path,
     checkpoint: str | Path | None = None,
     output: str | Path | None = None,
+    accept_code: bool = False,
 ) -> Path:
     """Score a manifest, with or without labels, with the checkpoint of a training stage.
 
@@ -42,6 +43,7 @@ def predict(
       checkpoint: the stage's folder; None: the target stage of the first arm and seed.
       output: CSV to write, with the columns of `predictions.csv`; None: `scored.csv` in the
         checkpoint's folder if one is given, else in the work folder.
+      accept_code: as in `load_checkpoint`.
 
     Returns:
       The path of the CSV.
@@ -49,7 +51,7 @@ def predict(
     path = Path(output) if output else Path(checkpoint or folder) / "scored.csv"
     if not path.parent.is_dir():
         raise UserError(f"--output={path}: there is no folder {path.parent}")
-    stored = load_checkpoint(folder, checkpoint)
+    stored = load_checkpoint(folder, checkpoint, accept_code=accept_code)
     c = stored.config
     keep_compiled(caches.folder(c.data.cache_dir) / "compiled")
     domain = stored.domain
@@ -96,6 +98,7 @@ def _examples(stored: Stored, manifest: str) -> Examples:
         key="--manifest",
         require_label=False,
         require_train=False,
+        rules=data.FileRules.of(c.data),
         inputs=inputs,
         roles=layout.roles if layout else None,
     )
@@ -160,26 +163,30 @@ class Stored:
         return self.record["stage"]
 
 
-def load_checkpoint(folder: str | Path, checkpoint: str | Path | None = None) -> Stored:
+def load_checkpoint(
+    folder: str | Path, checkpoint: str | Path | None = None, *, accept_code: bool = False
+) -> Stored:
     """Load the chosen checkpoint of a training stage.
 
     Args:
       folder: the run folder.
       checkpoint: the stage's folder; None: the target stage of the first arm and seed.
+      accept_code: run the code that the checkpoint names, see `trust`.
 
     Raises:
-      UserError: there is none.
+      UserError: there is none, or it names code that was not accepted.
     """
     is_crossed = False
     if checkpoint:
         stage = Path(checkpoint)
     else:
         config = run_folder.load_config(folder)
-        is_crossed = config.evaluation.folds > 0
+        is_crossed = configs.is_cross_validated(config)
         stage = Path(folder) / f"seed_{config.seeds[0]}" / config.arms[0] / "target"
     if not (stage / "checkpoints").is_dir():
         advice = (
-            "a cross-validation keeps none: train once more with folds=0 for a model to use"
+            "a cross-validation keeps none: train once more with folds=0, leave_out='' for a model "
+            "to use"
             if is_crossed
             else (
                 "give the folder of a training stage, e.g. "
@@ -193,6 +200,7 @@ def load_checkpoint(folder: str | Path, checkpoint: str | Path | None = None) ->
     config = ConfigDict(configs.upgrade(record["config"]))
     texts = configs.plugin_strings(config)
     encoders = {key: text for key, text in texts.items() if key.startswith("config.model.")}
+    trust.check(encoders, stage, accept=accept_code)
     provenance.check_files(record, plugins.source_files(encoders), stage, advice="put it back")
     classes = {domain: tuple(names) for domain, names in record["classes"].items()}
     model = factory.model_for(config, classes, epsilon=record["epsilon"])

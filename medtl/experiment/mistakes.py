@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from medtl import files
-from medtl.evaluation import to_json
+from medtl.evaluation import operating, to_json
+from medtl.evaluation.analysis import positive_class
 from medtl.evaluation.mistakes import confident
 from medtl.experiment.arm import Arm, Outcome
 from medtl.experiment.results import ERRORS
@@ -36,7 +37,16 @@ def write(arm: Arm, outcome: Outcome) -> None:
     """Write the most confident mistakes of one arm with their pictures."""
     target = arm.examples["target"]
     last = outcome.predictions[-1]  # test where there is one
-    mistakes = confident(last, target.classes, most=MOST)
+    section = arm.config.evaluation
+    positive = positive_class(section.positive, target.classes)
+    val = next((p for p in outcome.predictions if p.split == "val" and p is not last), None)
+    mistakes = confident(
+        last,
+        target.classes,
+        most=MOST,
+        positive=positive,
+        threshold=operating.choose(val, section.threshold, positive),
+    )
     if mistakes:
         try:
             _add_pictures(arm, outcome, mistakes)

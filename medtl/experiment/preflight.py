@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from medtl import config as configs
 from medtl import data, plugins
@@ -24,6 +26,8 @@ from medtl.experiment.stage import Stage
 from medtl.experiment.trials import Trial
 from medtl.training import factory, tracing
 from medtl.training.objective import Objective
+
+_MOST_REPEATS = 16  # of an example in one batch
 
 
 def check(experiment: Experiment, arms: Sequence[str], settings: Sequence[Trial]) -> None:
@@ -115,6 +119,11 @@ def _check_stage(experiment: Experiment, arm: str, stage: str) -> None:
     e, config = experiment, experiment.config
     c, key = config.stages[stage], f"config.stages.{stage}"
     e.parallel.check_batch(c.batch_size, f"{key}.batch_size")
+    if c.batch_size > _MOST_REPEATS * e.sizes[stage]:
+        raise UserError(
+            f"{key}.batch_size is {c.batch_size:,}, but {stage} has {e.sizes[stage]:,} train "
+            f"examples; use at most {e.sizes[stage]:,}"
+        )
     if stage == "target" and config.arm[arm].joint:
         e.parallel.check_batch(c.source_batch_size or c.batch_size, f"{key}.source_batch_size")
         Objective((), e.components.lambda_).check(e.steps(arm, stage))
@@ -123,6 +132,11 @@ def _check_stage(experiment: Experiment, arm: str, stage: str) -> None:
         layers = f"; it has {', '.join(groups)}" if groups else ", which has no groups()"
         raise UserError(f"{key}.freeze is {c.freeze!r}, no layer of {config.model.name}{layers}")
     is_pretrained = e.loaded is not None and config.arm[arm].init == "weights"
+    is_trained = is_pretrained or (stage == "target" and config.arm[arm].source_stage)
+    if not (is_trained and (c.batch_norm == "frozen" or c.freeze == "backbone")):
+        _check_batch_norm(e, key, c.batch_size, c.accumulate)
+        if stage == "target" and config.arm[arm].joint and c.source_batch_size:
+            _check_batch_norm(e, key, c.source_batch_size, c.accumulate, "source_batch_size")
     left = e.loaded.report.left_random if e.loaded and is_pretrained else ()
     if left and (c.freeze != "none" or c.batch_norm == "frozen"):
         raise UserError(
@@ -132,8 +146,36 @@ def _check_stage(experiment: Experiment, arm: str, stage: str) -> None:
         )
 
 
+def _check_batch_norm(
+    experiment: Experiment, key: str, size: int, accumulate: int, field: str = "batch_size"
+) -> None:
+    """Refuse batch statistics of a single value a channel, whose output would be constant."""
+    if size // accumulate > 1:
+        return
+    single: list[str] = []
+
+    def record(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        is_norm = "BatchNorm" in type(context.module).__name__ and context.method_name == "__call__"
+        if is_norm and math.prod(args[0].shape[:-1]) == 1:
+            single.append("/".join(context.module.path))
+        return call(*args, **kwargs)
+
+    for name, make in experiment.model.make_encoders.items():
+        spec = experiment.inputs[name]
+        one = jax.ShapeDtypeStruct((1, *spec.shape[1:]), spec.dtype)
+        with nn.intercept_methods(record):
+            jax.eval_shape(lambda x, make=make: make().init(jax.random.key(0), x, False), one)
+        if single:
+            parts = f" in {accumulate} micro-batches" if accumulate > 1 else ""
+            raise UserError(
+                f"{key}.{field} is {size}{parts}: BatchNorm in {single[0]} would have one value a "
+                f"channel with inputs of {list(one.shape[1:])}, so that its output is constant; "
+                "take 2 or more examples, larger images, or a model without BatchNorm"
+            )
+
+
 def _has_val(experiment: Experiment, domain: str) -> bool:
     config = experiment.config
-    if domain == "target" and config.evaluation.folds:
+    if domain == "target" and configs.is_cross_validated(config):
         return data.fractions(config.data.target)[1] > 0
     return "val" in experiment.examples[domain].splits

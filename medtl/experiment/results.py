@@ -10,13 +10,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medtl import config as configs
 from medtl import files
 from medtl.errors import UserError
 from medtl.evaluation import (
     analysis,
     arm_results,
+    caveats,
+    flow,
     metrics,
     mistakes,
+    operating,
     predictions,
     summarize,
     table,
@@ -24,7 +28,7 @@ from medtl.evaluation import (
 )
 from medtl.evaluation.predictions import Predictions
 from medtl.evaluation.report import html
-from medtl.experiment import run_folder
+from medtl.experiment import planned, run_folder
 
 ERRORS = "errors.json"  # an arm's most confident mistakes, beside its predictions of a split
 
@@ -58,8 +62,14 @@ def write(
     report = analysis.analyse(
         rows, classes, settings, sources=sources, errors=_errors(folder), name=name
     )
+    if not any(p.fold is not None or p.repeat is not None for p in rows):
+        card = provenance.get("data", {}).get("target")
+        report["flow"] = flow.with_data(report["flow"], card)
+    report["notes"] += provenance.get("notes", [])
+    if "config" in provenance:
+        _add_of_run(report, folder, config)
     summary = {
-        **_summary(rows, classes, settings),
+        **_summary(rows, classes, settings, report["split"]),
         "evaluation": {**report, "errors": _without_images(report["errors"])},
         **provenance,
     }
@@ -73,6 +83,17 @@ def write(
     html.write(folder, report, provenance if "config" in provenance else None)
     print(table.render(summary))
     return summary
+
+
+def _add_of_run(report: dict[str, Any], folder: Path, config: Any) -> None:
+    """Add what only a run's folder tells: what was planned, and what chose the checkpoint."""
+    report["planned"] = planned.compare(folder, config)
+    changed = (report["planned"] or {}).get("changed")
+    if changed:
+        text = f"Changed after results were seen: {'; '.join(changed)}."
+        report["warnings"].insert(0, text)
+    chooses = config.checkpoint.select == "best" or bool(configs.paths(config.evaluation.tune))
+    report["warnings"] += caveats.best_on_val(report["split"], val_chooses=chooses)
 
 
 def rebuild(folder: Path, config: Any, *, file: Path | None = None) -> dict[str, Any]:
@@ -127,12 +148,21 @@ def _provenance(folder: Path) -> dict[str, Any]:
 
 
 def _summary(
-    rows: Sequence[Predictions], classes: Sequence[str], settings: analysis.Settings
+    rows: Sequence[Predictions],
+    classes: Sequence[str],
+    settings: analysis.Settings,
+    evaluated: str,
 ) -> dict[str, Any]:
-    """Compute means over the seeds, or over a cross-validation's splits; smaller sizes left out."""
+    """Compute means over the seeds, or over a cross-validation's splits; smaller sizes left out.
+
+    Two classes are told apart at the operating threshold that val chose for the evaluated split.
+    """
+    positive = analysis.positive_class(settings.positive, classes)
+    val = {(p.arm, p.model): p for p in rows if p.split == "val" != evaluated}
     results: dict[str, dict[str, dict[str, Any]]] = {}
-    crossed = any(p.fold is not None or p.repeat is not None for p in rows)
-    for p in arm_results.of_all_labels(rows):
+    of_all = arm_results.of_all_labels(rows)
+    crossed = any(p.fold is not None or p.repeat is not None for p in of_all)
+    for p in of_all:
         parts = (("seed", p.seed), ("repeat", p.repeat), ("fold", p.fold))
         split = ", ".join(f"{name} {value}" for name, value in parts if value is not None)
         run = split if crossed else str(p.seed or 0)
@@ -142,6 +172,7 @@ def _summary(
             classes=classes,
             positive=settings.positive,
             extra=settings.extra,
+            threshold=operating.choose(val.get((p.arm, p.model)), settings.threshold, positive),
         )
         results.setdefault(run, {}).setdefault(p.arm, {})[p.split] = entry
     return summarize(results, runs="splits" if crossed else "seeds")

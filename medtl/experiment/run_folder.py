@@ -27,6 +27,7 @@ except ImportError:  # Windows has none; no folder is locked there
 
 CONFIG = "config.json"
 SWEEP = "sweep.json"
+_PERMISSIONS = {"data.allow", "data.max_pixels"}
 _ABSENT = object()
 
 
@@ -37,13 +38,17 @@ def opened(folder: str | os.PathLike, config: ConfigDict) -> Iterator[Path]:
     The lock comes before `config.json` is compared and written, so that two commands started at the
     same time cannot both begin. The system releases it when the process ends, however it ends.
 
+    A run holds ids of patients and pictures: a folder that is made here is the user's alone (0700).
+    To share a run, make its folder beforehand with the permissions that it shall have.
+
     Raises:
       UserError: as `check`, or another process holds the folder.
       OSError: the folder cannot be made or written.
     """
     check(folder, config)  # before anything is written into a folder that is somebody else's
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
     with open(folder / ".lock", "w") as file:
         try:
             if fcntl is not None:
@@ -53,6 +58,7 @@ def opened(folder: str | os.PathLike, config: ConfigDict) -> Iterator[Path]:
                 f"--workdir={folder} is in use by another run; wait for it, or give another folder"
             ) from None
         check(folder, config)
+        files.sweep_temporary(folder)
         if not (folder / CONFIG).exists():
             text = json.dumps(config.to_dict(), indent=2, sort_keys=True)
             files.write_text(folder / CONFIG, f"{text}\n")
@@ -130,12 +136,15 @@ def load_config(folder: str | os.PathLike) -> ConfigDict:
 
 
 def differences(there: ConfigDict, here: ConfigDict) -> list[str]:
-    """Return "FIELD is VALUE there and VALUE here" for each differing field, sorted by field."""
+    """Return "FIELD is VALUE there and VALUE here" for each differing field, sorted by field.
+
+    Fields that accept data but change nothing that is computed may differ.
+    """
     old, new = dict(leaves(there)), dict(leaves(here))
     return [
         f"{field} is {_show(old.get(field, _ABSENT))} there "
         f"and {_show(new.get(field, _ABSENT))} here"
-        for field in sorted(old.keys() | new.keys())
+        for field in sorted((old.keys() | new.keys()) - _PERMISSIONS)
         if old.get(field, _ABSENT) != new.get(field, _ABSENT)
     ]
 

@@ -86,6 +86,13 @@ class Stage:
                 state = store.restore(first, state)
             if first != self.steps:
                 self._fit(state, store, first or 0)
+            if (
+                self.arm.config.checkpoint.select == "best"
+                and self._has_val
+                and not store.is_ranked
+            ):
+                metric = self.arm.config.checkpoint.metric
+                print(f"{self._title}: {metric} on val was never defined; the last is taken")
             chosen = store.restore(store.chosen_step(), state)
         return self.hand_on(jax.device_get(step.variables(chosen)))
 
@@ -115,6 +122,10 @@ class Stage:
             progress=progress,
             loggers=loggers,
         )
+
+    @property
+    def _has_val(self) -> bool:
+        return "val" in self.arm.examples[self.name].splits
 
     @property
     def steps(self) -> int:

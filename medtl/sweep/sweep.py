@@ -26,7 +26,7 @@ from medtl.evaluation import analysis, bootstrap, metrics, to_json
 from medtl.evaluation.intervals import number_patients
 from medtl.evaluation.report import plots
 from medtl.evaluation.wording import text_table
-from medtl.experiment import run_folder
+from medtl.experiment import run_folder, trust
 from medtl.experiment.arm import Arm
 from medtl.experiment.experiment import open_experiment
 from medtl.experiment.provenance import versions
@@ -82,6 +82,7 @@ def sweep(config: Any, folder: str | Path, *, command: str = "") -> dict[str, An
             where = arm.split.path or "config.data.target"
             raise UserError(f"--mode=sweep compares on val, and {where} has no val part")
     with run_folder.opened(folder, config):
+        trust.remember(configs.plugin_strings(config))
         trained = (trainer.train if uses_seeds else trainer.minimize)(arms, trials)
         result = _compared(arms, trials, trained.probabilities)
         result["trained"] = "heads" if heads_alone else "models"
@@ -111,8 +112,9 @@ def _compared(
 ) -> dict[str, Any]:
     """Return every setting's score on val with its interval, and the best."""
     config, target = arms[0].config, arms[0].examples["target"]
-    metric = config.checkpoint.metric
-    resampled = _resampled(arms, probabilities)
+    ranked = _criterion(arms)
+    metric = ranked.metric
+    resampled = _resampled(arms, probabilities, present_only=ranked.present_only)
     points = [
         {**trial.values, **_score(resampled, str(h), metric)} for h, trial in enumerate(trials)
     ]
@@ -138,7 +140,10 @@ def _compared(
         "curve": _curve(points, metric),
         "best": best,
         "chosen": dict(trials[best].values),
-        "notes": _notes(config, points, best, list(trials[0].values)),
+        "notes": [
+            *_notes(config, points, best, list(trials[0].values)),
+            *([f"Val has {ranked.note}."] if ranked.note else []),
+        ],
     }
 
 
@@ -162,7 +167,18 @@ def _score(resampled: bootstrap.Resampled, name: str, metric: str) -> dict[str, 
     return score | ({"undefined": reason} if reason else {})
 
 
-def _resampled(arms: Sequence[Arm], probabilities: Sequence[np.ndarray]) -> bootstrap.Resampled:
+def _criterion(arms: Sequence[Arm]) -> metrics.Criterion:
+    """Return what ranks the settings: the metric, or what replaces it on the vals of all splits."""
+    evaluator = arms[0].experiment.evaluator
+    targets = [arm.examples["target"] for arm in arms]
+    criteria = [evaluator.criterion(e, e.indices("val")) for e in targets]
+    # One criterion for all splits, since their mean is compared; the loss is the most general.
+    return max(criteria, key=lambda c: (bool(c.note), not c.present_only))
+
+
+def _resampled(
+    arms: Sequence[Arm], probabilities: Sequence[np.ndarray], *, present_only: bool
+) -> bootstrap.Resampled:
     """Return the bootstrap of all settings that did not diverge, by their number."""
     config, target = arms[0].config, arms[0].examples["target"]
     names = target.patient if target.patient is not None else np.full(len(target), "")
@@ -180,6 +196,7 @@ def _resampled(arms: Sequence[Arm], probabilities: Sequence[np.ndarray]) -> boot
     options = metrics.Options(
         positive=analysis.positive_class(config.evaluation.positive, target.classes),
         resamples=config.evaluation.resamples,
+        present_only=present_only,
         extra=arms[0].experiment.evaluator.extra,
     )
     return bootstrap.resample(sets, classes=target.classes, options=options)

@@ -26,7 +26,8 @@ from medtl.experiment.stage import Stage
 from medtl.experiment.trials import TRACED_PATHS, Trial
 from medtl.sweep import logistic
 from medtl.sweep.program import Program
-from medtl.training.loop import CHUNK, STAGES, DivergedError, batch_sizes, order_seed
+from medtl.training.log import DivergedError
+from medtl.training.loop import CHUNK, STAGES, batch_sizes, order_seed
 from medtl.training.objective import DOMAINS
 from medtl.training.parallel import Parallel
 from medtl.training.progress import Progress
@@ -185,6 +186,9 @@ class _Best:
         self._scores = np.full((len(arms), settings), -np.inf)
         self._targets = [arm.examples["target"] for arm in arms]
         self._val = [e.indices("val") for e in self._targets]
+        self._criteria = [
+            self._evaluator.criterion(e, v) for e, v in zip(self._targets, self._val, strict=True)
+        ]
         self.probabilities = [
             np.full((settings, len(v), len(e.classes)), np.nan)
             for v, e in zip(self._val, self._targets, strict=True)
@@ -199,14 +203,13 @@ class _Best:
                     continue
                 multi_label = self._targets[r].multi_label
                 probability = predictions.probabilities(values, multi_label=multi_label)
-                score = self._score(r, probability)
+                score = self._evaluator.score(
+                    self._targets[r], self._val[r], probability, self._criteria[r]
+                )
                 if score > self._scores[r, h]:
                     self._scores[r, h], self.probabilities[r][h] = score, probability
-
-    def _score(self, r: int, probability: np.ndarray) -> float:
-        values = self._evaluator.metrics_of(self._targets[r], self._val[r], probability)
-        score = self._evaluator.score(values)
-        return score if math.isfinite(score) else -np.finfo(np.float64).max
+                elif math.isnan(score) and self._scores[r, h] == -np.inf:
+                    self.probabilities[r][h] = probability  # the last, where none is defined
 
 
 def minimize(arms: Sequence[Arm], trials: Sequence[Trial]) -> Trained:

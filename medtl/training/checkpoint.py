@@ -2,19 +2,24 @@
 
 A checkpoint holds the training state as host arrays under the names of its tree, and a JSON record.
 Orbax has been seen to restore a part of a tree without an error; so names, shapes and dtypes are
-recorded beside the arrays and compared here. Refuses a checkpoint of another model by name. The
+recorded beside the arrays and compared here, with a checksum of each array and of the record: a
+flipped bit is an error, not another model. Refuses a checkpoint of another model by name. The
 content does not depend on the number of devices.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import hashlib
+import json
 import logging
 import math
 import re
 import sys
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +50,7 @@ class Store:
     | after `wait` returns | the new one, the best by score, and nothing else |
     | a process that is killed while saving | the former checkpoints, complete |
     | a process that is killed while deleting | perhaps a part of an old one, which is ignored |
+    | a damaged file | `UserError` names the checkpoint; without it the one before is used |
 
     Attributes:
       folder: the training stage's; checkpoints are in `checkpoints/STEP`.
@@ -60,15 +66,16 @@ class Store:
             policies.LatestN(n=1),
             policies.BestN(n=1, get_metric_fn=rank, keep_checkpoints_without_metrics=False),
         ]
-        self._manager = ocp.CheckpointManager(
-            self.folder.absolute() / "checkpoints",
-            options=ocp.CheckpointManagerOptions(
-                # Without it Orbax writes no metrics, and a resumed run would delete the best.
-                best_fn=rank,
-                preservation_policy=policies.AnyPreservationPolicy(kept),
-                cleanup_tmp_directories=True,
-            ),
+        options = ocp.CheckpointManagerOptions(
+            # Without it Orbax writes no metrics, and a resumed run would delete the best.
+            best_fn=rank,
+            preservation_policy=policies.AnyPreservationPolicy(kept),
+            cleanup_tmp_directories=True,
         )
+        with self._damage("*"):
+            self._manager = ocp.CheckpointManager(
+                self.folder.absolute() / "checkpoints", options=options
+            )
 
     @property
     def last_step(self) -> int | None:
@@ -76,13 +83,22 @@ class Store:
         return self._manager.latest_step()
 
     @functools.cached_property
-    def _best(self) -> float:
-        """The best score so far; read once, then kept by `save`."""
-        return max((r["score"] for r in self._ranked()), default=-math.inf)
+    def _best(self) -> dict[str, Any] | None:
+        """Score and step of the best checkpoint so far; read once, then kept by `save`."""
+        if self.last_step is None:
+            return None
+        record, steps = self.record(self.last_step), self.steps()
+        best = record.get("best")
+        if best is not None and best["step"] not in steps:
+            print(f"{self.folder}: the best checkpoint, {best['step']}, is gone; the next is used")
+        elif "best" in record:  # older versions did not record it
+            return best
+        return max(self._ranked(), key=_rank, default=None)
 
     def improves(self, score: float | None) -> bool:
         """Return whether this score is better than all before it."""
-        return score is not None and _finite(score) > self._best
+        is_defined = score is not None and math.isfinite(score)
+        return is_defined and (self._best is None or score > self._best["score"])
 
     def steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
@@ -96,30 +112,63 @@ class Store:
           step: the number of optimizer steps done.
           state: any pytree of arrays.
           record: JSON: the origin of the checkpoint, see `experiment.provenance.record`.
-          score: the higher the better; NaN ranks lowest; None where the last one is handed on, not
-            the best, or between evaluations.
+          score: the higher the better; None, or NaN where it is undefined: the state is not ranked.
+            The last state is handed on where none is.
         """
         arrays = {name: np.array(leaf, copy=True) for name, leaf in _named(state).items()}
         spec = {name: [list(a.shape), str(a.dtype)] for name, a in arrays.items()}
         ranked = None
-        if score is not None:
-            ranked = {"score": _finite(score), "step": step}
-            self._best = max(_finite(score), self._best)
+        if score is not None and math.isfinite(score):
+            ranked = {"score": score, "step": step}
+            if self.improves(score):
+                self._best = ranked
+        content = {
+            **record,
+            "step": step,
+            "tree": spec,
+            "checksums": {name: _checksum(a) for name, a in arrays.items()},
+            "ranked": ranked,
+            "best": self._best,
+        }
         self._manager.save(
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(arrays),
-                record=ocp.args.JsonSave({**record, "step": step, "tree": spec, "ranked": ranked}),
+                record=ocp.args.JsonSave({**content, "digest": _digest(content)}),
             ),
             metrics=ranked,
             force=True,
         )
 
     def record(self, step: int) -> dict[str, Any]:
-        """Return the JSON record of a checkpoint."""
-        return self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))[
-            "record"
-        ]
+        """Return the JSON record of a checkpoint.
+
+        Raises:
+          UserError: it is damaged.
+        """
+        with self._damage(step):
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(record=ocp.args.JsonRestore())
+            )
+            record = dict(restored["record"])
+            digest = record.pop("digest", None)  # older versions have none
+            if digest is not None and digest != _digest(record):
+                raise ValueError("its record has changed since it was written")
+        return record
+
+    @contextlib.contextmanager
+    def _damage(self, step: int | str) -> Iterator[None]:
+        """Turn what Orbax raises for files it cannot read into one error with a way out."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # JSON, missing keys and files, compressed data, ...
+            reason = (str(error).splitlines() or [""])[0][:160] or type(error).__name__
+            raise UserError(
+                f"checkpoint {self.folder}/checkpoints/{step} is damaged ({reason}); delete that "
+                "folder, and the same command goes on from the checkpoint before it"
+            ) from error
 
     def restore(self, step: int, like: State) -> State:
         """Return the state saved at `step`, as host arrays in the structure of `like`.
@@ -151,45 +200,48 @@ class Store:
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
     def arrays(self, step: int) -> dict[str, np.ndarray]:
-        """Return every array of a checkpoint by name, checked against its record."""
-        arrays = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore())
-        )["state"]
-        arrays = {name: np.asarray(a) for name, a in arrays.items()}
-        expected = self.record(step)["tree"]
-        present = {name: [list(a.shape), str(a.dtype)] for name, a in arrays.items()}
-        if present != expected:
-            names = expected.keys() | present.keys()
-            wrong = sorted(n for n in names if expected.get(n) != present.get(n))
-            raise UserError(
-                f"checkpoint {self.folder}/checkpoints/{step} is damaged: {', '.join(wrong[:5])}"
+        """Return every array of a checkpoint by name, checked against its record.
+
+        Raises:
+          UserError: it is damaged.
+        """
+        record = self.record(step)
+        with self._damage(step):
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore())
             )
+            arrays = {name: np.asarray(a) for name, a in restored["state"].items()}
+            present = {name: [list(a.shape), str(a.dtype)] for name, a in arrays.items()}
+            names = record["tree"].keys() | present.keys()
+            wrong = [n for n in names if record["tree"].get(n) != present.get(n)]
+            checksums = record.get("checksums", {})  # older versions have none
+            wrong += [n for n in checksums if n in arrays and _checksum(arrays[n]) != checksums[n]]
+            if wrong:
+                raise ValueError(
+                    f"{len(wrong)} arrays have changed: {', '.join(sorted(wrong)[:3])}"
+                )
         if any(name.startswith("params/encoders/") for name in arrays):
             return arrays
         return {_renamed(name): a for name, a in arrays.items()}
 
+    @property
+    def is_ranked(self) -> bool:
+        """Whether a checkpoint has a score."""
+        return self._best is not None
+
     def chosen_step(self) -> int:
         """Return the step of the best checkpoint, the earliest of equals; else the last step."""
-        if ranked := self._ranked():
-            return max(ranked, key=_rank)["step"]
-        last = self.last_step
-        if last is None:
+        if self.last_step is None:
             raise UserError(f"no checkpoint in {self.folder}; train first")
-        return last
+        return self.last_step if self._best is None else self._best["step"]
 
-    def _ranked(self) -> list[dict[str, Any]]:
-        return [
-            r["ranked"]
-            for s in self.steps()
-            if (r := self._readable(s)) and r["ranked"] is not None
-        ]
-
-    def _readable(self, step: int) -> dict[str, Any] | None:
-        """Return the record; None for a checkpoint that a killed run was deleting."""
-        try:
-            return self.record(step)
-        except (KeyError, FileNotFoundError, ValueError):
-            return None
+    def _ranked(self) -> Iterator[dict[str, Any]]:
+        for step in self.steps():
+            with contextlib.suppress(UserError):
+                ranked = self.record(step)["ranked"]
+                # Version 0.1 kept an undefined score as the lowest number.
+                if ranked and ranked["score"] > -sys.float_info.max:
+                    yield ranked
 
     def wait(self) -> None:
         """Wait until everything is on disk."""
@@ -232,8 +284,12 @@ def _renamed(name: str) -> str:
     return name
 
 
-def _finite(score: float) -> float:
-    return score if math.isfinite(score) else -sys.float_info.max
+def _checksum(array: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _rank(metrics: Mapping[str, Any]) -> tuple[float, int]:

@@ -89,10 +89,39 @@ class Evaluator:
             extra=self.extra,
         )
 
-    def score(self, values: Mapping[str, float]) -> float:
-        """Return the score by which checkpoints and settings are ranked: higher is better."""
-        name = self.config.checkpoint.metric
-        return metrics.rank(name, values[name])
+    def criterion(self, examples: Examples, rows: np.ndarray) -> metrics.Criterion:
+        """Return what ranks checkpoints and settings on the rows int[n]; see `criterion`."""
+        return metrics.criterion(
+            self.config.checkpoint.metric,
+            examples.label[rows],
+            classes=examples.classes,
+            positive=self.config.evaluation.positive,
+            extra=self.extra,
+        )
+
+    def score(
+        self,
+        examples: Examples,
+        rows: np.ndarray,
+        probability: np.ndarray,
+        criterion: metrics.Criterion | None = None,
+    ) -> float:
+        """Return the score by which checkpoints and settings are ranked: higher is better.
+
+        Args:
+          examples: the domain's.
+          rows: int[n], of the examples.
+          probability: float64[n, K].
+          criterion: of these rows; None: it is chosen here.
+        """
+        criterion = criterion or self.criterion(examples, rows)
+        return criterion.score(
+            examples.label[rows],
+            probability,
+            classes=examples.classes,
+            positive=self.config.evaluation.positive,
+            extra=self.extra,
+        )
 
     def frozen_features(
         self, domain: str, examples: Examples, initial: Callable[[], Any]
@@ -230,7 +259,16 @@ class Validation:
             self.variables_of(state), self.domain, self.examples, self._rows, self.replaced
         )
         values = self.evaluator.metrics_of(self.examples, self._rows, probability)
-        return values, self.evaluator.score(values) if self.ranks else None
+        if not self.ranks:
+            return values, None
+        criterion = self._criterion
+        if not criterion.present_only:
+            return values, metrics.rank(criterion.metric, values[criterion.metric])
+        return values, self.evaluator.score(self.examples, self._rows, probability, criterion)
+
+    @functools.cached_property
+    def _criterion(self) -> metrics.Criterion:
+        return self.evaluator.criterion(self.examples, self._rows)
 
     @functools.cached_property
     def _rows(self) -> np.ndarray:

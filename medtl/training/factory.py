@@ -19,13 +19,13 @@ from medtl import config as configs
 from medtl import models, plugins, weights
 from medtl.data.augment import Augmentation
 from medtl.errors import UserError
-from medtl.examples import NORMALIZATIONS, Examples, Normalization
+from medtl.examples import Examples, Normalization, parse_normalization
 from medtl.models import architectures
 from medtl.models.encoders import DEFAULTS
 from medtl.models.fusion import LateHead
 from medtl.models.model import Head, Model, init_variables
 from medtl.training import optimizers, tracing
-from medtl.training.loop import Logger
+from medtl.training.log import Logger
 from medtl.training.objective import AbsentDomainError, Context, Loss, Objective, Term
 from medtl.training.parallel import Parallel
 from medtl.training.step import Step
@@ -279,7 +279,9 @@ def normalization(config: Any, loaded: weights.Pretrained | None) -> Normalizati
     if loaded is not None:
         return loaded.normalization.for_channels(config.data.channels)
     name = config.weights.normalization
-    return NORMALIZATIONS["centered" if name == "auto" else name].for_channels(config.data.channels)
+    text = "centered" if name == "auto" else name
+    chosen = parse_normalization(text, key="config.weights.normalization")
+    return chosen.for_channels(config.data.channels)
 
 
 def prior(examples: Examples) -> tuple[float, ...]:

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from medtl import files, plugins
-from medtl.data import cache
+from medtl import plugins
+from medtl.data import arrays, cache
 from medtl.examples import Examples, Normalization
 from medtl.weights import Pretrained
 
@@ -43,20 +43,16 @@ def path(config: Any, examples: Examples, loaded: Pretrained, normalization: Nor
 
 def read(path: Path, n: int) -> np.ndarray | None:
     """Return f32[n, D], or None where the file is absent or damaged."""
-    try:
-        values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+    values = arrays.read(path, np.float32)
+    if values is None or values.ndim != 2 or len(values) != n or not np.isfinite(values).all():
         return None
-    fits = values.ndim == 2 and len(values) == n and values.dtype == np.float32
-    return values if fits and np.isfinite(values).all() else None
+    return np.array(values)
 
 
 def keep(path: Path, values: np.ndarray) -> bool:
     """Write features; return False if the folder cannot be written."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with files.atomic(path) as file:
-            np.save(file, values)
+        arrays.write(path, values.shape, np.float32, [values])
     except OSError:
         return False
     return True

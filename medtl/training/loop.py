@@ -9,26 +9,23 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medtl import files
 from medtl.data import loading
-from medtl.errors import UserError
-from medtl.evaluation import plain
 from medtl.examples import Examples
 from medtl.training.checkpoint import Store
+from medtl.training.log import Log, Logger, flush
 from medtl.training.objective import DOMAINS, Batch
 from medtl.training.parallel import Parallel
 from medtl.training.progress import Progress
 from medtl.training.step import TrainState
+from medtl.training.stopping import Request, deferred
 
 STAGES = ("source", "target")
 AHEAD = 2  # dispatches the host may be ahead of the device
@@ -53,10 +50,6 @@ class Taken:
     examples: int
 
 
-class DivergedError(UserError):
-    """A loss part is NaN or infinite."""
-
-
 class Feed(Protocol):
     """Takes steps of a training stage."""
 
@@ -72,16 +65,6 @@ class Evaluate(Protocol):
 
     def __call__(self, state: TrainState) -> tuple[dict[str, float], float | None]:
         """Return metrics for the log, and the score that ranks checkpoints (None: not ranked)."""
-
-
-class Logger(Protocol):
-    """A metric writer, such as a plug-in of `config.loggers` makes."""
-
-    def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Write the metrics of one step; names of validation metrics begin with "val/"."""
-
-    def close(self) -> None:
-        """Flush."""
 
 
 def make_loop(step: Callable[[TrainState, Batch], tuple[TrainState, Any]]) -> Callable[..., Any]:
@@ -312,16 +295,20 @@ def fit(
 
     Raises:
       DivergedError: a loss part is NaN or infinite; the last good checkpoint stays.
+      Stopped: SIGTERM or Ctrl-C came; the state after the step in progress is saved.
     """
     with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(deferred())
         stack.callback(feed.close)
         for logger in loggers:
             stack.callback(logger.close)
-        log = stack.enter_context(_Log(store.folder / "log.jsonl", int(state.step), loggers))
-        state = _steps(state, feed, schedule, evaluate, record, store, progress, log)
+        log = stack.enter_context(Log(store.folder / "log.jsonl", int(state.step), loggers))
+        state = _steps(state, feed, schedule, evaluate, record, store, progress, log, stop)
     if schedule.steps == 0 and store.last_step is None:
         store.save(0, state, record, score=evaluate(state)[1])
     store.wait()
+    if stop:
+        raise stop.stopped()
     return state
 
 
@@ -333,7 +320,8 @@ def _steps(
     record: Mapping[str, Any],
     store: Store,
     progress: Progress,
-    log: _Log,
+    log: Log,
+    stop: Request,
 ) -> TrainState:
     step = int(state.step)
     pending: list[tuple[int, int, Any]] = []  # step before, steps, metrics
@@ -349,11 +337,11 @@ def _steps(
             jax.block_until_ready(pending[-1 - AHEAD][2])
         last = step == schedule.steps
         evaluating = last or step % schedule.evaluate_every == 0
-        save_due = schedule.save_every > 0 and step % schedule.save_every == 0
+        save_due = bool(stop) or (schedule.save_every > 0 and step % schedule.save_every == 0)
         progress.count(step, taken.examples)
         # Metrics are checked for NaN before anything is evaluated or saved.
         if evaluating or save_due or time.monotonic() - flushed > 0.5:
-            values = _flush(pending, log, store)
+            values = flush(pending, log, store)
             flushed = time.monotonic()
             if not evaluating:
                 progress.show(step, values)
@@ -370,74 +358,7 @@ def _steps(
             with progress.apart():
                 store.save(step, state, record, score=score)
             saved = time.monotonic()
+        if save_due and stop:
+            store.wait()
+            raise stop.stopped(f"step {step} is saved; the same command resumes")
     return state
-
-
-def _flush(pending: list[tuple[int, int, Any]], log: _Log, store: Store) -> dict[str, float]:
-    """Fetch the pending metrics, refuse NaN, log them; return the last."""
-    values: dict[str, float] = {}
-    for before, steps, metrics in jax.device_get(pending):
-        by_step = {name: np.atleast_1d(value) for name, value in metrics.items()}
-        for i in range(steps):
-            values = {name: float(value[i]) for name, value in by_step.items()}
-            _check_finite(before + i + 1, values, store)
-            log.write(before + i + 1, values)
-    log.flush()
-    pending.clear()
-    return values
-
-
-def _check_finite(step: int, values: Mapping[str, float], store: Store) -> None:
-    wrong = [name for name, value in values.items() if not np.isfinite(value)]
-    if wrong:
-        store.wait()
-        last = store.last_step
-        kept = f"{store.folder}/checkpoints/{last}" if last is not None else "none yet"
-        names = sorted(wrong, key=lambda name: ("/" not in name, name))[:3]
-        shown = ", ".join(f"{name} is {values[name]}" for name in names)
-        raise DivergedError(
-            f"step {step}: {shown}. A lower learning_rate or clip_norm may help. "
-            f"Last good checkpoint: {kept}"
-        )
-
-
-class _Log:
-    """`log.jsonl`, one JSON object a line, and further writers of the same metrics.
-
-    Lines after the step at which a run resumes are dropped from `log.jsonl`.
-    """
-
-    def __init__(self, path: Path, step: int, loggers: Sequence[Logger]):
-        kept = ""
-        if step > 0 and path.exists():
-            for line in path.read_text().splitlines(keepends=True):
-                if not line.endswith("\n") or json.loads(line)["step"] > step:
-                    break
-                kept += line
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_text(path, kept)
-        self._path, self._loggers = path, loggers
-
-    def __enter__(self) -> _Log:
-        self._file = self._path.open("a")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        self._line({"step": step, **values})
-        for logger in self._loggers:
-            logger.write(step, values)
-
-    def write_validation(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._line({"step": step, "val": metrics})
-        self.flush()
-        for logger in self._loggers:
-            logger.write(step, {f"val/{name}": value for name, value in metrics.items()})
-
-    def _line(self, entry: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(plain(entry), allow_nan=False) + "\n")
-
-    def flush(self) -> None:
-        self._file.flush()

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import platform
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -247,6 +248,9 @@ def keep_compiled(folder: Path) -> None:
         (folder / kind).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder / kind):
             pass
+        for path in (folder / kind).iterdir():  # JAX keeps what a full disk left, and warns of it
+            if not path.stat().st_size and path.stat().st_mtime < time.time() - 60:
+                path.unlink()
     except OSError as error:
         print(f"Compiled programs are not kept: {folder} cannot be written ({error.strerror})")
         return

@@ -12,7 +12,6 @@ import importlib.util
 import pickle
 import re
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,12 +20,13 @@ from typing import Any
 import numpy as np
 
 from medtl.errors import UserError, nearest
-from medtl.weights import keras_h5
+from medtl.weights import families, keras_h5
 
 SUFFIXES = (".safetensors", ".npz", ".pth", ".th", ".pt", ".bin", ".h5")
 _TORCH = (".pth", ".th", ".pt", ".bin")
 _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"
+_DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")  # safetensors'
 _HUB_HASH = re.compile(r"-([0-9a-f]{8})\.(?:pth|th|pt)")
 
 
@@ -38,11 +38,13 @@ class WeightFile:
       tensors: torchvision name -> array in PyTorch's layout.
       metadata: the file's own; see `metadata.read`.
       usual_input: the usual input normalization of this format, "" where there is none.
+      note: where in the file the tensors were, "" where there is no choice.
     """
 
     tensors: dict[str, np.ndarray]
     metadata: dict[str, str]
     usual_input: str
+    note: str = ""
 
 
 def check(path: str) -> None:
@@ -69,7 +71,7 @@ def check(path: str) -> None:
     elif suffix == ".h5":
         keras_h5.check(path)
     elif head.startswith(_ZIP):
-        if not zipfile.is_zipfile(path):
+        if not _is_zip(path):
             raise UserError(
                 f"config.weights.path: {path} is truncated: its zip directory is missing"
             )
@@ -81,6 +83,13 @@ def check(path: str) -> None:
         raise UserError(
             f"config.weights.path: reading {path} needs PyTorch: pip install medtl[torch]"
         )
+
+
+def _is_zip(path: str) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return False
 
 
 def check_sha256(sha256: str) -> None:
@@ -123,7 +132,7 @@ def read(path: str) -> WeightFile:
     Raises:
       UserError: it is damaged, or holds anything but named tensors.
     """
-    suffix = Path(path).suffix
+    suffix, note = Path(path).suffix, ""
     metadata: dict[str, str] = {}
     if suffix == ".safetensors":
         tensors, metadata = _read_safetensors(path)
@@ -132,12 +141,11 @@ def read(path: str) -> WeightFile:
     elif suffix == ".h5":
         tensors, metadata = keras_h5.read(path)
     else:
-        tensors = _read_torch(path)
+        tensors, note = _read_torch(path)
     if not tensors:
         raise UserError(f"config.weights.path: {path} holds no tensor")
-    if all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    return WeightFile(_from_timm(tensors), metadata, "" if suffix == ".npz" else "torchvision")
+    usual = {".npz": "", ".h5": "caffe"}.get(suffix, "torchvision")
+    return WeightFile(_from_timm(tensors), metadata, usual, note)
 
 
 def _check_exists(path: Path) -> None:
@@ -161,67 +169,87 @@ def _open_safetensors(path: str) -> Iterator[Any]:
     """Open the file, which compares its size with its header."""
     import safetensors
 
+    with (
+        _damaged(path, "is truncated, damaged or no safetensors file"),
+        safetensors.safe_open(path, "numpy") as file,
+    ):
+        yield file
+
+
+@contextmanager
+def _damaged(path: str, words: str) -> Iterator[None]:
+    """Turn whatever a reader raises for a damaged file into one line; headers can hold anything."""
     try:
-        with safetensors.safe_open(path, "numpy") as file:
-            yield file
-    except (safetensors.SafetensorError, TypeError) as error:
-        raise UserError(
-            f"config.weights.path: {path} is truncated, damaged or no safetensors file ({error})"
-        ) from error
+        yield
+    except (UserError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0][:160] or type(error).__name__
+        raise UserError(f"config.weights.path: {path} {words} ({reason})") from error
 
 
 def _read_safetensors(path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     import ml_dtypes  # noqa: F401  registers bfloat16 with NumPy
 
     with _open_safetensors(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        tensors = {}
+        for name in file.keys():  # noqa: SIM118  a safe_open is no dict
+            dtype = file.get_slice(name).get_dtype()
+            if dtype not in _DTYPES:
+                raise UserError(
+                    f"config.weights.path: {name} in {path} has dtype {dtype}; the tensors must be "
+                    f"{', '.join(_DTYPES)}"
+                )
+            tensors[name] = file.get_tensor(name)
+        return tensors, file.metadata() or {}
 
 
 def _read_npz(path: str) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(
-            f"config.weights.path: {path} is damaged or holds more than arrays ({error})"
-        ) from error
+    with (
+        _damaged(path, "is damaged or holds more than arrays"),
+        np.load(path, allow_pickle=False) as file,
+    ):
+        return {name: file[name] for name in file.files}
 
 
-def _read_torch(path: str) -> dict[str, np.ndarray]:
+def _read_torch(path: str) -> tuple[dict[str, np.ndarray], str]:
     import torch
 
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"config.weights.path: {path} is damaged, or a pickle of more than tensors, "
-            "which is never run; save its state_dict"
+            f"config.weights.path: {path} is damaged, or a pickle of more than tensors, which is "
+            "never run; if you trust it, convert it in an environment that has its code:\n"
+            "  import torch\n"
+            f"  model = torch.load({path!r}, map_location='cpu', weights_only=False)\n"
+            "  torch.save(model.state_dict(), 'weights.pth')"
         ) from error
     except Exception as error:  # the unpickler raises anything for a damaged stream
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"config.weights.path: {path} is truncated or damaged ({reason})"
         ) from error
-    tensors = _state_dict(content)
+    tensors, note = families.state_dict(content, _is_plain_tensor)
     if tensors is None:
-        raise UserError(f"config.weights.path: {path} holds no state_dict of named tensors")
+        keys = ", ".join(map(repr, list(content)[:8])) if isinstance(content, Mapping) else ""
+        held = f"it has the keys {keys}" if keys else f"it holds a {type(content).__name__}"
+        raise UserError(f"config.weights.path: {path} holds no state_dict of named tensors; {held}")
     return {
         name: (tensor.float() if tensor.is_floating_point() else tensor).detach().numpy()
         for name, tensor in tensors.items()
-    }
+    }, note
 
 
-def _state_dict(content: Any) -> Mapping[str, Any] | None:
-    """Return the tensors by name, at the top or under the usual keys."""
+def _is_plain_tensor(value: Any) -> bool:
     import torch
 
-    if not isinstance(content, Mapping):
-        return None
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    return content if all(isinstance(value, torch.Tensor) for value in content.values()) else None
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout is torch.strided
+        and not value.is_quantized
+        and not value.is_meta
+    )
 
 
 def _from_timm(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

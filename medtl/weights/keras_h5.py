@@ -14,9 +14,7 @@ from typing import Any
 import numpy as np
 
 from medtl.errors import UserError
-from medtl.examples import NORMALIZATIONS
 from medtl.models.architectures import vgg_convs
-from medtl.weights.metadata import normalization_text
 
 EPSILON = 1.001e-5
 _BLOCK = re.compile(r"conv(\d+)_block(\d+)_([0-3])_(conv|bn)")
@@ -50,10 +48,7 @@ def read(path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
       UserError: the file is broken or holds another model.
     """
     layers = _read_layers(path)
-    metadata = {
-        "normalization": normalization_text(NORMALIZATIONS["caffe"]),
-        "bn_eps": repr(EPSILON),
-    }
+    metadata = {"bn_eps": repr(EPSILON)}
     try:
         if "block1_conv1" in layers:
             return _vgg(layers), metadata
@@ -93,17 +88,26 @@ def _read_layers(path: str) -> Layers:
             group = file.get("model_weights", file)
             if "layers" in group and not _names(group, "layer_names"):
                 return _keras_3_layers(group["layers"])
-            return {
-                layer: [
-                    np.asarray(group[layer][name]) for name in _names(group[layer], "weight_names")
-                ]
-                for layer in _names(group, "layer_names")
-                if _names(group[layer], "weight_names")
-            }
+            return _layers(group)
         except UserError:
             raise
         except Exception as error:  # h5py gives a damaged file's errors half a dozen types
             raise UserError(f"config.weights.path: {path} is damaged ({error})") from error
+
+
+def _layers(group: Any) -> Layers:
+    """Return the layers of the group, or of the largest model that is nested in it as one layer."""
+    outer: dict[str, Layers] = {}
+    for layer in _names(group, "layer_names"):
+        inner: Layers = {}
+        for name in _names(group[layer], "weight_names"):
+            parent = name.rpartition("/")[0].rpartition("/")[2] or layer
+            inner.setdefault(parent, []).append(np.asarray(group[layer][name]))
+        outer[layer] = inner
+    nested = max(outer.values(), key=len, default={})
+    if len(nested) > 1:
+        return nested
+    return {layer: arrays for layer, one in outer.items() for arrays in one.values()}
 
 
 def _names(group: Any, attribute: str) -> list[str]:

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from medtl.errors import UserError, nearest
-from medtl.examples import NORMALIZATIONS, Normalization
+from medtl.errors import UserError
+from medtl.examples import NORMALIZATIONS, Normalization, parse_normalization
 from medtl.models.architectures import NAMES, Architecture
 
 TORCH_EPSILON = 1e-5
@@ -99,36 +99,38 @@ def choose_normalization(
     Args:
       metadata: the file's.
       usual: the name of the usual one in the file's format, "" where there is none.
-      configured: "auto", or one of `NORMALIZATIONS`.
+      configured: "auto", or as `examples.parse_normalization` takes it.
       path: the file, for errors.
 
     Raises:
       UserError: `configured` is unknown or contradicts the file; or there is none at all.
     """
     key = "config.weights.normalization"
-    if configured != "auto" and configured not in NORMALIZATIONS:
-        hint = nearest(configured, ("auto", *NORMALIZATIONS))
-        raise UserError(f"{key}: {configured!r} is not known{hint}")
+    given = None if configured == "auto" else parse_normalization(configured, key=key)
     stated = metadata.normalization
     if stated is not None:
-        if configured != "auto" and not _is_same_input(stated, NORMALIZATIONS[configured]):
+        if given is not None and not _is_same_input(stated, given):
             raise UserError(
                 f"{key}: {path} states its input as {stated}, "
                 f"but the config has {configured!r}; set it to 'auto'"
             )
         return stated, f"input normalization {stated.name}: stated by the file"
-    if configured != "auto":
+    if given is not None:
         note = f"input normalization {configured}: from the config, the file states none"
-        return NORMALIZATIONS[configured], note
+        return given, note
     if usual and not metadata.unclear_input:
-        note = f"input normalization {usual}: usual for this format, the file states none"
+        note = (
+            f"input normalization {usual}: assumed, as the file states none; {key} can give another"
+        )
         return NORMALIZATIONS[usual], note
     reason = (
         f"states its input as {metadata.unclear_input!r}"
         if metadata.unclear_input
         else "does not state its input normalization"
     )
-    raise UserError(f"{key}: {path} {reason}; set {key} to {', '.join(NORMALIZATIONS)}")
+    raise UserError(
+        f"{key}: {path} {reason}; set {key} to {', '.join(NORMALIZATIONS)} or 'mean(...) std(...)'"
+    )
 
 
 def _normalization(texts: Mapping[str, str]) -> Normalization | None:

@@ -12,7 +12,7 @@ import numpy as np
 from medtl.errors import UserError
 from medtl.examples import Normalization
 from medtl.models.architectures import STEMS, Architecture
-from medtl.weights import formats, hub, metadata, naming
+from medtl.weights import families, formats, hub, metadata, naming
 from medtl.weights.report import LoadReport
 
 
@@ -83,7 +83,8 @@ def load(
         a shape.
       last_layer: the last layer of the backbone; "": all. The file's further layers stay unused.
       sha256: the one that the file must have; empty: any.
-      normalization: "auto": the file's, or the usual one of its format; or one of `NORMALIZATIONS`.
+      normalization: "auto": the file's, or the usual one of its format; or a name or numbers, see
+        `examples.parse_normalization`.
       allow: patterns (fnmatch) of names that may be missing, unused or of another shape.
 
     Raises:
@@ -97,17 +98,20 @@ def load(
     stated = metadata.read(file.metadata, path)
 
     leaves = naming.leaves(variables)
-    tensors, notes = _adapt_stem(file.tensors, leaves)
-    report = _compare(tensors, leaves, notes)
+    named, notes = families.renamed(
+        file.tensors, leaves, lambda n: not naming.is_planned(n, architecture, last_layer)
+    )
+    tensors, adapted = _adapt_stem(named, leaves)
+    report = _compare(tensors, leaves, (*filter(None, [file.note]), *notes, *adapted))
     misfits = _misfits(report, architecture, last_layer, allow)
-    others = _other_architectures(file.tensors, stated, architecture)
+    others = _other_architectures(named, stated, architecture)
     # Another architecture's first layers can have the same shapes.
-    if misfits or (others and not allow):
+    if misfits or (others and not allow) or (leaves and not report.loaded):
         name = architecture.name if architecture else "the backbone"
         kept = f" with last_layer={last_layer!r}" if last_layer else ""
         raise UserError(
             f"config.weights.path: {path} does not fit {name}{kept}{_listed(misfits)}\n"
-            f"{_advice(report, architecture, others)}"
+            f"{_advice(report, architecture, others)}{_names_of(file.tensors, report)}"
         )
     metadata.check_stride(stated, architecture, path)
     chosen, note = metadata.choose_normalization(stated, file.usual_input, normalization, path)
@@ -199,6 +203,15 @@ def _misfits(
 def _listed(misfits: Sequence[str]) -> str:
     more = "; ..." if len(misfits) > 5 else ""
     return f", in {len(misfits)} tensors: {'; '.join(misfits[:5])}{more}" if misfits else ""
+
+
+def _names_of(tensors: Mapping[str, np.ndarray], report: LoadReport) -> str:
+    """Return the file's own names where the backbone's are not in it."""
+    if not report.left_random:
+        return ""
+    more = ", ..." if len(tensors) > 5 else ""
+    count = f"{len(report.loaded)} of its {len(tensors)} tensors fit"
+    return f". {count}; it has {', '.join(list(tensors)[:5])}{more}"
 
 
 def _other_architectures(

@@ -82,10 +82,11 @@ def test_features_need_the_input_of_that_name(tmp_path, arrays):
 
 
 def images(root, *folders):
+    rng = np.random.default_rng(0)
     for folder in folders:
         (root / folder).mkdir(parents=True)
         for i in range(6):
-            pixels = np.random.default_rng(len(folder) + i).integers(0, 255, (8, 8))
+            pixels = rng.integers(0, 255, (8, 8))
             Image.fromarray(pixels.astype(np.uint8)).save(root / folder / f"{i}.png")
 
 

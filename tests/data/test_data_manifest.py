@@ -95,7 +95,7 @@ def test_the_fingerprint_covers_labels_splits_and_pixels(write, twelve, folder):
         != first.fingerprint
     )
     assert load(write(twelve.replace("05.png,ill", "05.png,well"))).fingerprint != first.fingerprint
-    (folder / "05.png").write_bytes((folder / "04.png").read_bytes())
+    (folder / "05.png").write_bytes((folder / "03.png").read_bytes())
     changed = load(write(twelve))
     assert changed.fingerprint != first.fingerprint
     assert changed.split_hash == first.split_hash

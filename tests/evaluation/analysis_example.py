@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from medtl.evaluation import metrics
-from medtl.evaluation.arm_results import CALIBRATED
+from medtl.evaluation.arm_calibration import CALIBRATED
 
 ARMS = ("transfer", "pooled", "target_only", "scratch")
 SHIFT = {"transfer": 1.9, "pooled": 1.35, "target_only": 1.6, "scratch": 0.7}
@@ -72,7 +72,7 @@ def two_class():
         "settings": {"metric": "auroc", "sensitivity": 0.9, "specificity": 0.9, "prevalence": 0.1},
         "metric": "auroc",
         "verdict": {
-            "kind": "helps",
+            "kind": "better",
             "headline": (
                 f"Transfer helps: AUROC rises from {area['target_only']:.3f} to "
                 f"{area['transfer']:.3f} on the target."
@@ -85,9 +85,9 @@ def two_class():
         "arms": arms,
         "reference": "target_only",
         "comparisons": [
-            _comparison(arms, "transfer", 0.019, 0.0004, 0.0012, "helps"),
-            _comparison(arms, "pooled", 0.028, 0.004, 0.008, "hurts"),
-            _comparison(arms, "scratch", 0.25, 0.08, 0.08, "cannot_tell"),
+            _comparison(arms, "transfer", 0.019, 0.0004, 0.0012, "better"),
+            _comparison(arms, "pooled", 0.028, 0.004, 0.008, "worse"),
+            _comparison(arms, "scratch", 0.25, 0.08, 0.08, "inconclusive"),
         ],
         "learning_curve": _learning_curve(),
         "errors": [_error(rng, i) for i in range(6)],
@@ -235,7 +235,7 @@ def _arm(rng, label, score, classes, i):
         "calibration": {
             "before": before,
             "temperature": better | {"parameters": {"temperature": 1.43}},
-            "vector": {"undefined": "in 2 of 15 splits val has fewer than 20 examples"},
+            "platt": {"undefined": "in 2 of 15 splits val has fewer than 20 examples"},
             "isotonic": better | {"loss": NAN, "undefined": "fold 2: an example has probability 0"},
         },
         "conformal": {
@@ -319,9 +319,9 @@ def _comparison(arms, arm, half, p, p_adjusted, verdict):
     main = difference["auroc"]
     sides = {"low": main["low"], "high": main["high"], "difference": main["value"]}
     words = {
-        "helps": "is better than",
-        "hurts": "is worse than",
-        "cannot_tell": "cannot be distinguished from",
+        "better": "is better than",
+        "worse": "is worse than",
+        "inconclusive": "cannot be distinguished from",
     }[verdict]
     return {
         "arm": arm,
@@ -365,7 +365,7 @@ def _learning_curve():
         for arm, values in level.items()
     }
     differences = [
-        {"size": s, "verdict": "helps", **estimate(a - b, 0.3 / math.sqrt(s))}
+        {"size": s, "verdict": "better", **estimate(a - b, 0.3 / math.sqrt(s))}
         for s, a, b in zip(sizes, level["transfer"], level["target_only"], strict=True)
     ]
     sentences = ["Transfer with 50 target labels does about as well as the target alone with 100."]

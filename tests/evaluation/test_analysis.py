@@ -123,7 +123,8 @@ def test_the_threshold_is_chosen_on_the_val_of_the_same_model_and_fixed():
     val, test = (
         next(p for p in frames if (p.arm, p.split) == ("good", s)) for s in ("val", "test")
     )
-    threshold = metrics.operating_threshold(val.label == 0, val.probability[:, 0], rule="youden")
+    rule = "sensitivity=0.9"  # the default
+    threshold = metrics.operating_threshold(val.label == 0, val.probability[:, 0], rule=rule)
     found = analysis.analyse(frames, CLASSES, SETTINGS)["arms"]["good"]
     assert found["threshold"]["value"] == threshold and found["threshold"]["chosen_on"] == "val"
     called = test.probability[:, 0] >= threshold
@@ -190,6 +191,39 @@ def test_harm_is_called_negative_transfer_only_of_an_arm_that_learns_from_the_so
     ]
     assert "pooled hurts (negative transfer)" in headlines[0]
     assert all("pooled hurts:" in text and "negative" not in text for text in headlines[1:])
+
+
+def test_a_single_arm_has_its_metrics_as_headline_and_no_margin_of_another():
+    frames = [p for p in split_of() if p.arm == "good"]
+    report = analysis.analyse(frames, CLASSES, SETTINGS)
+    made = report["arms"]["good"]["metrics"]
+    shown = [f"{made[name]['value']:.3f}" for name in ("auroc", "sensitivity", "specificity")]
+    words = report["verdict"]["headline"]
+    assert report["verdict"]["kind"] == "no_comparison" and report["comparisons"] == []
+    assert words.startswith(f"good: AUROC {shown[0]} (95 % interval ")
+    assert f"sensitivity {shown[1]} (" in words and f"specificity {shown[2]} (" in words
+    assert report["verdict"]["sentences"][1] == (
+        "The intervals cover other samples of 30 patients, not another training."
+    )
+
+
+def test_a_copy_of_the_reference_is_equivalent_with_a_margin_only():
+    frames = [p for p in split_of(seeds=(0, 1, 2)) if p.arm == "good"]
+    frames += [dataclasses.replace(p, arm="target_only") for p in frames]
+    kinds = {}
+    for metric, margin in (("auroc", 0.02), ("loss", 0.02), ("loss", 0.0)):
+        settings = dataclasses.replace(SETTINGS, metric=metric, margin=margin)
+        report = analysis.analyse(frames, CLASSES, settings)
+        kinds[metric, margin] = report["verdict"]["kind"]
+        loss = report["arms"]["target_only"]["metrics"]["loss"]["value"]
+        wanted = margin * loss if metric == "loss" else margin
+        assert report["margin"] == report["comparisons"][0]["margin"] == pytest.approx(wanted)
+    # 15 patients of each class who all agree do not exclude a difference in AUROC of 0.2.
+    assert kinds == {
+        ("auroc", 0.02): "inconclusive",
+        ("loss", 0.02): "equivalent",
+        ("loss", 0.0): "inconclusive",
+    }
 
 
 def test_the_largest_size_is_the_whole_and_the_others_are_points_of_the_curve():

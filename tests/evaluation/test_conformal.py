@@ -267,3 +267,44 @@ def test_sets_that_do_not_fit_are_named():
     found = conformal.split(np.zeros(20, int), np.full((20, 2), 0.5), classes=TWO)
     with pytest.raises(UserError, match="want"):
         conformal.sets(np.full((2, 3), 0.3), found)
+
+
+def easy_and_hard(rng, patients):
+    """Eight of ten patients have one easy image, two have 20 hard ones."""
+    hard = rng.random(patients) < 0.2
+    unit = np.repeat(np.arange(patients), np.where(hard, 20, 1))
+    label = rng.integers(0, 3, len(unit))
+    skill = np.where(hard[unit], 0.5, 4)[:, None]
+    z = rng.normal(size=(len(unit), 3)) + skill * np.eye(3)[label]
+    p = np.exp(z)
+    return label, p / p.sum(axis=1, keepdims=True), unit
+
+
+@pytest.mark.parametrize("kind", ["class_conditional", "split"])
+def test_coverage_is_measured_for_the_unit_that_it_is_promised_for(kind):
+    # Measured by image this design holds its label in 0.6 of the sets, where 0.9 is promised.
+    rng = np.random.default_rng(0)
+    coverage, of_examples, held = [], [], []
+    for _ in range(120):
+        label, p, unit = easy_and_hard(rng, 200)
+        thresholds = getattr(conformal, kind)(label, p, classes="abc", patient=unit)
+        label, p, unit = easy_and_hard(rng, 300)
+        found = conformal.coverage(
+            label, conformal.sets(p, thresholds), classes="abc", patient=unit
+        )
+        promised = found if kind == "split" else found.by_class["b"]
+        coverage.append(promised.coverage)
+        of_examples.append(promised.of_examples)
+        held.append(promised.low <= 0.9 <= promised.high)
+    assert np.mean(coverage) == pytest.approx(0.9, abs=0.01)
+    assert np.mean(of_examples) < np.mean(coverage) - 0.05 and np.mean(held) > 0.75
+
+
+def test_the_coverage_by_patient_is_the_mean_of_their_shares():
+    chosen = np.array([[1, 0], [0, 1], [1, 1], [0, 1]], bool)
+    found = conformal.coverage(
+        np.array([0, 0, 0, 1]), chosen, classes=TWO, patient=np.array([0, 0, 0, 1])
+    )
+    assert found.coverage == pytest.approx((2 / 3 + 1) / 2) and found.of_examples == 0.75
+    assert found.size == pytest.approx((4 / 3 + 1) / 2) and (found.n, found.units) == (4, 2)
+    assert found.by_class["a"].coverage == pytest.approx(2 / 3)

@@ -43,14 +43,16 @@ def test_its_resamples_are_those_of_the_metric_it_computes():
     patient = np.random.default_rng(0).integers(0, 30, 80)
     counts = np.random.default_rng(1).integers(0, 3, (6, 30)).astype(float)
     options = Options(extra={"mine": accuracy, "area": auroc})
-    scorer = Scorer(EvaluationSet(label, p, patient), classes=("a", "b"), options=options, units=30)
+    above = np.nextafter(0.5, 1)  # a tie goes to the first class, as with argmax
+    data = EvaluationSet(label, p, patient, threshold=above)
+    scorer = Scorer(data, classes=("a", "b"), options=options, units=30)
     values = dict(zip(scorer.names, scorer(counts).T, strict=True))
     np.testing.assert_allclose(values["mine"], values["accuracy"], rtol=1e-12)
     np.testing.assert_allclose(values["area"], values["auroc"], rtol=1e-12)
 
 
 def test_it_is_in_the_analysis_the_report_and_the_table():
-    settings = dataclasses.replace(SETTINGS, extra={"agreement": accuracy})
+    settings = dataclasses.replace(SETTINGS, extra={"agreement": accuracy}, threshold="0.5")
     found = analysis.analyse(split_of(), CLASSES, settings)
     arm = found["arms"]["good"]["metrics"]
     assert arm["agreement"]["value"] == pytest.approx(arm["accuracy"]["value"], abs=1e-12)

@@ -239,7 +239,7 @@ def test_one_class_is_enough_where_labels_are_several(tmp_path):
     path = tmp_path / "p.csv"
     path.write_text("arm,id,label,prob_edema\nx,1,edema,0.9\nx,2,|,0.1\nx,3,,0.1\nx,4,?edema,0.5\n")
     back = predictions.read(path)[0][0]
-    np.testing.assert_array_equal(back.label, [[1], [0], [0], [np.nan]])
+    np.testing.assert_array_equal(back.label, [[1], [0], [np.nan], [np.nan]])
     with pytest.raises(UserError, match="line 1: the only class is 'edema'"):
         predictions.read(path, multi_label=False)
 

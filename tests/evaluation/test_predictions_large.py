@@ -17,9 +17,9 @@ def test_the_line_is_exact_far_down_the_file(tmp_path):
     rows = [
         f'x,"{i}\n",ill,0.5,0.5\n' for i in range(70_000)
     ]  # each takes two lines, and more than a chunk holds them
-    path.write_text(HEAD + "".join(rows) + "x,last,ill,0.5,0.6\n")
+    path.write_text(HEAD + "".join(rows) + "x,last,ill,0.5,0.7\n")
     with pytest.raises(
-        UserError, match="line 140002, columns prob_ill, prob_well: the probabilities sum to 1.1"
+        UserError, match="line 140002, columns prob_ill, prob_well: the probabilities sum to 1.2"
     ):
         predictions.read(path)
 

@@ -188,7 +188,7 @@ def test_every_metric_of_every_arm_is_in_the_tables(trees):
     comparison = analysis["comparisons"][1]
     row = cells(tree, "Differences in AUROC")["pooled − target_only"]
     assert row["AUROC"][0] == f"−{-comparison['difference']['value']:.3f}"
-    assert (row["p"][0], row["p, adjusted"][0], row["First arm"][0]) == ("0.004", "0.008", "Hurts")
+    assert (row["p"][0], row["p, adjusted"][0], row["First arm"][0]) == ("0.004", "0.008", "Worse")
 
 
 def test_what_is_undefined_says_why(trees):
@@ -342,7 +342,7 @@ def test_markdown_begins_with_the_verdict_and_ends_with_the_command():
     shown = html.markdown(analysis, run)
     assert shown.split("\n\n")[1] == f"**{analysis['verdict']['headline']}**"
     assert shown.endswith(f"```sh\n{run['command']}\n```\n")
-    assert "| pooled − target_only | −0.053 (−0.081 to −0.025) | 0.004 | 0.008 | Hurts |" in shown
+    assert "| pooled − target_only | −0.053 (−0.081 to −0.025) | 0.004 | 0.008 | Worse |" in shown
     assert "543 examples of 216 patients" in shown
     assert "````sh\n" in html.markdown(*hostile())
 

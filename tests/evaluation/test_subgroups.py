@@ -8,9 +8,8 @@ import pytest
 from sklearn import metrics as sk
 
 from medtl.errors import UserError
-from medtl.evaluation import bootstrap
+from medtl.evaluation import bootstrap, groups, subgroups
 from medtl.evaluation.metrics import ALL_NAMES, EvaluationSet, Options
-from medtl.evaluation.subgroups import subgroups
 
 CLASSES = ("well", "ill")
 FEW = Options(resamples=300)
@@ -31,10 +30,13 @@ def of(found, group, metric="auroc"):
     return found["arm"]["groups"][group]["metrics"][metric]
 
 
-def run(cells, values, *, metric="auroc", options=FEW, classes=CLASSES, **more):
-    return subgroups(
-        {"arm": cells}, values, classes=classes, options=options, metric=metric, **more
-    )
+def run_arms(arms, values, *, metric="auroc", options=FEW, classes=CLASSES, **more):
+    grouped = groups.grouped(arms, values, classes=classes, options=options, metric=metric, **more)
+    return {arm: subgroups.of_arm(grouped, arm) for arm in arms}
+
+
+def run(cells, values, **more):
+    return run_arms({"arm": cells}, values, **more)
 
 
 def test_each_group_agrees_with_scikit_learn_on_its_rows():
@@ -146,6 +148,45 @@ def test_groups_that_are_small_or_of_one_class_are_said_to_be_and_not_ranked():
     assert set(found["gap"]["between"]) == {"main ", "unknown"} and "note" not in found
 
 
+def test_a_group_with_few_patients_of_a_class_is_never_named_the_worst():
+    """The review's case: 12 rare patients with a few positives, who were called the worst group."""
+    rng = np.random.default_rng(4)
+    label, site = (
+        (rng.uniform(size=120) < 0.3).astype(int),
+        np.repeat(["rare", "common"], [12, 108]),
+    )
+    p = 1 / (1 + np.exp(-1.5 * label - rng.normal(size=120) + 1))
+    found = run([EvaluationSet(label, np.stack([1 - p, p], axis=1), np.arange(120))], [site])["arm"]
+    few = int(label[:12].sum())
+    assert found["groups"]["rare"]["small"] == f"{few} of 12 patients are 'ill', fewer than 10"
+    assert found["groups"]["rare"]["metrics"]["accuracy"]["value"] >= 0
+    assert found["worst"] is None and found["gap"] is None
+
+
+@pytest.mark.parametrize(("well", "named"), [(10, True), (9, False)])
+def test_ten_patients_of_each_class_are_enough_and_images_are_not_counted(well, named):
+    label = np.repeat(np.tile([0, 1], [2]), [well, 15, 30, 30]).repeat(3)
+    n = len(label)
+    p = np.clip(0.3 + 0.3 * label + np.random.default_rng(0).normal(0, 0.2, n), 0.01, 0.99)
+    site = np.repeat(["a", "b"], [3 * (well + 15), 180])
+    cell = EvaluationSet(label, np.stack([1 - p, p], axis=1), np.arange(n) // 3)
+    found = run([cell], [site])["arm"]
+    assert (found["gap"] is not None) == named
+    reason = f"{well} of {well + 15} patients are 'well', fewer than 10"
+    assert found["groups"]["a"].get("small") == (None if named else reason)
+
+
+@pytest.mark.slow
+def test_the_gap_of_twelve_equal_groups_excludes_0_in_at_most_7_percent():
+    excluded = []
+    site = np.repeat([f"s{i:02d}" for i in range(12)], 60)
+    for replicate in range(200):
+        options = Options(resamples=200, seed=replicate)
+        cell = drawn(720, seed=1000 + replicate)
+        excluded.append(run([cell], [site], options=options)["arm"]["gap"]["low"] > 0)
+    assert np.mean(excluded) <= 0.07
+
+
 @pytest.mark.parametrize(
     "site",
     [np.full(60, "a"), np.repeat(["a", "b"], [55, 5]), np.array([f"s{i % 12}" for i in range(60)])],
@@ -198,7 +239,7 @@ def test_arms_have_the_same_groups_and_their_own_worst():
         "one": [dataclasses.replace(cell, probability=p)],
         "two": [dataclasses.replace(cell, probability=turned)],
     }
-    found = subgroups(arms, [site], classes=CLASSES, options=FEW, metric="auroc")
+    found = run_arms(arms, [site])
     assert (found["one"]["worst"]["group"], found["two"]["worst"]["group"]) == ("a", "b")
     assert found["one"]["gap"]["low"] > 0
 

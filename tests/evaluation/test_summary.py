@@ -40,15 +40,27 @@ def test_means_and_standard_deviations_by_hand():
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_mean_with_an_undefined_seed_is_undefined_and_names_it():
+def test_a_mean_is_over_the_splits_that_have_the_metric_and_names_the_others():
     results = {
-        0: {"a": {"val": entry(0.6)}},
-        1: {"a": {"val": entry(math.nan, undefined={"auroc": "one class"})}},
+        f"fold {i}": {"a": {"test": entry(value, undefined={"auroc": "one class"} if i else None)}}
+        for i, value in enumerate((0.6, math.nan))
     }
+    results["fold 2"] = {"a": {"test": entry(0.8)}}
+    summary = evaluation.summarize(results, runs="splits")
+    mean = summary["arms"]["a"]["test"]
+    assert mean["auroc"] == pytest.approx(0.7) and "undefined" not in mean
+    assert summary["std"]["a"]["test"]["auroc"] == pytest.approx(math.sqrt(0.02))
+    assert mean["left_out"] == {"auroc": "fold 1: one class"} and mean["accuracy"] == 0.5
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_metric_that_no_seed_has_is_undefined_with_the_first_reason():
+    undefined = {"auroc": "one class"}
+    results = {s: {"a": {"val": entry(math.nan, undefined=undefined)}} for s in (0, 1)}
     summary = evaluation.summarize(results)
     mean = summary["arms"]["a"]["val"]
     assert math.isnan(mean["auroc"]) and math.isnan(summary["std"]["a"]["val"]["auroc"])
-    assert mean["undefined"] == {"auroc": "seed 1: one class"} and mean["accuracy"] == 0.5
+    assert mean["undefined"] == {"auroc": "seed 0: one class"} and "left_out" not in mean
 
 
 def test_seeds_that_do_not_compare_are_refused():

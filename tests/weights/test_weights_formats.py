@@ -13,6 +13,7 @@ import safetensors.numpy
 from medtl import models, weights
 from medtl.errors import UserError
 from medtl.examples import NORMALIZATIONS
+from medtl.weights import formats
 
 
 @pytest.fixture
@@ -205,3 +206,38 @@ def test_check_imports_nothing_heavy(tmp_path, small):
         "assert not {'jax', 'torch', 'flax', 'h5py', 'huggingface_hub'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_mutated_safetensors_are_read_or_refused_in_one_line(tmp_path):
+    """Headers hold anything: offsets as text, deep nesting, foreign dtypes, negative shapes."""
+    import safetensors.numpy
+
+    tensors = {"conv1.weight": np.ones((2, 3), np.float32), "fc.bias": np.zeros(4, np.float16)}
+    good = safetensors.numpy.save(tensors, {"a": "b"})
+    rng, path = np.random.default_rng(0), tmp_path / "w.safetensors"
+    inserted = (b"[", b"{", b'"', b"-", b"9" * 20, b"[" * 5000, b'"F8_E4M3"')
+    for trial in range(400):
+        content, length = bytearray(good), int.from_bytes(good[:8], "little")
+        where = 8 + int(rng.integers(length))
+        if trial % 4 == 0:
+            content[where] ^= 1 << int(rng.integers(8))
+        elif trial % 4 == 1:
+            content = content[: int(rng.integers(len(content)))]
+        elif trial % 4 == 2:
+            content[where] = int(rng.choice(list(b'"{}[]:,0123456789aF')))
+        else:
+            text = inserted[int(rng.integers(len(inserted)))]
+            content[where:where] = text
+            content[:8] = (length + len(text)).to_bytes(8, "little")
+        path.write_bytes(content)
+        try:
+            formats.check(str(path))
+            formats.read(str(path))
+        except UserError as error:
+            assert "\n" not in str(error)  # noqa: PT017
+
+
+def test_a_dtype_that_numpy_lacks_is_named(shared):
+    path = str(shared / "cases/faults/inputs/weights.safetensors_3044.safetensors")
+    with pytest.raises(UserError, match="has dtype F8_E4M3; the tensors must be F64"):
+        formats.read(path)

@@ -122,8 +122,12 @@ def test_config_that_contradicts_keras_is_refused(trained, shapes):
         ):
             weights.load(path, models.parse(name), shapes(name))
     text = _text(name)
-    with pytest.raises(UserError, match="states its input as Normalization.name='caffe'"):
-        weights.load(path, models.parse(text), shapes(text), normalization="torchvision")
+    assumed = weights.load(path, models.parse(text), shapes(text))
+    assert assumed.normalization == NORMALIZATIONS["caffe"]
+    assert any("caffe: assumed, as the file states none" in note for note in assumed.report.notes)
+    given = "mean(127.5,127.5,127.5) std(127.5,127.5,127.5)"
+    loaded = weights.load(path, models.parse(text), shapes(text), normalization=given)
+    assert loaded.normalization.std == (127.5,) * 3
     with pytest.raises(UserError, match=f"It looks like {name}"):
         weights.load(path, models.parse("cifar_resnet20"), shapes("cifar_resnet20"))
 

@@ -209,7 +209,7 @@ def test_plain_safetensors_are_taken_for_torchvision_and_said_so(tmp_path, shape
     path = _write(tmp_path / "w.safetensors", state_dict, format="pt")
     loaded = weights.load(path, models.parse("cifar_resnet20"), shapes("cifar_resnet20"))
     assert loaded.normalization == NORMALIZATIONS["torchvision"]
-    assert any("usual for this format" in note for note in loaded.report.notes)
+    assert any("torchvision: assumed" in note for note in loaded.report.notes)
 
 
 def test_broken_metadata_is_refused(tmp_path, shapes, state_dict):

@@ -7,6 +7,7 @@ all metrics of thousands of resamples. What is undefined is NaN with a reason, n
 from medtl.evaluation.metrics.names import ALL_NAMES, LOWER_IS_BETTER, NAMES, PROPORTIONS, rank
 from medtl.evaluation.metrics.point import compute, describe
 from medtl.evaluation.metrics.scorer import EvaluationSet, Options, Scorer, support
+from medtl.evaluation.metrics.selection import Criterion, criterion
 from medtl.evaluation.metrics.thresholds import operating_threshold
 from medtl.evaluation.metrics.user import Metric, from_config
 
@@ -15,11 +16,13 @@ __all__ = [
     "LOWER_IS_BETTER",
     "NAMES",
     "PROPORTIONS",
+    "Criterion",
     "EvaluationSet",
     "Metric",
     "Options",
     "Scorer",
     "compute",
+    "criterion",
     "describe",
     "from_config",
     "operating_threshold",

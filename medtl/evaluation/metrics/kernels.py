@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+_PER_BIN = 10  # examples that a bin of the ECE must hold
+
 
 def confusion(
     label: np.ndarray, probability: np.ndarray, *, guess: np.ndarray | None = None
@@ -55,7 +57,12 @@ def accuracy(confusion: np.ndarray) -> np.ndarray:
 
 def balanced_accuracy(confusion: np.ndarray) -> np.ndarray:
     """Return the mean recall of [..., K, K]; NaN where a class has no example."""
-    return np.mean(np.diagonal(confusion, axis1=-2, axis2=-1) / confusion.sum(axis=-1), axis=-1)
+    return np.mean(recall(confusion), axis=-1)
+
+
+def recall(confusion: np.ndarray) -> np.ndarray:
+    """Return the recall of each class, [..., K], of [..., K, K]."""
+    return np.diagonal(confusion, axis1=-2, axis2=-1) / confusion.sum(axis=-1)
 
 
 def f1_score(table: np.ndarray) -> np.ndarray:
@@ -109,6 +116,11 @@ def quadratic_kappa(confusion: np.ndarray) -> np.ndarray:
     return 1 - observed / np.sum(expected * distance, axis=(-2, -1))
 
 
+def number_of_bins(n: int, most: int) -> int:
+    """Return how many bins of the ECE `n` examples fill with at least 10 each, up to `most`."""
+    return max(1, min(most, n // _PER_BIN))
+
+
 def equal_mass_bins(score: np.ndarray, bins: int) -> np.ndarray:
     """Return int64[N], the bin of each score; bins are by mid-rank, about equally full.
 
@@ -125,15 +137,15 @@ def equal_mass_bins(score: np.ndarray, bins: int) -> np.ndarray:
 def expected_calibration_error(
     n: np.ndarray, positive: np.ndarray, predicted: np.ndarray
 ) -> np.ndarray:
-    """Return the mean over bins of |observed share - mean probability|, less what chance adds.
+    """Return the mean over bins of |observed share - mean probability|, less part of its chance.
 
     Chance makes |observed - predicted| too large, the more the fewer examples a bin has. Kumar,
     Liang & Ma 2019 (appendix and their library) estimate the excess by drawing the observed shares
     again from N(share, share (1 - share) / n), and subtract it. Here the mean of the folded normal
     |N(d, s²)| is in closed form, so that a bin's part, weighted by n, is
     2|d| - (s sqrt(2/π) exp(-d²/2s²) + |d| (1 - 2 Φ(-|d|/s))). For a perfectly calibrated model this
-    removes 41 % of the excess, since |d| itself is noise; otherwise nearly all. A sum below 0
-    becomes 0.
+    removes 41 % of the excess, since |d| itself is noise, and its ECE is above 0; otherwise nearly
+    all. `arm_calibration.expected_ece` says how much is left. A sum below 0 becomes 0.
 
     Args:
       n: float64[..., bins], the weight of each bin.

@@ -22,10 +22,13 @@ def compute(
     classes: Sequence[str],
     positive: str = "",
     extra: Mapping[str, Metric] | None = None,
+    threshold: float | None = None,
+    present_only: bool = False,
 ) -> dict[str, float]:
     """Return the metrics that training logs; each agrees with scikit-learn's where that is defined.
 
-    One label per example; the class of the largest probability, the first of equals, is predicted:
+    One label per example; the class of the largest probability, the first of equals, is predicted,
+    but of two classes the positive one from `threshold` on, where that is given:
 
     - accuracy: `accuracy_score`.
     - balanced_accuracy: mean recall over the K classes, `balanced_accuracy_score`.
@@ -49,6 +52,9 @@ def compute(
       classes: the K names, at least two unless there are several labels per example.
       positive: of two classes the one whose AUPRC is taken; the second where it is none of them.
       extra: the user's metrics, see `from_config`; their weight is 1 for each example.
+      threshold: of two classes, the probability from which on the positive one is predicted; None:
+        the class of the larger one, as training logs it: no threshold is chosen yet.
+      present_only: means over K > 2 classes leave out those that have no example.
 
     Returns:
       The value of each of `NAMES` and `extra`; NaN where it is undefined, and for all where a
@@ -62,7 +68,8 @@ def compute(
     >>> values["accuracy"], values["auroc"]
     (0.5, 0.75)
     """
-    entry = describe(label, probability, classes=classes, positive=positive, extra=extra)
+    named = {"classes": classes, "positive": positive, "extra": extra, "threshold": threshold}
+    entry = describe(label, probability, **named, present_only=present_only)  # type: ignore[arg-type]
     return {name: entry[name] for name in (*NAMES, *(extra or {}))}
 
 
@@ -73,6 +80,8 @@ def describe(
     classes: Sequence[str],
     positive: str = "",
     extra: Mapping[str, Metric] | None = None,
+    threshold: float | None = None,
+    present_only: bool = False,
 ) -> dict[str, Any]:
     """Return the metrics of one evaluation set with their counts and reasons.
 
@@ -88,15 +97,20 @@ def describe(
     label, probability = np.asarray(label), np.asarray(probability, np.float64)
     check_probability(probability, len(label), len(classes), allow_nan=True)
     check_label(label, len(label), len(classes))
-    known = label >= 0 if label.ndim == 1 else ~np.isnan(label).all(axis=1)
-    label, probability = label[known], probability[known]
+    labelled = label >= 0 if label.ndim == 1 else ~np.isnan(label).all(axis=1)
+    label, probability = label[labelled], probability[labelled]
     is_number = ~np.isnan(probability).any(axis=1)
-    confusion = kernels.confusion(label[is_number], probability[is_number])
+    number = list(classes).index(positive) if positive in classes else len(classes) - 1
+    if threshold is None:  # the first of equals
+        threshold = 0.5 if number == 0 else float(np.nextafter(0.5, 1))
+    guess = None
+    if label.ndim == 1 and len(classes) == 2:
+        guess = np.where(probability[is_number, number] >= threshold, number, 1 - number)
+    confusion = kernels.confusion(label[is_number], probability[is_number], guess=guess)
     names = (*NAMES, *(extra or {}))
     if len(label) and is_number.all():
-        data = EvaluationSet(label, probability, np.arange(len(label)))
-        number = list(classes).index(positive) if positive in classes else len(classes) - 1
-        options = Options(positive=number, extra=extra or {})
+        data = EvaluationSet(label, probability, np.arange(len(label)), threshold)
+        options = Options(positive=number, extra=extra or {}, present_only=present_only)
         scorer = Scorer(data, classes=classes, options=options, names=NAMES)
         row = scorer(np.ones((1, scorer.units)))[0]
         values = dict(zip(scorer.names, row.tolist(), strict=True))

@@ -23,7 +23,7 @@ from medtl.evaluation.metrics.user import Metric, value_of
 
 _Ranked = Callable[[ranks.Ranking, ranks.Weights], np.ndarray]
 _EPS = float(np.finfo(np.float32).eps)
-_PER_BIN = 10  # examples that a bin of the ECE must hold
+_AT_THRESHOLD = frozenset(ALL_NAMES[:4]) | {"sensitivity", "specificity", "ppv", "npv", "mcc"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +37,14 @@ class EvaluationSet:
       patient: int64[N] from 0, the same numbering in all sets and arms.
       threshold: for two classes, the probability from which on the positive class is called; NaN:
         there is none.
+      called: bool[N], for two classes, whether the positive class is called; None: by `threshold`.
     """
 
     label: np.ndarray
     probability: np.ndarray
     patient: np.ndarray
     threshold: float = 0.5
+    called: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         arrays = (self.label, self.probability, self.patient)
@@ -76,6 +78,7 @@ class Options:
       prevalence: of the positive class, for `ppv` and `npv` of two-class tasks; 0: that of the
         evaluation set.
       ordinal: the classes are grades in rising order; adds `kappa_quadratic`.
+      present_only: macro means leave out the classes that have no example.
       bins: of the ECE, at most; fewer where they would hold less than 10 examples.
       level: of the intervals.
       resamples: of the bootstrap, at most; see `bootstrap.resample`.
@@ -88,6 +91,7 @@ class Options:
     sensitivity: float = 0.9
     prevalence: float = 0.0
     ordinal: bool = False
+    present_only: bool = False
     bins: int = 15
     level: float = 0.95
     resamples: int = 2000
@@ -101,8 +105,9 @@ class Scorer:
     One label per example; "macro" is the mean over the classes of one against the rest, NaN where
     one class's is:
 
-    - accuracy, balanced_accuracy, f1_macro, f1_weighted, mcc, kappa_quadratic: of the class of the
-      largest probability, as scikit-learn's `accuracy_score`, `balanced_accuracy_score`,
+    - accuracy, balanced_accuracy, f1_macro, f1_weighted, mcc, kappa_quadratic: K = 2: of the class
+      that is called at the set's threshold; above: of the class of the largest probability; as
+      scikit-learn's `accuracy_score`, `balanced_accuracy_score`,
       `f1_score`, `matthews_corrcoef` and `cohen_kappa_score(weights="quadratic")`, but NaN where
       those put 0 for 0/0.
     - auroc: K = 2: `roc_auc_score`; above: macro. auprc: K = 2: `average_precision_score` of the
@@ -115,12 +120,13 @@ class Scorer:
       specificity_at_sensitivity likewise. Above K = 2 macro.
     - brier: sum over the classes of (y - p)², halved for K = 2 (Brier 1950; `brier_score_loss`).
     - loss: mean -log p of the label's class, p clipped to [eps, 1 - eps] of float32 (`log_loss`).
-    - ece: see `kernels.expected_calibration_error`; of the positive class for K = 2, of the
-      predicted class's probability above.
+    - ece: see `kernels.expected_calibration_error`, above 0 for a perfect model, too; of the
+      positive class for K = 2, of the predicted class's probability above.
     - calibration_slope: b of logit P(y) = a + b logit(p) by maximum likelihood (Cox 1958); 1 is
       right, below 1 the model is too sure. calibration_intercept: a of logit P(y) = a + logit(p),
-      calibration in the large; 0 is right, above 0 the predictions are too low. K = 2: the positive
-      class; above: macro. p is clipped as in the loss.
+      calibration in the large; 0 is right, above 0 the predictions are too low. Of the positive
+      class for K = 2 alone: over several classes, errors of opposite sign would cancel in a mean,
+      see `arm_classes`. p is clipped as in the loss.
     - the user's metrics, `options.extra`: called once per resample with `weight` float64[N], how
       often each example counts.
 
@@ -159,15 +165,18 @@ class Scorer:
         self.classes, self.options = tuple(classes), options
         self._label = np.asarray(data.label)
         self._probability = np.asarray(data.probability, np.float64)
-        self._threshold = data.threshold
+        self._threshold, self._of_positive = data.threshold, data.called
         self.multi_label = self._label.ndim == 2
         _check(self._probability.shape[1], self.multi_label, self.classes, options)
-        built_in = (n for n in ALL_NAMES if n != "kappa_quadratic" or options.ordinal)
+        two = not self.multi_label and len(self.classes) == 2
+        left_out = set() if options.ordinal else {"kappa_quadratic"}
+        left_out |= set() if two else {"calibration_slope", "calibration_intercept"}
+        built_in = (n for n in ALL_NAMES if n not in left_out)
         self.names = (*(n for n in built_in if names is None or n in names), *options.extra)
         with_line = any(name.startswith("calibration_") for name in self.names)
         self._unit = np.asarray(data.patient, np.intp)
         self.units = int(self._unit.max(initial=-1)) + 1 if units is None else units
-        known, positive, self._called = self._questions()
+        labelled, positive, self._called = self._questions()
         table = SumTable(self.units)
         (self._add_labels if self.multi_label else self._add_one_label)(table, self._unit)
         self._matrix, self._columns = table.matrix(), table.columns
@@ -175,12 +184,12 @@ class Scorer:
             ranks.Ranking.of(
                 positive[s, j], self._probability[s, j], self._unit[s], with_line=with_line
             )
-            for j, s in enumerate(known.T)
+            for j, s in enumerate(labelled.T)
         ]
         self.size = len(self._unit)
         self.sides = np.zeros((4, len(self.classes), self.units), bool)
         for side, rows in enumerate((positive, ~positive, self._called, ~self._called)):
-            for j, chosen in enumerate((rows & known).T):
+            for j, chosen in enumerate((rows & labelled).T):
                 self.sides[side, j, self._unit[chosen]] = True
 
     def __call__(self, counts: np.ndarray) -> np.ndarray:
@@ -197,6 +206,8 @@ class Scorer:
           UserError: a metric of the user's fails; names it.
         """
         counts = np.asarray(counts, np.float64)
+        if not self.size:  # as of a site in the folds that test others
+            return np.full((len(counts), len(self.names)), np.nan)
         sums = np.ascontiguousarray((self._matrix @ np.ascontiguousarray(counts.T)).T)
         with np.errstate(divide="ignore", invalid="ignore"):
             values = self._by_sums({name: sums[:, c] for name, c in self._columns.items()})
@@ -219,13 +230,16 @@ class Scorer:
         classes = np.arange(p.shape[1])
         called = p.argmax(axis=1)[:, None] == classes
         if len(classes) == 2:
-            called[:, self.options.positive] = p[:, self.options.positive] >= self._threshold
+            of_positive = p[:, self.options.positive] >= self._threshold
+            if self._of_positive is not None:
+                of_positive = self._of_positive
+            called[:, self.options.positive] = of_positive
             called[:, 1 - self.options.positive] = ~called[:, self.options.positive]
         return np.ones(p.shape, bool), label[:, None] == classes, called
 
     def _add_one_label(self, table: SumTable, unit: np.ndarray) -> None:
         label, p, k = self._label, self._probability, len(self.classes)
-        guess, row = p.argmax(axis=1), np.arange(len(label))
+        guess, row = self._called.argmax(axis=1), np.arange(len(label))
         table.add("n", unit)
         table.add("confusion", unit, column=label * k + guess, width=k * k)
         error = np.sum(np.square(p), axis=1) - 2 * p[row, label] + 1
@@ -233,21 +247,19 @@ class Scorer:
         table.add("loss", unit, -np.log(np.clip(p[row, label], _EPS, 1 - _EPS)))
         if k == 2:
             positive, score = label == self.options.positive, p[:, self.options.positive]
-            column = 2 * positive + self._called[:, self.options.positive]
-            table.add("threshold", unit, column=column, width=4)
         else:
             positive, score = label == guess, p.max(axis=1)
         self._add_bins(table, "bins", unit, positive, score)
 
     def _add_labels(self, table: SumTable, unit: np.ndarray) -> None:
-        known, p = ~np.isnan(self._label), self._probability
+        labelled, p = ~np.isnan(self._label), self._probability
         clipped = np.clip(p, _EPS, 1 - _EPS)
         entropy = np.where(self._label == 1, -np.log(clipped), -np.log1p(-clipped))
-        entropy = np.where(known, entropy, 0.0).sum(axis=1)
-        labelled = known.any(axis=1)
-        table.add("n", unit[labelled])
-        table.add("loss", unit[labelled], entropy[labelled] / known[labelled].sum(axis=1))
-        for j, rows in enumerate(known.T):
+        entropy = np.where(labelled, entropy, 0.0).sum(axis=1)
+        some = labelled.any(axis=1)
+        table.add("n", unit[some])
+        table.add("loss", unit[some], entropy[some] / labelled[some].sum(axis=1))
+        for j, rows in enumerate(labelled.T):
             positive, score, who = self._label[rows, j] == 1, p[rows, j], unit[rows]
             table.add(f"confusion{j}", who, column=2 * positive + (score > 0.5), width=4)
             table.add(f"brier{j}", who, np.square(positive - score))
@@ -256,7 +268,7 @@ class Scorer:
     def _add_bins(
         self, table: SumTable, name: str, unit: np.ndarray, positive: np.ndarray, score: np.ndarray
     ) -> None:
-        bins = max(1, min(self.options.bins, len(score) // _PER_BIN))
+        bins = kernels.number_of_bins(len(score), self.options.bins)
         column = kernels.equal_mass_bins(score, bins)
         parts = {"n": np.ones(len(score)), "y": positive.astype(np.float64), "p": score}
         for part, value in parts.items():
@@ -280,13 +292,14 @@ class Scorer:
         """Return metrics of one label per example, and [R, K, 2, 2] of predictions and of calls."""
         k, r = len(self.classes), len(sums["n"])
         confusion = sums["confusion"].reshape(r, k, k)
+        if k == 2 and math.isnan(self._threshold):
+            confusion = np.full_like(confusion, np.nan)
         tables = called = kernels.one_against_rest(confusion)
         if k == 2:
-            called = sums["threshold"].reshape(r, 1, 2, 2)
-            called = np.full_like(called, np.nan) if math.isnan(self._threshold) else called
+            called = tables[:, [self.options.positive]]
         values = {
             "accuracy": kernels.accuracy(confusion),
-            "balanced_accuracy": kernels.balanced_accuracy(confusion),
+            "balanced_accuracy": self._mean(kernels.recall(confusion)),
             "mcc": kernels.matthews(confusion),
             "kappa_quadratic": kernels.quadratic_kappa(confusion),
             "brier": sums["brier"][:, 0] / sums["n"][:, 0],
@@ -351,7 +364,11 @@ class Scorer:
 
     def _mean(self, values: np.ndarray) -> np.ndarray:
         """Return the mean of [R, classes] over the classes; NaN left out of several labels only."""
-        return kernels.mean_of_defined(values, axis=1) if self.multi_label else values.mean(axis=1)
+        if self.multi_label:
+            return kernels.mean_of_defined(values, axis=1)
+        if self.options.present_only and values.shape[1] > 1:
+            values = values[:, np.bincount(self._label, minlength=values.shape[1]) > 0]
+        return values.mean(axis=1)
 
     def _reason(self, name: str) -> str:
         """Return why a metric is NaN."""
@@ -360,12 +377,12 @@ class Scorer:
         if self.multi_label:
             return "it is undefined for each class"
         k, classes, two = len(self.classes), self.classes, len(self.classes) == 2
-        seen, guess = np.bincount(self._label, minlength=k) > 0, self._probability.argmax(axis=1)
+        seen, guess = np.bincount(self._label, minlength=k) > 0, self._called.argmax(axis=1)
         guessed = np.bincount(guess, minlength=k) > 0
         absent = [c for c, s in zip(classes, seen, strict=True) if not s]
+        if two and name in _AT_THRESHOLD and math.isnan(self._threshold):
+            return "there is no operating threshold"
         if name in ("sensitivity", "specificity", "ppv", "npv") and two:
-            if math.isnan(self._threshold):
-                return "there is no operating threshold"
             if name in ("ppv", "npv") and not (self.options.prevalence and absent):
                 side = classes[
                     self.options.positive if name == "ppv" else 1 - self.options.positive

@@ -8,16 +8,20 @@ Any tool can write it. Columns, by name and in any order:
   is left out.
 - `seed`, `repeat`, `fold`: of the model that predicts; `size`: the number of target labels it was
   trained on, at least 1. Whole numbers, empty where unknown.
-- `patient_id`, empty where unknown: such an example is a patient of its own; `site`, `subgroup` and
-  `subgroup_<name>`: groups to report by, empty where unknown.
+- `patient_id`, empty (or nan, NA, none, null) where unknown: such an example is a patient of its
+  own; `site`, `subgroup` and `subgroup_<name>`: groups to report by, empty where unknown.
 
-Where an example may have several diagnoses, "|" joins the positive ones, a lone "|" or an empty
-cell is none of them, a "?" before its name marks an unknown one, and one class is enough.
+With one column `prob_<class>` and two labels, the other label has 1 - its probability.
+
+Where an example may have several diagnoses, "|" joins the positive ones, a lone "|" is none of
+them, a "?" before its name marks an unknown one, an empty cell leaves all of them unknown, and one
+class is enough.
 
 Reading refuses, with line and column: a column of another name, twice, or missing; a row of another
 length; a probability that is not a number from 0 to 1; probabilities of one label that do not sum
-to 1; a label without a column of probabilities; a split of another name; an example twice in one
-(arm, split, seed, repeat, fold, size), or with another label, patient or group elsewhere.
+to 1 but for the rounding of the digits written; a label without a column of probabilities; a split
+of another name; an example twice in one (arm, split, seed, repeat, fold, size), or with another
+label, patient or group elsewhere.
 """
 
 from medtl.evaluation.predictions.consistency import check

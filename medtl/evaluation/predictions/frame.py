@@ -51,6 +51,18 @@ class Predictions:
         parts = zip(MODEL, self.model, strict=True)
         return ", ".join([self.split, *(f"{name} {n}" for name, n in parts if n is not None)])
 
+    @property
+    def labelled(self) -> np.ndarray:
+        """bool[N], whether a label of the example is known."""
+        return self.label >= 0 if self.label.ndim == 1 else ~np.isnan(self.label).all(axis=1)
+
+    @property
+    def without_patient(self) -> np.ndarray:
+        """bool[N], whether the patient is unknown, so that the example counts as its own."""
+        if self.patient is None:
+            return np.ones(len(self.id), bool)
+        return self.patient == alone(self.id)
+
     def take(self, rows: np.ndarray) -> Predictions:
         """Return the predictions of these rows, int[n]."""
         return dataclasses.replace(
@@ -61,6 +73,11 @@ class Predictions:
             patient=None if self.patient is None else self.patient[rows],
             groups={name: values[rows] for name, values in self.groups.items()},
         )
+
+
+def alone(ids: np.ndarray) -> np.ndarray:
+    """Return str[N], the patients of examples whose patient is unknown: each its own."""
+    return np.strings.add("?", ids)
 
 
 def probabilities(logits: np.ndarray, *, multi_label: bool) -> np.ndarray:

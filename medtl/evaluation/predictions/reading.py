@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 import re
@@ -12,7 +13,7 @@ import numpy as np
 from medtl import files
 from medtl.errors import UserError, nearest
 from medtl.evaluation.predictions.csv_columns import Codes, Columns, read_columns
-from medtl.evaluation.predictions.frame import MODEL, PROB, Predictions
+from medtl.evaluation.predictions.frame import MODEL, PROB, Predictions, alone
 from medtl.examples import is_group
 
 _REQUIRED = ("arm", "id", "label")
@@ -20,9 +21,11 @@ _KEY = ("arm", "split", *MODEL)
 _OPTIONAL = ("split", *MODEL, "patient_id", "site", "subgroup")
 _SPLITS = ("train", "val", "test", "predict")
 _SPLIT_ALIASES = {"valid": "val", "validation": "val"}  # as in manifests, see `medtl.data`
-_SUM_TOLERANCE = 1e-3  # of probabilities written with three digits
+_SUM_TOLERANCE = 1e-3  # of probabilities written in full, less what float32 and few digits lose
+_MOST_DIGITS = 6
 _DIGITS = re.compile(r"([0-9]{1,18})(?:\.0)?")
 _ROUNDING = 1e-6  # by which a float32 softmax may exceed 1
+_NO_PATIENT = ("", "nan", "na", "n/a", "none", "null", "<na>")  # as pandas, R and SQL write it
 
 
 def read(
@@ -36,14 +39,15 @@ def read(
     Args:
       path: the file.
       multi_label: whether an example may have several diagnoses; None: it may where a label that is
-        no class holds a "|" or starts with a "?", and where there is one class only.
+        no class holds a "|" or starts with a "?", and where the only column of probabilities is of
+        the only label. With one column and two labels the other class has 1 - its probability.
       arms: those that are asked for; None: any.
 
     Returns:
       The predictions, one for each (arm, split, seed, repeat, fold, size) in the order in which
       they first appear, and the classes in the order of their columns. Probabilities are float64 as
       written, except that those that a float32 softmax put above 1 by up to 1e-6 are 1. All of the
-      predictions have a group if it has a column, and `patient` if one of its values is not empty.
+      predictions have a group if it has a column, and `patient` if one of its values is known.
 
     Raises:
       UserError: the file is not as the package's docstring says, or an arm was not asked for or is
@@ -59,6 +63,7 @@ def read(
     table = read_columns(
         pathlib.Path(path), check=_check_header, number=lambda name: name.startswith(PROB)
     )
+    table = _with_other_class(table, multi_label)
     classes = tuple(name.removeprefix(PROB) for name in table.numeric)
     _check_filled(table)
     _check_arms(table, arms)
@@ -70,11 +75,24 @@ def read(
     distinct = by_text if by_text.ndim == 1 else np.nan_to_num(by_text, nan=2.0)
     same_label = np.unique(distinct, axis=0, return_inverse=True)[1].reshape(-1)
     _check_same(table, "label", same_label[table.code["label"]])
-    patients = ["patient_id"] if any(table.text.get("patient_id", ())) else []
-    described = [*patients, *filter(is_group, table.code)]
+    return _by_model(table, by_text, key, frame), classes
+
+
+def _by_model(
+    table: Columns, by_text: np.ndarray, key: Sequence[dict], frame: np.ndarray
+) -> list[Predictions]:
+    """Divide the rows into the predictions of each model and split.
+
+    Args:
+      table: the file.
+      by_text: the label of each distinct text.
+      key: what tells each model and split apart, of `_frames`.
+      frame: int64[N], which of them each row is of.
+    """
+    patients = np.array([_is_patient(text) for text in table.text.get("patient_id", ())], bool)
+    described = [*(["patient_id"] if patients.any() else []), *filter(is_group, table.code)]
     for name in described:
         _check_same(table, name, table.code[name])
-
     text = {name: np.array(table.text[name]) for name in ("id", *described)}
     order = np.argsort(frame, kind="stable")
     parts = np.split(order, np.cumsum(np.bincount(frame))[:-1])
@@ -83,8 +101,9 @@ def read(
         ids = text["id"][table.code["id"][rows]]
         groups = {name: text[name][table.code[name][rows]] for name in described}
         patient = groups.pop("patient_id", None)
-        if patient is not None and np.any(patient == ""):
-            patient = np.where(patient == "", np.strings.add("?", ids), patient)
+        if patient is not None:
+            named = patients[table.code["patient_id"][rows]]
+            patient = patient if named.all() else np.where(named, patient, alone(ids))
         predictions.append(
             Predictions(
                 id=ids,
@@ -95,7 +114,24 @@ def read(
                 **fields,
             )
         )
-    return predictions, classes
+    return predictions
+
+
+def _is_patient(text: str) -> bool:
+    """Tell whether a cell names a patient: neither blank nor a word for a missing value."""
+    return text.strip().lower() not in _NO_PATIENT
+
+
+def _with_other_class(table: Columns, multi_label: bool | None) -> Columns:
+    """Add the column of the second of two labels that is missing, 1 - the other's probability."""
+    texts = [text for text in table.text["label"] if text]
+    other = [text for text in texts if PROB + text not in table.numeric]
+    marked = any("|" in text or text.startswith("?") for text in other)
+    if multi_label or len(table.numeric) > 1 or len(other) != 1 or marked:
+        return table
+    (column,) = table.numeric
+    numbers = np.concatenate([1 - table.numbers, table.numbers], axis=1)
+    return dataclasses.replace(table, numeric=(PROB + other[0], column), numbers=numbers)
 
 
 def _check_header(path: pathlib.Path, line: int, header: list[str]) -> None:
@@ -106,9 +142,9 @@ def _check_header(path: pathlib.Path, line: int, header: list[str]) -> None:
             "arm, id, label, prob_<class>..."
         )
     files.check_csv(path, line, header)
-    known = (*_REQUIRED, *_OPTIONAL)
+    columns = (*_REQUIRED, *_OPTIONAL)
     strange = [
-        n for n in header if not (n in known or is_group(n) or (n.startswith(PROB) and n != PROB))
+        n for n in header if not (n in columns or is_group(n) or (n.startswith(PROB) and n != PROB))
     ]
     for name in _REQUIRED:
         if name not in header:
@@ -117,7 +153,7 @@ def _check_header(path: pathlib.Path, line: int, header: list[str]) -> None:
         column = header.index("") + 1
         raise UserError(f"{where}, column {column} has no name; leave it out (pandas: index=False)")
     for name in strange:
-        hint = nearest(name, (*known, "prob_<class>", "subgroup_<name>"))
+        hint = nearest(name, (*columns, "prob_<class>", "subgroup_<name>"))
         raise UserError(f"{where}: column {name!r} is not known{hint}")
     if not any(name.startswith(PROB) for name in header):
         raise UserError(
@@ -162,12 +198,15 @@ def _labels(table: Columns, classes: Sequence[str], multi_label: bool | None) ->
     single = np.full(len(texts), -1, np.int32)
     several = np.zeros((len(texts), len(classes)), np.float32)
     for code, text in enumerate(texts):
+        if not text:
+            several[code] = np.nan
         for part in filter(None, text.split("|") if multi_label else [text]):
             name = part.removeprefix("?") if multi_label else part
             if name not in index:
-                missing = f"there is no column {PROB + name!r} for {name!r}"
-                where = table.first("label", code)
-                raise UserError(f"{where}: {missing}{nearest(name, classes)}")
+                where, hint = table.first("label", code), nearest(name, classes)
+                if len(classes) == 1:
+                    hint = f"; add {PROB + name}, or use the label {classes[0]!r}"
+                raise UserError(f"{where}: there is no column {PROB + name!r} for {name!r}{hint}")
             single[code] = index[name]
             several[code, index[name]] = 1.0 if part == name else np.nan
     return several if multi_label else single
@@ -193,6 +232,8 @@ def _check_probabilities(table: Columns, *, several: bool) -> None:
     total = p.sum(axis=1)
     far = np.abs(total - 1) > _SUM_TOLERANCE
     if not several and far.any():
+        far &= np.abs(total - 1) > _rounding_of_sums(p)
+    if not several and far.any():
         row = int(np.argmax(far))
         names = ", ".join(table.numeric[:4]) + (", ..." if len(table.numeric) > 4 else "")
         raise UserError(
@@ -200,6 +241,16 @@ def _check_probabilities(table: Columns, *, several: bool) -> None:
             f"{total[row]:.6g}, not to 1; where an example may have several diagnoses, read it as "
             "multi_label"
         )
+
+
+def _rounding_of_sums(p: np.ndarray) -> float:
+    """Return by how much sums of K probabilities float64[N, K] written with few digits may miss 1.
+
+    Each is rounded by up to half of the last digit; 0 where all are whole or have many digits.
+    """
+    written = (d for d in range(_MOST_DIGITS) if np.abs(p - np.round(p, d)).max() < 1e-9)
+    digits = next(written, 0)
+    return p.shape[1] * 0.5 * 10.0**-digits + 1e-9 if digits else 0.0
 
 
 def _frames(table: Columns) -> tuple[list[dict], np.ndarray]:

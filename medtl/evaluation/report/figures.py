@@ -316,11 +316,11 @@ class Figures:
         limits = _limits(p[:3] for row in rows for p in row.points)
         if limits is None:
             return None
-        alt = f"{name} by {column}, with {self._level}. {'; '.join(described)}."
+        alt = f"{name} by {wording.column(column)}, with {self._level}. {'; '.join(described)}."
         svg = plots.intervals(rows, axis=Axis(name, limits), alt=alt, prefix=next(self._prefix))
         return Figure(
             svg,
-            f"{name} by {column}",
+            f"{name} by {wording.column(column)}",
             self._legend(data, marker=True),
             f"Lines are {self._level}.",
         )

@@ -213,7 +213,7 @@ def _columns(analysis: Mapping[str, Any]) -> list[str]:
 
 def _subgroup(analysis: Mapping[str, Any], column: str, figures: Figures) -> dict[str, Any]:
     return {
-        "column": column,
+        "column": wording.column(column),
         "figure": figures.subgroups(column),
         "table": tables.subgroup(analysis, column),
         "all": tables.subgroup_metrics(analysis, column),

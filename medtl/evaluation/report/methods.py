@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from medtl.evaluation import wording
+from medtl.evaluation.report.definitions import definitions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +21,9 @@ class Method:
 
 def methods(analysis: Mapping[str, Any]) -> list[Method]:
     """Return the methods that the report of this analysis names, in its order."""
-    return [*_estimates(analysis), *(method for shown, method in _OTHERS if shown(analysis))]
+    defined = (Method(one.term, one.text, one.sources) for one in definitions(analysis))
+    others = (method for shown, method in _OTHERS if shown(analysis))
+    return [*_estimates(analysis), *others, *defined]
 
 
 def _estimates(analysis: Mapping[str, Any]) -> Iterator[Method]:
@@ -201,8 +204,9 @@ _OTHERS: tuple[tuple[Callable[[Mapping[str, Any]], bool], Method], ...] = (
         _measured("ece"),
         Method(
             "ECE",
-            "Expected calibration error over bins that hold equal numbers of examples, less what "
-            "chance alone would give.",
+            "Expected calibration error over bins that hold equal numbers of examples, less part "
+            "of what chance adds. A model with perfect probabilities has an ECE above 0, too: the "
+            "value beside it is that of labels drawn from the probabilities themselves.",
             ["Kumar A, Liang P, Ma T. Verified uncertainty calibration. NeurIPS 2019."],
         ),
     ),
@@ -215,20 +219,44 @@ _OTHERS: tuple[tuple[Callable[[Mapping[str, Any]], bool], Method], ...] = (
         ),
     ),
     (
-        _measured("calibration_slope", "calibration_intercept"),
+        lambda analysis: (
+            _measured("calibration_slope", "calibration_intercept")(analysis)
+            or _found("calibration", "per_class")(analysis)
+        ),
         Method(
             "Calibration slope and intercept",
             "Coefficients of a logistic regression of the label on the logit of the probability. A "
             "slope of 1 and an intercept of 0 are right; a slope below 1 means that the model is "
-            "too sure.",
-            ["Cox DR. Biometrika 1958;45:562.", "Van Calster B, et al. BMC Med 2019;17:230."],
+            "too sure. All folds and seeds together; of several classes each against the rest, "
+            "without a mean, in which errors of opposite sign would cancel.",
+            [
+                "Cox DR. Biometrika 1958;45:562.",
+                "Van Hoorde K, et al. Stat Med 2014;33:2585.",
+                "Van Calster B, et al. BMC Med 2019;17:230.",
+            ],
+        ),
+    ),
+    (
+        _found("calibration", "smooth"),
+        Method(
+            "Calibration curve",
+            "Observed risk by a logistic regression on a natural cubic spline of the logit of the "
+            "predicted one, all folds and seeds together, with a band by resampled patients. ICI "
+            "is the mean distance of the two risks, which chance alone puts above 0; O:E is "
+            "observed over expected cases.",
+            [
+                "Austin PC, Steyerberg EW. Stat Med 2014;33:517.",
+                "Austin PC, Steyerberg EW. Stat Med 2019;38:4051.",
+                "Van Calster B, et al. Lancet Digit Health 2025;7:100916.",
+            ],
         ),
     ),
     (
         _found("calibration"),
         Method(
             "Scaling",
-            "Fitted on the validation split and measured on the split reported here.",
+            "Fitted on the validation split and measured on the split reported here. Vector "
+            "scaling of two classes is Platt's.",
             ["Guo C, et al. ICML 2017.", "Zadrozny B, Elkan C. KDD 2002:694."],
         ),
     ),
@@ -236,9 +264,10 @@ _OTHERS: tuple[tuple[Callable[[Mapping[str, Any]], bool], Method], ...] = (
         _found("conformal"),
         Method(
             "Conformal sets",
-            "Sets of classes that hold the right one with a chance of at least the nominal level, "
-            "if validation and evaluation examples are alike; class-conditional ones do so within "
-            "each class.",
+            "Sets of classes that hold the right one with a chance of at least the nominal level "
+            "for a new patient, if the validation patients are like those evaluated; "
+            "class-conditional ones do so within each class. In the measured coverage each patient "
+            "weighs one.",
             [
                 "Vovk V, Gammerman A, Shafer G. Algorithmic Learning in a Random World. 2005.",
                 "Sadinle M, Lei J, Wasserman L. J Am Stat Assoc 2019;114:223.",

@@ -10,16 +10,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from medtl.evaluation import wording
-from medtl.evaluation.arm_results import CALIBRATED
+from medtl.evaluation.arm_calibration import CALIBRATED, LINE
 from medtl.evaluation.metrics import LOWER_IS_BETTER
 
 _CALIBRATIONS = {
     "before": "as trained",
     "temperature": "temperature",
+    "platt": "Platt",
     "vector": "vector",
     "isotonic": "isotonic",
 }
-_CONFORMAL = {"split": "split", "class_conditional": "class-conditional"}
+_CONFORMAL = {"class_conditional": "class-conditional", "split": "overall"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,19 +230,21 @@ def learning(analysis: Mapping[str, Any]) -> Table | None:
 def calibration(analysis: Mapping[str, Any]) -> Table | None:
     """Make a row per arm and way of recalibrating."""
     notes, rows = Footnotes(), []
+    # The calibration line of several classes is in a table of its own: it has none as a whole.
+    two = analysis["task"] == "two_class"
+    shown = [m for m in CALIBRATED if two or m not in LINE]
     for arm, result in analysis["arms"].items():
         items = result.get("calibration") or {}
         if "undefined" in items:
             mark = notes.mark(items["undefined"])
-            rows.append(
-                (TableCell(arm), TableCell(wording.UNDEFINED, mark=mark), *[TableCell("")] * 6)
-            )
+            empty = [TableCell("")] * (len(shown) + 1)
+            rows.append((TableCell(arm), TableCell(wording.UNDEFINED, mark=mark), *empty))
             continue
         for kind, name in _CALIBRATIONS.items():
             if kind not in items:
                 continue
-            rows.append((TableCell(arm), *_calibration_row(name, items[kind], notes)))
-    head = ("Arm", "Scaling", *map(_head, CALIBRATED), "Fitted on val")
+            rows.append((TableCell(arm), *_calibration_row(name, items[kind], shown, notes)))
+    head = ("Arm", "Scaling", *map(_head, shown), "Fitted on val")
     # With one map for each of several models there are no parameters to show.
     if not any(row[-1].text for row in rows):
         head, rows = head[:-1], [row[:-1] for row in rows]
@@ -249,18 +252,19 @@ def calibration(analysis: Mapping[str, Any]) -> Table | None:
 
 
 def _calibration_row(
-    name: str, entry: Mapping[str, Any], notes: Footnotes
+    name: str, entry: Mapping[str, Any], shown: Sequence[str], notes: Footnotes
 ) -> tuple[TableCell, ...]:
     reason = entry.get("undefined") or wording.NO_REASON
-    if not any(m in entry for m in CALIBRATED):
-        return (
-            TableCell(name),
-            TableCell(wording.UNDEFINED, mark=notes.mark(reason)),
-            *[TableCell("")] * 5,
-        )
+    if not any(m in entry for m in shown):
+        undefined = TableCell(wording.UNDEFINED, mark=notes.mark(reason))
+        return (TableCell(name), undefined, *[TableCell("")] * len(shown))
     left = "; ".join(entry.get("left_as_it_was") or ())
     mark = notes.mark(f"left as it was: {left}") if left else ""
-    figures = (_number(entry.get(m), notes, reason) for m in CALIBRATED)
+    figures = [_number(entry.get(m), notes, reason) for m in shown]
+    if "ece_if_calibrated" in entry:
+        by_chance = f"if calibrated {wording.number(entry['ece_if_calibrated'])}"
+        ece = list(shown).index("ece")
+        figures[ece] = dataclasses.replace(figures[ece], small=by_chance)
     return (TableCell(name, mark=mark), *figures, TableCell(_parameters(entry.get("parameters"))))
 
 
@@ -280,7 +284,7 @@ def conformal(analysis: Mapping[str, Any]) -> Table | None:
             for kind, name in _CONFORMAL.items()
             if kind in items
         ]
-    head = ("Arm", "Sets", "Nominal", "Measured coverage", "Mean size", "n")
+    head = ("Arm", "Sets", "Nominal", "Measured coverage, per patient", "Mean size", "n")
     return Table("Conformal prediction sets", head, rows, notes.all) if rows else None
 
 
@@ -293,7 +297,7 @@ def conformal_by_class(analysis: Mapping[str, Any]) -> Table | None:
             for label, one in (entry.get("by_class") or {}).items():
                 shown = _conformal_row(arm, name, {"level": entry.get("level")} | one, notes)
                 rows.append((shown[0], shown[1], TableCell(label), *shown[3:]))
-    head = ("Arm", "Sets", "Class", "Measured coverage", "Mean size", "n")
+    head = ("Arm", "Sets", "Class", "Measured coverage, per patient", "Mean size", "n")
     return Table("Coverage within each class", head, rows, notes.all) if rows else None
 
 
@@ -379,7 +383,7 @@ def subgroup(analysis: Mapping[str, Any], column: str) -> Table:
         rows.append((TableCell("Worst group"), *worst))
     if any(entry.get("gap") for entry in items.values()):
         rows.append((TableCell("Gap", small="between the best and the worst"), *gaps))
-    caption = f"{wording.metric(metric)} by {column}, with {_interval(analysis)}"
+    caption = f"{wording.metric(metric)} by {wording.column(column)}, with {_interval(analysis)}"
     remarks = dict.fromkeys(entry["note"] for entry in items.values() if entry.get("note"))
     caption += "".join(f". {remark}" for remark in remarks)
     return Table(caption, ("Group", *items), rows, notes.all)
@@ -399,7 +403,14 @@ def subgroup_metrics(analysis: Mapping[str, Any], column: str) -> list[Table]:
             )
             for name in _names(g["metrics"] for g in groups.values())
         ]
-        made.append(Table(f"{arm}: all metrics by {column}", ("Metric", *groups), rows, notes.all))
+        made.append(
+            Table(
+                f"{arm}: all metrics by {wording.column(column)}",
+                ("Metric", *groups),
+                rows,
+                notes.all,
+            )
+        )
     return made
 
 

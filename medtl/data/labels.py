@@ -1,0 +1,136 @@
+"""Class labels as text: one spelling for each number, missing values, numbers that are no classes.
+
+A number is one class however it is written ("1", "1.0", "+01"), so that files and domains agree.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Sequence
+from decimal import Decimal
+
+import numpy as np
+
+from medtl.errors import UserError
+
+# Missing values as pandas, R, SQL, Excel and the UCI repository write them.
+MISSING = frozenset({"", "nan", "<na>", "nat", "null", "n/a", "#n/a", "?"})
+# Without an explicit sign an exponent may be a code, such as ICD-11's 1E50.
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]\d{1,2})?", re.ASCII | re.IGNORECASE)
+_MOST_FRACTIONS, _MOST_INTEGERS = 10, 50  # different numbers that may still be classes
+
+
+def is_missing(cell: str) -> bool:
+    """Return whether a cell holds a missing value.
+
+    >>> is_missing(""), is_missing("NaN"), is_missing("None")
+    (True, True, False)
+    """
+    return cell.strip().lower() in MISSING
+
+
+def spelled(name: str) -> str:
+    """Return the one spelling of a number; other text as it is.
+
+    >>> [spelled(name) for name in ("1.0", "+01", "0.50", "1.00e+01", "-0", "1E50", "grade 1")]
+    ['1', '1', '0.5', '10', '0', '1E50', 'grade 1']
+    """
+    return format(Decimal(name).normalize() + 0, "f") if _NUMBER.fullmatch(name) else name
+
+
+def sorted_classes(names: Collection[str]) -> tuple[str, ...]:
+    """Sort names as numbers if all are, else as text.
+
+    >>> sorted_classes({"10", "9.5"}), sorted_classes({"b", "a", "10"})
+    (('9.5', '10'), ('10', 'a', 'b'))
+    """
+    return tuple(sorted(names, key=Decimal if all(map(_NUMBER.fullmatch, names)) else None))
+
+
+def encode(
+    cells: Sequence[str], where: Callable[[int], str], *, multi_label: bool
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Turn cells into labels.
+
+    Args:
+      cells: the text of each row; with several labels, names joined by "|", a "?" before a name
+        that is unknown.
+      where: row -> the words by which an error names its cell.
+      multi_label: whether a row may have several labels.
+
+    Returns:
+      int32[N], or float32[N, K] of 0, 1 and NaN (unknown); and the K classes.
+
+    Raises:
+      UserError: a missing value, names that differ in case only, a diagnosis that is both known
+        and unknown, or numbers that are no classes.
+
+    >>> encode(["a|?b", "|"], str, multi_label=True)[0].tolist()
+    [[1.0, nan], [0.0, 0.0]]
+    """
+    for row, cell in enumerate(cells):
+        if is_missing(cell):
+            problem = f"the label is {cell!r}" if cell else "the cell is empty"
+            raise UserError(f"{where(row)}: {problem}; every row needs a diagnosis")
+    if multi_label:
+        return _several(cells, where)
+    names = [spelled(cell) for cell in cells]
+    classes = sorted_classes(set(names))
+    _refuse_case_twins(classes, [{name} for name in names], where)
+    _refuse_continuous(classes, len(names), where(0))
+    index = {name: i for i, name in enumerate(classes)}
+    return np.array([index[name] for name in names], np.int32), classes
+
+
+def _several(
+    cells: Sequence[str], where: Callable[[int], str]
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    present, unknown = [], []
+    for row, cell in enumerate(cells):
+        parts = {part.strip() for part in cell.split("|")} - {""}
+        unknown.append({spelled(part[1:].strip()) for part in parts if part.startswith("?")})
+        present.append({spelled(part) for part in parts if not part.startswith("?")})
+        if "" in unknown[-1]:
+            raise UserError(
+                f"{where(row)}: a '?' needs the unknown diagnosis after it, as in ?edema"
+            )
+        if any(map(is_missing, present[-1])):
+            raise UserError(f"{where(row)}: {cell!r} holds a missing value; unknown is ?NAME")
+        if both := sorted(present[-1] & unknown[-1]):
+            raise UserError(f"{where(row)}: {both[0]!r} is both present and unknown; write one")
+    sets = [one | other for one, other in zip(present, unknown, strict=True)]
+    classes = sorted_classes(set().union(*sets))
+    _refuse_case_twins(classes, sets, where)
+    index = {name: i for i, name in enumerate(classes)}
+    label = np.zeros((len(cells), len(classes)), np.float32)
+    for names_of_row, value in ((present, 1.0), (unknown, np.nan)):
+        for row, names in enumerate(names_of_row):
+            label[row, [index[name] for name in names]] = value
+    return label, classes
+
+
+def _refuse_case_twins(
+    classes: Sequence[str], sets: Sequence[set[str]], where: Callable[[int], str]
+) -> None:
+    seen: dict[str, str] = {}
+    for name in classes:
+        other = seen.setdefault(name.lower(), name)
+        if other != name:
+            row = next(i for i, names in enumerate(sets) if name in names)
+            raise UserError(
+                f"{where(row)}: {name!r} and {other!r} differ in case only; write one of them"
+            )
+
+
+def _refuse_continuous(classes: Sequence[str], n: int, where: str) -> None:
+    """Refuse many different numbers: a quantity to be predicted, not a diagnosis."""
+    if not all(map(_NUMBER.fullmatch, classes)):
+        return
+    is_whole = all("." not in name for name in classes)
+    most = min(_MOST_INTEGERS, max(_MOST_FRACTIONS, n // 2)) if is_whole else _MOST_FRACTIONS
+    if len(classes) > most:
+        raise UserError(
+            f"{where}: this looks continuous: {n} rows have {len(classes)} different numbers from "
+            f"{classes[0]} to {classes[-1]}, which asks for regression; medtl predicts classes, so "
+            "divide the range into a few"
+        )

@@ -1,0 +1,126 @@
+"""What a reader must know before the numbers: the warnings at the top of a report.
+
+Refuses nothing. Each is one or two sentences, the finding first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from medtl.evaluation import operating
+from medtl.evaluation.arm_results import Evaluated
+from medtl.evaluation.predictions import Predictions
+
+FEW_PATIENTS = 20
+FEW_OF_A_CLASS = 10
+_MEASURED_BELOW = 15
+# `python benchmarks/interval_coverage.py --first-table`: the metrics of the report's first table.
+COVERAGE = (87, 100)
+
+
+def warnings(
+    rows: Sequence[Predictions],
+    evaluated: Mapping[str, Evaluated],
+    classes: Sequence[str],
+    split: str,
+    rule: str,
+) -> list[str]:
+    """Return the warnings about an evaluation's sample and threshold, the gravest first.
+
+    Args:
+      rows: all predictions, also those without a label.
+      evaluated: the arms.
+      classes: the K names.
+      split: that is evaluated.
+      rule: of the operating threshold.
+    """
+    first = next(iter(evaluated.values()))
+    return [
+        *_few(first, classes),
+        *_unknown_patients(first),
+        *_unlabelled(rows, split),
+        *_default_threshold(first, rule),
+    ]
+
+
+def best_on_val(split: str, *, val_chooses: bool) -> list[str]:
+    """Return the warning that the split of a run is also what chose its checkpoints or settings.
+
+    Args:
+      split: that is evaluated.
+      val_chooses: whether checkpoints or settings are ranked on val.
+    """
+    if split != "val" or not val_chooses:
+        return []
+    return [
+        "Scores are optimistic: val chose the checkpoint and is also evaluated; use a test split."
+    ]
+
+
+def _few(e: Evaluated, classes: Sequence[str]) -> list[str]:
+    unit = "patients" if e.patients is not None else "examples"
+    made, total = [], _units(e, None)
+    if total < FEW_PATIENTS:
+        made.append(f"Only {total} {unit}: the intervals are rough.")
+        if total < _MEASURED_BELOW:
+            made[-1] += (
+                " In simulations with 10 patients, 95 % intervals held the truth in "
+                f"{COVERAGE[0]} to {COVERAGE[1]} %, by metric."
+            )
+    counts = {name: _units(e, k) for k, name in enumerate(classes)}
+    few = [f"{n} with {name!r}" for name, n in counts.items() if n < FEW_OF_A_CLASS]
+    if few:
+        made.append(
+            f"Only {', '.join(few)} among the {unit}: at least {FEW_OF_A_CLASS} are needed for "
+            "intervals that hold."
+        )
+    return made
+
+
+def _units(e: Evaluated, k: int | None) -> int:
+    """Count the patients, or those with an example of class `k`."""
+    some = []
+    for i in e.once:
+        label, patient = e.sets[i].label, e.sets[i].patient
+        is_in = np.ones(len(patient), bool)
+        if k is not None:
+            is_in = label == k if label.ndim == 1 else label[:, k] == 1
+        some.append(patient[is_in])
+    return len(np.unique(np.concatenate(some)))
+
+
+def _unknown_patients(e: Evaluated) -> list[str]:
+    if e.patients is not None:
+        return []
+    return [
+        "Patients are unknown: each example counts as a patient of its own, so intervals are far "
+        "too short where a patient has several. Give the patient of each example."
+    ]
+
+
+def _unlabelled(rows: Sequence[Predictions], split: str) -> list[str]:
+    left: set[str] = set()
+    for p in rows:
+        if p.split == split:
+            unknown = p.label < 0 if p.label.ndim == 1 else np.isnan(p.label).all(axis=1)
+            left.update(p.id[unknown].tolist())
+    if not left:
+        return []
+    return [f"{len(left):,} examples of {split} without a label are left out."]
+
+
+def _default_threshold(e: Evaluated, rule: str) -> list[str]:
+    if e.task != "two_class":
+        return []
+    if operating.fixed(rule) is None and not all(map(operating.has_both_classes, e.val)):
+        return [
+            "The operating threshold is 0.5: there is no val with both classes to choose it on."
+        ]
+    if rule != operating.DEFAULT:
+        return []
+    return [
+        "The operating threshold is a default, for a sensitivity of 0.9 on val: set "
+        "evaluation.threshold to what the use needs."
+    ]
