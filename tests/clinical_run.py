@@ -19,7 +19,7 @@ def write_clinical(folder, n=120, *, seed=0, lacks=0.0, images=True, shift=0.0):
     label = signal.sum(axis=1) + rng.normal(size=n) * 0.3 > 0
     rows = []
     for i, (one, two, three) in enumerate(signal):
-        pixels = np.clip(120 + 50 * one + rng.normal(size=(16, 16)) * 10, 0, 255)
+        pixels = np.clip(120 + 30 * one + rng.normal(size=(16, 16)) * 10, 0, 255)
         if images:
             Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
         word = WORDS[1 + 2 * rng.integers(2)] if three > 0 else WORDS[2 * rng.integers(2)]

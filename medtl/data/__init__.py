@@ -113,8 +113,8 @@ def load(
         rows = _complete(rows, spec, kind, key, require_label, require_train, rules)
         notes = (*examples.notes, *rows.notes)
         if require_label and "image" in examples.inputs:
-            allow, image = rules.allow, examples.image
-            notes += leaks.within(rows, image, allow=allow, all_held_out=all_held_out)
+            allow, own = rules.allow, examples.image
+            notes += leaks.within(rows, own, allow=allow, all_held_out=all_held_out)
         return dataclasses.replace(examples, notes=notes)
     table = _table(
         spec, kind, key, require_label, require_train, rules,

@@ -171,7 +171,8 @@ def _files(sheet: Any, names: list[str]) -> Files:
     rows = [row for row, name in enumerate(names) if name]
     filled = dataclasses.replace(sheet, lines=[sheet.lines[row] for row in rows])
     files = manifests._files(filled, [names[r] for r in rows], pathlib.Path(sheet.path).parent)
-    paths, frames = [""] * len(names), [None] * len(names)
+    paths = [""] * len(names)
+    frames: list[int | None] = [None] * len(names)
     for row, path, frame in zip(rows, files.paths, files.frames, strict=True):
         paths[row], frames[row] = path, frame
     return Files(tuple(paths), tuple(frames))
@@ -224,8 +225,9 @@ def _check_inputs(table: Table, inputs: Sequence[str], key: str, *, is_scored: b
             f"{table.origin} has no {kinds} column for the input {absent[0]!r} of "
             f"config.data.inputs; {key}.columns can give one the role"
         )
-    empty = ~np.any([table.present[n] for n in names if n in table.present] or [[False]], axis=0)
-    for row in np.flatnonzero(empty):
+    shown = [table.present[name] for name in names if name in table.present]
+    empty = ~np.any(shown, axis=0) if shown else np.ones(len(table), bool)
+    for row in np.flatnonzero(empty).tolist():
         raise UserError(
             f"{table.origin}, {table.where(row)}: the row has none of the inputs "
             f"{', '.join(names)} ({int(empty.sum())} rows have none); leave it out"

@@ -91,7 +91,8 @@ def _of_npz(path: str, key: str, require_label: bool) -> Table:
     for name in ("labels", "ids", "patients", "split", "weights"):
         if name in arrays and len(arrays[name].reshape(-1)) != n:
             raise UserError(f"{path}: `features` has {n} rows, `{name}` {len(arrays[name])}")
-    label, classes = np.full(n, -1, np.int32), ()
+    label: np.ndarray = np.full(n, -1, np.int32)
+    classes: tuple[str, ...] = ()
     if require_label:
         if "labels" not in arrays:
             raise UserError(f"{path} has no array `labels`{nearest('labels', arrays)}")

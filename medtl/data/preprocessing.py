@@ -218,7 +218,7 @@ def fit(layout: Layout, parts: Sequence[Encoded], also: Sequence[Encoded] = ()) 
             np.isin(np.arange(len(feature.categories or ())), codes[:, i])
             for i, feature in enumerate(layout.categorical)
         ]
-        or [np.zeros(0)]
+        or [np.zeros(0, bool)]
     )
     if layout.scale_categories:
         own = np.concatenate([part.codes for part in parts])

@@ -40,7 +40,7 @@ def make(arm: Arm) -> Any:
             f"{key} reads images as features of a pretrained backbone, but config.weights.path "
             f"names none; config.arm.{arm.name}.inputs can leave the image out"
         )
-    parameters = getattr(model, "get_params", dict)()
+    parameters: dict[str, Any] = getattr(model, "get_params", dict)()
     if parameters.get("random_state", 0) is None:
         model.set_params(random_state=arm.seed)
     return model

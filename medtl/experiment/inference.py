@@ -102,7 +102,7 @@ def _examples(stored: Stored, manifest: str) -> Examples:
         inputs=inputs,
         roles=layout.roles if layout else None,
     )
-    if layout is None:
+    if layout is None or made is None:
         return examples
     if lacking := layout.lacking(examples.columns):
         print(f"{manifest} lacks {', '.join(lacking)}: missing there")
