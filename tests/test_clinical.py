@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from clinical_run import clinical, write_clinical
 
+from medtl import cli
 from medtl.config import arm, check, dataset, stage
 from medtl.errors import UserError
 from medtl.experiment import experiment, inference
@@ -29,7 +30,11 @@ def test_a_table_is_trained_resumed_and_predicted_with_the_same_preprocessing(tm
     summary = experiment.train(config, tmp_path / "run")
     assert summary["arms"]["own"]["test"]["auroc"] > 0.6
     assert experiment.train(config, tmp_path / "run")["arms"] == summary["arms"]
-    scored = inference.predict(tmp_path / "run", manifest=table)
+    with pytest.raises(UserError, match="no image encoder to export"):
+        inference.export(tmp_path / "run", tmp_path / "x.safetensors")
+    arguments = [f"--workdir={tmp_path / 'run'}", f"--manifest={table}"]
+    assert cli.run(["--mode=predict", *arguments]) == 0
+    scored = tmp_path / "run" / "scored.csv"
     predicted, reported = scores(scored), scores(tmp_path / "run" / "predictions.csv")
     for name, p in reported.items():
         assert predicted[name] == pytest.approx(p, abs=1e-6)

@@ -122,8 +122,13 @@ def export(folder: str | Path, path: str | Path, *, checkpoint: str | Path | Non
       folder: the run folder.
       path: the file to write.
       checkpoint: the stage's folder; None: the target stage of the first arm and seed.
+
+    Raises:
+      UserError: there is no such checkpoint, or its model reads no image.
     """
     stored = load_checkpoint(folder, checkpoint)
+    if "image" not in factory.input_names(stored.config):
+        raise UserError(f"{stored.name} has no image encoder to export")
     weights.export(
         path,
         stored.config.model.name,
