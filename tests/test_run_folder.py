@@ -267,6 +267,7 @@ def test_a_config_of_an_older_version_equals_todays_config_of_the_same_experimen
     path = Path(__file__).parents[1] / "configs/covid_ct.py"
     config = plugins.load_file(path, key="--config").get_config()
     config.evaluation.folds, config.evaluation.repeats, config.seeds = 5, 3, (0,)
+    config.evaluation.threshold = "youden"  # the default of that time
     assert run_folder.differences(ConfigDict(configs.upgrade(OLD)), config) == []
 
 

@@ -67,7 +67,12 @@ def decode(data: bytes, *, rules: FileRules, frame: int | None = None) -> Image.
         raise UnreadableImageError(f"it has {n} frames; name one as FILE#0")
     if frame is not None and frame >= n:
         raise UnreadableImageError(f"it has no frame {frame}, but 0 to {n - 1}")
-    stored = pixels.pixel_array(header, index=frame or 0)
+    try:
+        stored = pixels.pixel_array(header, index=frame or 0)
+    except BaseException as error:  # that of decoders in Rust is no Exception
+        if type(error).__name__ != "PanicException":
+            raise
+        raise UnreadableImageError("its compressed pixels are damaged") from None
     _flatten(header, frame or 0)
     kind = header.PhotometricInterpretation
     if kind == "PALETTE COLOR":

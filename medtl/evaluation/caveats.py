@@ -5,7 +5,8 @@ Refuses nothing. Each is one or two sentences, the finding first.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -57,6 +58,20 @@ def best_on_val(split: str, *, val_chooses: bool) -> list[str]:
     return [
         "Scores are optimistic: val chose the checkpoint and is also evaluated; use a test split."
     ]
+
+
+def accepted(cards: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return a note for each finding about the data that the config accepts.
+
+    Args:
+      cards: the data cards; a note of an accepted finding ends in "(allowed: NAME)".
+
+    >>> accepted([{"notes": ["a.csv: 2 images have a copy: 'x' = 'y' (allowed: copies)"]}])
+    ['Accepted by config.data.allow: a.csv: 2 images have a copy.']
+    """
+    notes = [note for card in cards for note in card.get("notes", ()) if "(allowed: " in note]
+    findings = [note.partition(": '")[0].partition(" (allowed: ")[0] for note in notes]
+    return [f"Accepted by config.data.allow: {finding}." for finding in findings]
 
 
 def _few(e: Evaluated, classes: Sequence[str]) -> list[str]:

@@ -66,6 +66,7 @@ def write(
         card = provenance.get("data", {}).get("target")
         report["flow"] = flow.with_data(report["flow"], card)
     report["notes"] += provenance.get("notes", [])
+    report["notes"] += caveats.accepted(provenance.get("data", {}).values())
     if "config" in provenance:
         _add_of_run(report, folder, config)
     summary = {

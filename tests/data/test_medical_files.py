@@ -217,3 +217,18 @@ def test_without_the_package_the_extra_is_named(module, content, monkeypatch):
     data_ = {"dicom": bytes(128) + b"DICM", "nifti": bytes(344) + b"n+1\0" + bytes(200)}[content]
     with pytest.raises(UnreadableImageError, match=rf'pip install "medtl\[{content}\]"'):
         decode(data_)
+
+
+def test_a_decoder_that_panics_is_a_damaged_file(dicom, monkeypatch):
+    pixels = pytest.importorskip("pydicom.pixels")
+
+    class PanicException(BaseException):
+        """What pyo3 raises where Rust panics, as pylibjpeg-rle does on damaged segments."""
+
+    def panics(*args, **kwargs):
+        raise PanicException("index out of bounds")
+
+    content = dicom(np.zeros((8, 8), np.uint16))
+    monkeypatch.setattr(pixels, "pixel_array", panics)
+    with pytest.raises(UnreadableImageError, match="its compressed pixels are damaged"):
+        decode(content)
