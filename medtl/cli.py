@@ -171,13 +171,14 @@ def _run(argv: list[str]) -> None:
         if values.mode == "evaluate":
             trust.check(configs.plugin_strings(config), folder, accept=values.accept_code)
             check.check(config)
-    if values.mode == "predict":
-        data.check(
-            configs.dataset(path=values.manifest),
-            key="--manifest",
-            require_label=False,
-            require_train=False,
-        )
+        # What a table needs only its checkpoint shows.
+        if values.mode == "predict" and tuple(config.data.inputs) == ("image",):
+            data.check(
+                configs.dataset(path=values.manifest),
+                key="--manifest",
+                require_label=False,
+                require_train=False,
+            )
     _start(values, folder, shlex.join(["python", "launch.py", *argv]))
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from medtl.errors import UserError, nearest
 
 ENCODED = "encoded_"  # a batch's key "encoded_image" holds a frozen encoder's output for "image"
+PRESENT = "present_"  # a batch's key "present_image" is 0 for an example that has no image
 RESERVED = ("label", "mask", "weight", "index", "position", "key")
 _OF_MODULES = ("name", "parent", "scope", "factories")  # what a Linen module calls its own
 
@@ -25,7 +26,7 @@ def is_input(name: str) -> bool:
     return (
         name.isidentifier()
         and name not in (*RESERVED, *_OF_MODULES)
-        and not name.startswith(ENCODED)
+        and not name.startswith((ENCODED, PRESENT))
     )
 
 
@@ -174,6 +175,9 @@ class Examples:
       synthetic: True where a program drew the images.
       groups: "site", "subgroup" or "subgroup_<name>" -> str[N], "" where unknown; results are
         reported for each of them. No input of a model, and not part of the fingerprint.
+      columns: of a clinical table, `medtl.data.schema.Columns`; the inputs "table" and "text" are
+        made of them for each split, as their preprocessing is fitted on its train part.
+      present: input -> bool[N], False for an example that lacks it.
       notes: sentences about the data for users, such as what a check accepted.
     """
 
@@ -189,6 +193,8 @@ class Examples:
     split_hash: str
     synthetic: bool = False
     groups: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    columns: Any = None
+    present: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -203,6 +209,10 @@ class Examples:
     def multi_label(self) -> bool:
         """Return whether an example may have several diagnoses."""
         return self.label.ndim == 2
+
+    def has(self, name: str, row: int) -> bool:
+        """Return whether a row has an input, as far as `present` shows."""
+        return name not in self.present or bool(self.present[name][row])
 
     def indices(self, split: str) -> np.ndarray:
         """Return int64[n], the rows of one split in file order."""

@@ -49,8 +49,8 @@ def check(config: ConfigDict) -> None:
         _check_grid(config, name)
     _check_evaluation(config, arms=config.arms)
     for domain in _domains(config):
-        rules = data.FileRules.of(config.data)
-        data.check(config.data[domain], key=f"config.data.{domain}", rules=rules)
+        rules, inputs = data.FileRules.of(config.data), config.data.inputs
+        data.check(config.data[domain], key=f"config.data.{domain}", rules=rules, inputs=inputs)
     if config.weights.path:
         weights.check(config.weights.path, sha256=config.weights.sha256)
 
@@ -109,6 +109,7 @@ def _check_between(config: ConfigDict) -> None:
     """Check what the fields outside evaluation and sweep ask of each other."""
     for name in config.arms:
         choose(name, config.arm, "config.arms")
+    _check_inputs(config)
     layers = _check_model(config)
     _check_objective(config)
     for name, stage in config.stages.items():
@@ -132,6 +133,25 @@ def _check_between(config: ConfigDict) -> None:
         raise UserError(
             "config.weights.sha256 is given, but config.weights.path names no file; give both or "
             "neither"
+        )
+
+
+def _check_inputs(config: ConfigDict) -> None:
+    """Check that arms, encoders and weights ask for inputs that the data give."""
+    inputs = config.data.inputs
+    if inputs == ("auto",):
+        return
+    extra = config.model.encoders if inputs == ("image",) else ()
+    for arm in config.arms:
+        for name in config.arm[arm].inputs:
+            choose(name, (*inputs, *extra), f"config.arm.{arm}.inputs")
+    if inputs == ("image",):
+        return
+    for name in config.model.encoders:
+        choose(name, inputs, "the input of config.model.encoders")
+    if config.weights.path and "image" not in inputs:
+        raise UserError(
+            "config.weights.path is given, but config.data.inputs has no image, which it encodes"
         )
 
 
@@ -284,6 +304,8 @@ def check_sweep(config: ConfigDict) -> None:
             f"--config.sweep.grid.{LAMBDA}=0.1,1"
         )
     arm = swept_arm(config)
+    if config.arm[arm].estimator:
+        raise UserError(f"config.sweep.arm: {arm} is a classifier of scikit-learn; name another")
     if LAMBDA in tried and not config.arm[arm].joint:
         raise UserError(
             f"config.sweep.grid.{LAMBDA} weighs the target of a joint arm, but {arm} is not joint; "
@@ -316,7 +338,8 @@ def moving_parts(config: ConfigDict, arm: str) -> list[str]:
             value = config.stages[stage][field]
             if value != wanted:
                 reasons.append(f"config.stages.{stage}.{field} is {value!r}, not {wanted!r}")
-    for name in config.model.encoders:
+    others = [name for name in config.data.inputs if name != "image"]
+    for name in {**dict.fromkeys(others), **config.model.encoders}:
         reasons.append(f"config.model.encoders.{name} trains with the heads")
     off: Mapping[str, Any] = {"crop": 1.0, "extra": ()}
     return reasons + [

@@ -13,7 +13,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from medtl.config.comparison_fields import COMPARISON
-from medtl.config.image_fields import AUGMENT, IMAGES
+from medtl.config.data_fields import DATA, DATASET, Section
+from medtl.config.image_fields import AUGMENT
 from medtl.config.plan_fields import PLAN
 from medtl.config.rules import (
     GROUPS,
@@ -22,7 +23,6 @@ from medtl.config.rules import (
     NORMALIZATION,
     SHARE,
     SIZES,
-    SPLIT,
     UNIQUE,
     Entries,
     Field,
@@ -36,11 +36,9 @@ from medtl.config.rules import (
     each,
     one_of,
 )
-from medtl.data import cache, images
 from medtl.evaluation.metrics.names import NAMES
-from medtl.models import DTYPES
+from medtl.models import DTYPES, FUSIONS
 
-Section = dict[str, Node]
 DOMAINS = ("source", "target")
 PARALLEL = ("pmap", "mesh", "none")
 REDUCTIONS = ("mean", "sum")
@@ -77,7 +75,7 @@ def stage(**fields: Any) -> ConfigDict:
     return _section(STAGE, **fields)
 
 
-def arm(init: str, source_stage: bool, joint: bool) -> ConfigDict:
+def arm(init: str, source_stage: bool, joint: bool, **fields: Any) -> ConfigDict:
     """Return one of the arms that are compared, `config.arm.NAME`.
 
     Every arm takes the same number of optimizer steps: one without a source stage spends those on
@@ -88,8 +86,9 @@ def arm(init: str, source_stage: bool, joint: bool) -> ConfigDict:
       source_stage: whether the source stage comes first.
       joint: whether the target stage minimizes mean_source + lambda_ * mean_target, or mean_target
         alone.
+      fields: other fields of the section, e.g. inputs=("table",).
     """
-    return _section(ARM, init=init, source_stage=source_stage, joint=joint)
+    return _section(ARM, init=init, source_stage=source_stage, joint=joint, **fields)
 
 
 def _section(node: Node, **fields: Any) -> ConfigDict:
@@ -97,35 +96,6 @@ def _section(node: Node, **fields: Any) -> ConfigDict:
     section.update(fields)
     return section
 
-
-DATASET: Section = {
-    "kind": Field(
-        "manifest",
-        "The reader with its options: manifest, npz, tfds, phantom, or a function of your own,"
-        " which makes the split itself.",
-        PluginString("medtl.data.kinds"),
-    ),
-    "path": Field(
-        "", "manifest: the CSV. npz: the file, in MedMNIST's layout. tfds: the prepared directory."
-    ),
-    "name": Field("", 'tfds: the data set\'s name, e.g. "breast_mnist:1.0.0".'),
-    "label": Field("diagnosis", "The diagnosis: a column (manifest) or a feature (tfds)."),
-    "multi_label": Field(False, 'An example has several diagnoses; a manifest joins them by "|".'),
-    "split": Field(
-        (),
-        "The fractions (train, val, test) where the data has no split; stratified, grouped by"
-        " patient. () is the kind's default: (0.7, 0.15, 0.15), or the phantom's option. In"
-        " cross-validation, val keeps the proportion that it has to train here.",
-        SPLIT,
-    ),
-    "train_size": Field(
-        0,
-        "Train on this many examples of the train split (0: all): the first of a stratified order"
-        " drawn from `split_seed`.",
-        at_least(0),
-    ),
-    "split_seed": Field(0, "The seed of the split and of `train_size`.", at_least(0)),
-}
 
 STAGE: Section = {
     "epochs": Field(
@@ -191,37 +161,18 @@ ARM: Section = {
         False,
         "The target stage minimizes mean_source + lambda_ * mean_target, not the latter only.",
     ),
-}
-
-_DATA: Section = {
-    "image_size": Field(32, "Height and width of the images in pixels.", at_least(1)),
-    "channels": Field(1, "1: grey; 3: RGB, in which grey images are repeated.", one_of(1, 3)),
-    "resize": Field(
-        "squash", "Squash to the square, crop its centre, or pad to it.", one_of(*images.RESIZE)
+    "inputs": Field(
+        (),
+        "The inputs that the arm reads, some of data.inputs; () is all.",
+        UNIQUE,
     ),
-    **IMAGES,
-    "cache": Field(
-        "auto",
-        "Where decoded images are kept. auto: memory up to 2 GiB, disk up to 64 GiB, else stream,"
-        " which decodes them for every batch.",
-        one_of(*cache.KINDS),
-    ),
-    "cache_dir": Field(
+    "estimator": Field(
         "",
-        'The folder of decoded images (cache="disk"), features of frozen backbones and compiled'
-        " programs; empty: ~/.cache/medtl.",
-    ),
-    "resident": Field(
-        "auto",
-        "Keep decoded data on the device and run many steps per dispatch. auto: features, and"
-        ' images on GPUs and TPUs with room. On CPUs "always" trains convolutions ten times as'
-        " slowly.",
-        one_of("auto", "always", "never"),
-    ),
-    "workers": Field(0, 'Worker processes for cache="stream"; 0: threads.', at_least(0)),
-    "source": changed(DATASET, kind="phantom(size=2000, scanner='a', split=(0.8, 0.1, 0.1))"),
-    "target": changed(
-        DATASET, kind="phantom(size=700, scanner='b', split=(0.1, 0.1, 0.8), seed=1)"
+        "A scikit-learn classifier in place of the network, such as"
+        ' "sklearn.linear_model:LogisticRegression(C=1.0)"; it is fitted on the inputs as'
+        " preprocessed, of the target's train part, and with source_stage or joint also of the"
+        " source's.",
+        PluginString(optional=True),
     ),
 }
 
@@ -235,10 +186,20 @@ _MODEL: Section = {
     "encoders": Entries(
         Field(
             "",
-            "The encoder of another input; the features of all inputs are concatenated.",
-            PluginString(),
+            "The encoder of another input: linear (the input itself), mlp, dense, or a module of"
+            " your own. Default: mlp for a table, dense for text, linear for features.",
+            PluginString("medtl.models.encoders"),
         ),
         word="INPUT",
+    ),
+    "fusion": Field(
+        "concat",
+        "The features of several inputs: concatenated, their gated sum, or a head for each input"
+        " and the average of the logits.",
+        one_of(*FUSIONS),
+    ),
+    "modality_dropout": Field(
+        0.0, "Hide each input of a training example at this rate, but never all.", SHARE
     ),
     "dtype": Field("float32", "The dtype of computation; parameters are float32.", one_of(*DTYPES)),
     "remat": Field(False, "Recompute blocks in the backward pass: less memory, more time."),
@@ -410,9 +371,10 @@ SCHEMA: Section = {
             "transfer": changed(ARM, source_stage=True, joint=True),
             "target_only": ARM,
             "scratch": changed(ARM, init="random"),
+            **{name: changed(ARM, inputs=(name,)) for name in ("image", "table", "text")},
         },
     ),
-    "data": _DATA,
+    "data": DATA,
     "augment": AUGMENT,
     "model": _MODEL,
     "weights": _WEIGHTS,

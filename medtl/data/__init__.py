@@ -9,10 +9,13 @@ itself. `check` finds most mistakes at once, `load` reads everything; both refus
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from medtl.data import cache as caches
-from medtl.data import images, kinds, leaks, splits, user
+from medtl.data import clinical, images, kinds, leaks, splits, user
 from medtl.data import table as tables
 from medtl.data.values import FileRules
 from medtl.errors import UserError, nearest
@@ -30,6 +33,7 @@ def check(
     require_label: bool = True,
     require_train: bool = True,
     rules: FileRules = _NO_RULES,
+    inputs: Sequence[str] = ("image",),
 ) -> None:
     """Find the mistakes that can be found without decoding images: fields, files, labels, splits.
 
@@ -39,6 +43,7 @@ def check(
       require_label: as in `load`.
       require_train: as in `load`.
       rules: as in `load`.
+      inputs: as in `load`.
 
     Raises:
       UserError: with the config key, or the file, line and column.
@@ -49,7 +54,7 @@ def check(
     if kind.check is not None:
         kind.check(spec, key=key)
     else:
-        _table(spec, kind, key, require_label, require_train, rules, image_size=0)
+        _table(spec, kind, key, require_label, require_train, rules, image_size=0, inputs=inputs)
 
 
 def load(
@@ -65,6 +70,8 @@ def load(
     require_train: bool = True,
     rules: FileRules = _NO_RULES,
     all_held_out: bool = False,
+    inputs: Sequence[str] = ("image",),
+    roles: Mapping[str, str] | None = None,
 ) -> Examples:
     """Read, split, check and decode one domain.
 
@@ -81,9 +88,12 @@ def load(
       require_train: False where nothing is trained: a data set without a train split is accepted.
       rules: how image files are read, and what the checks accept.
       all_held_out: every example is held out at some time, as in cross-validation.
+      inputs: of the model, `config.data.inputs`.
+      roles: column -> role for examples to be scored, see `clinical.read`.
 
     Returns:
       Examples whose image is uint8[N, image_size, image_size, channels] or an `ImageSource` of it.
+      The columns of a clinical table are in `columns`; `preprocessing` makes inputs of them.
 
     Raises:
       UserError: for any mistake in the data, with file, line and column.
@@ -103,12 +113,14 @@ def load(
         rows = _complete(rows, spec, kind, key, require_label, require_train, rules)
         notes = (*examples.notes, *rows.notes)
         if require_label and "image" in examples.inputs:
-            allow, image = rules.allow, examples.image
-            notes += leaks.within(rows, image, allow=allow, all_held_out=all_held_out)
+            allow, own = rules.allow, examples.image
+            notes += leaks.within(rows, own, allow=allow, all_held_out=all_held_out)
         return dataclasses.replace(examples, notes=notes)
-    table = _table(spec, kind, key, require_label, require_train, rules, image_size=image_size)
-    image, contents = caches.load(
-        table,
+    table = _table(
+        spec, kind, key, require_label, require_train, rules,
+        image_size=image_size, inputs=inputs, roles=roles,
+    )  # fmt: skip
+    settings: dict[str, Any] = dict(
         size=image_size,
         channels=channels,
         resize=resize,
@@ -116,9 +128,18 @@ def load(
         cache_dir=cache_dir,
         rules=rules,
     )
-    if require_label:
-        notes = leaks.within(table, image, allow=rules.allow, all_held_out=all_held_out)
-        table = dataclasses.replace(table, notes=(*table.notes, *notes))
+    image: Any = None
+    contents: list[bytes] = []
+    if "image" in table.present or (table.columns is None and not table.inputs):
+        shown = table.with_image
+        image, contents = caches.load(shown, **settings)
+        if require_label:
+            notes = leaks.within(shown, image, allow=rules.allow, all_held_out=all_held_out)
+            table = dataclasses.replace(table, notes=(*table.notes, *notes))
+        if len(shown) < len(table):
+            image, contents = clinical.with_blanks(table, image, contents)
+    contents += [clinical.digest(table.columns)] if table.columns else []
+    contents += [np.ascontiguousarray(values).tobytes() for values in table.inputs.values()]
     return tables.examples(table, image, contents)
 
 
@@ -160,9 +181,22 @@ def _table(
     rules: FileRules,
     *,
     image_size: int,
+    inputs: Sequence[str],
+    roles: Mapping[str, str] | None = None,
 ) -> tables.Table:
     """Read the examples; image_size 0 leaves the images unread."""
-    table = kind.read(spec, key=key, require_label=require_label, image_size=image_size)
+    unread = [name for name in inputs if name not in (*kind.inputs, clinical.AUTO)]
+    if unread:
+        raise UserError(
+            f"config.data.inputs has {unread[0]!r}, but {key}.kind {spec.kind!r} reads "
+            f"{', '.join(kind.inputs)} alone"
+        )
+    if "table" in kind.inputs and (tuple(inputs) != ("image",) or spec.columns):
+        table = clinical.read(
+            spec, key=key, require_label=require_label, inputs=inputs, roles=roles
+        )
+    else:
+        table = kind.read(spec, key=key, require_label=require_label, image_size=image_size)
     return _complete(table, spec, kind, key, require_label, require_train, rules)
 
 

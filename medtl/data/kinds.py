@@ -7,10 +7,13 @@ function, such as "file.py:load(option=1)". Imports no JAX.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 from medtl import plugins
+from medtl.data import features as precomputed
+from medtl.data import folder as folders
 from medtl.data import manifest as manifests
 from medtl.data import npz as npzs
 from medtl.data import phantom as phantoms
@@ -18,7 +21,7 @@ from medtl.data import tfds as prepared
 from medtl.data.table import Table
 from medtl.errors import UserError, nearest
 
-NAMES = ("manifest", "npz", "tfds", "phantom")
+NAMES = ("manifest", "npz", "folder", "features", "tfds", "phantom")
 SPLIT = (0.7, 0.15, 0.15)
 
 
@@ -35,6 +38,7 @@ class Kind:
       split: the fractions of train, val and test where the config names none.
       seed: added to the config's `split_seed`.
       is_user: `read` is a function of the user, which makes the split itself.
+      inputs: the inputs that it can read; "table" and "text" by `medtl.data.clinical`.
     """
 
     read: Callable[..., Any]
@@ -42,6 +46,7 @@ class Kind:
     split: tuple[float, ...] = SPLIT
     seed: int = 0
     is_user: bool = False
+    inputs: tuple[str, ...] = ("image",)
 
     def fractions(self, spec: Any) -> tuple[float, ...]:
         """Return the fractions of train, val and test where the data has no split."""
@@ -53,13 +58,31 @@ class Kind:
 
 
 def manifest() -> Kind:
-    """Return the kind that reads a CSV file with one line per image; see `medtl.data.manifest`."""
-    return Kind(manifests.read)
+    """Return the kind that reads a CSV file with one line per example.
+
+    See `medtl.data.manifest`, and `medtl.data.clinical` where more than images are read.
+    """
+    return Kind(manifests.read, inputs=("image", "table", "text"))
 
 
 def npz() -> Kind:
     """Return the kind that reads an `.npz` in MedMNIST's layout; see `medtl.data.npz`."""
     return Kind(npzs.read)
+
+
+def folder() -> Kind:
+    """Return the kind that reads a folder of images for each class; see `medtl.data.folder`."""
+    return Kind(folders.read)
+
+
+def features(columns: str = "*") -> Kind:
+    """Return the kind that reads precomputed features; see `medtl.data.features`.
+
+    Args:
+      columns: CSV: a pattern of the columns' names.
+    """
+    read = functools.partial(precomputed.read, columns=columns)
+    return Kind(read, inputs=("features",))
 
 
 def tfds() -> Kind:

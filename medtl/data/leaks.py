@@ -90,7 +90,9 @@ def between(
     if source is None or "image" not in source.inputs or "image" not in target.inputs:
         return ()
     train = source.indices("train")
+    train = train[[source.has("image", row) for row in train.tolist()]]
     held_out = np.arange(len(target)) if all_held_out else np.flatnonzero(target.split != "train")
+    held_out = held_out[[target.has("image", row) for row in held_out.tolist()]]
     digests = caches.digests(source.image)
     row_of = {digests[i]: i for i in reversed(train.tolist())}
     digests = caches.digests(target.image)

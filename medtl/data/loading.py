@@ -11,6 +11,7 @@ A batch of one domain is a flat dict:
 |---|---|
 | an input's name | [B, ...], such as `image` uint8[B, H, W, C] |
 | `encoded_<input>` | f32[B, D], a frozen encoder's output, in place of that input |
+| `present_<input>` | float32[B], 0 where an example lacks the input, if there are several |
 | `label` | int32[B] or float32[B, K] |
 | `weight` | float32[B], 0 for padding |
 | `mask` | float32[B], 1 for an example, 0 for padding |
@@ -33,7 +34,7 @@ import numpy as np
 
 from medtl.data.order import From, Listed, order_of
 from medtl.data.samplers import Sampler
-from medtl.examples import ENCODED, Examples, ImageSource
+from medtl.examples import ENCODED, PRESENT, Examples, ImageSource
 
 Batch = dict[str, np.ndarray]
 T = TypeVar("T")
@@ -56,8 +57,8 @@ def columns(
       replaced: "encoded_<input>" -> f32[N, D], which stands in for that input; None: nothing.
 
     Returns:
-      The inputs under their names, less those that are replaced; then `replaced`, "label" and
-      "weight".
+      The inputs under their names, less those that are replaced; then `replaced`,
+      "present_<input>" where some are missing, "label" and "weight".
 
     Raises:
       ValueError: `replaced` has a key other than "encoded_<input>".
@@ -67,7 +68,14 @@ def columns(
         if name.removeprefix(ENCODED) not in examples.inputs or not name.startswith(ENCODED):
             raise ValueError(f"{name!r} replaces none of the inputs {list(examples.inputs)}")
     inputs = {k: v for k, v in examples.inputs.items() if f"{ENCODED}{k}" not in replaced}
-    return {**inputs, **replaced, "label": examples.label, "weight": examples.weight}
+    present = {f"{PRESENT}{k}": v.astype(np.float32) for k, v in examples.present.items()}
+    return {
+        **inputs,
+        **replaced,
+        **present,
+        "label": examples.label,
+        "weight": examples.weight,
+    }
 
 
 def gather(columns: Mapping[str, Any], rows: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
+from medtl.data.schema import Columns
 from medtl.examples import Examples, ImageSource
 
 
@@ -47,6 +48,10 @@ class Table:
       images: uint8[N, H, W] or [N, H, W, C], or `Encoded`.
       synthetic: True where a program drew the images.
       groups: "site", "subgroup" or "subgroup_<name>" -> str[N], "" where unknown.
+      columns: of a clinical table; None: there are none.
+      inputs: arrays [N, ...] that are inputs as they are, by name.
+      present: input -> bool[N], False for a row that lacks it; an input that is not in it is
+        present everywhere.
       notes: sentences about the data for users, such as what a check accepted.
     """
 
@@ -63,6 +68,9 @@ class Table:
     images: np.ndarray | Encoded
     synthetic: bool = False
     groups: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    columns: Columns | None = None
+    inputs: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    present: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -87,7 +95,16 @@ class Table:
             line_or_row=self.line_or_row[rows],
             images=images,
             groups={name: values[rows] for name, values in self.groups.items()},
+            columns=self.columns.take(rows) if self.columns else None,
+            inputs={name: values[rows] for name, values in self.inputs.items()},
+            present={name: values[rows] for name, values in self.present.items()},
         )
+
+    @property
+    def with_image(self) -> Table:
+        """Return the rows that have an image."""
+        rows = np.flatnonzero(self.present.get("image", np.ones(len(self), bool)))
+        return self if len(rows) == len(self) else self.take(rows)
 
     def unlabelled(self) -> Table:
         """Return the same examples without labels, all in the split "test"."""
@@ -99,13 +116,16 @@ class Table:
         )
 
 
-def examples(table: Table, image: np.ndarray | ImageSource, contents: Sequence[bytes]) -> Examples:
+def examples(
+    table: Table, image: np.ndarray | ImageSource | None, contents: Sequence[bytes]
+) -> Examples:
     """Return a table as `Examples`.
 
     Args:
       table: validated, with a split.
-      image: uint8[N, H, W, C], or an `ImageSource` of uint8[H, W, C].
-      contents: one digest per row, of the stored image; part of the fingerprint.
+      image: uint8[N, H, W, C], or an `ImageSource` of uint8[H, W, C]; None: no input is an image.
+      contents: digests of the content, such as one per row of the stored image; part of the
+        fingerprint.
 
     Raises:
       ValueError: the table has no split.
@@ -119,7 +139,7 @@ def examples(table: Table, image: np.ndarray | ImageSource, contents: Sequence[b
     fingerprint.update(b"".join(contents))
     return Examples(
         name=table.name,
-        inputs={"image": image},
+        inputs={**({} if image is None else {"image": image}), **table.inputs},
         label=table.label,
         id=table.id,
         split=table.split,
@@ -130,6 +150,8 @@ def examples(table: Table, image: np.ndarray | ImageSource, contents: Sequence[b
         split_hash=split_hash,
         synthetic=table.synthetic,
         groups=table.groups,
+        columns=table.columns,
+        present=table.present,
         notes=table.notes,
     )
 

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from medtl.errors import UserError
 from medtl.evaluation import predictions, to_json
 from medtl.evaluation.predictions import Predictions
 from medtl.examples import Examples
-from medtl.experiment import provenance
+from medtl.experiment import baselines, provenance
 from medtl.experiment.setup import Experiment, reported_splits
 from medtl.experiment.splits import Split
 from medtl.experiment.stage import Stage, Weights
@@ -39,7 +39,8 @@ class Outcome:
     Attributes:
       predictions: for each reported split of the examples.
       tuned: config path -> the value that nested selection chose.
-      variables: the model's, on the host; None where only the predictions were kept.
+      variables: the model's, on the host; None where only the predictions were kept, {} for a
+        classifier of scikit-learn.
     """
 
     predictions: list[Predictions]
@@ -65,6 +66,11 @@ class Arm:
     name: str
     trial: Trial = dataclasses.field(default_factory=Trial)
 
+    def __post_init__(self) -> None:
+        # An arm may read some of the inputs alone.
+        inputs = self.experiment.config.arm[self.name].inputs
+        object.__setattr__(self, "experiment", self.experiment.with_inputs(inputs))
+
     @property
     def config(self) -> Any:
         return self.experiment.config
@@ -77,10 +83,7 @@ class Arm:
     @functools.cached_property
     def examples(self) -> dict[str, Examples]:
         """Domain -> examples, the target's with the arm's split."""
-        examples = dict(self.experiment.examples)
-        if self.split.path:
-            examples["target"] = self.split.of(examples["target"])
-        return examples
+        return self.experiment.examples_of(self.split)
 
     @functools.cached_property
     def model(self) -> Model:
@@ -105,12 +108,19 @@ class Arm:
             return self._finished()
         if self.split.path and not self.experiment.training:
             raise UserError(f"{self.folder} holds no finished split; train first")
+        if self.section.estimator:
+            return Outcome(self._reported(baselines.fit(self)), {}, {})
         weights, trial = self._train()
+        made = self._reported(lambda rows: self._probabilities(weights, rows))
+        return Outcome(made, dict(trial.values), weights.variables)
+
+    def _reported(self, probabilities: Callable[[np.ndarray], np.ndarray]) -> list[Predictions]:
+        """Return the predictions of each reported split, from a function of its rows."""
         target, made = self.examples["target"], []
         for split in reported_splits(target):
             rows = target.indices(split)
-            made.append(self._predictions(split, rows, self._probabilities(weights, rows)))
-        return Outcome(made, dict(trial.values), weights.variables)
+            made.append(self._predictions(split, rows, probabilities(rows)))
+        return made
 
     def keep(self, outcome: Outcome) -> None:
         """Keep the predictions of a fold or subset, and delete the checkpoints behind them.
@@ -121,6 +131,7 @@ class Arm:
             return
         if outcome.variables is not None:
             classes = self.examples["target"].classes
+            self.folder.mkdir(parents=True, exist_ok=True)
             predictions.write(self.folder / "predictions.csv", outcome.predictions, classes)
             done = {"record": self.record("target"), "tuned": outcome.tuned}
             files.write_text(self.folder / _DONE, to_json(done))
@@ -149,7 +160,7 @@ class Arm:
     def _source(self, weights: Weights) -> Weights:
         """Train the source stage: once a seed for all splits, unless it depends on the split."""
         whole = dataclasses.replace(self, split=self.experiment.split)
-        if not self.split.path or self._prior:
+        if not self.split.path or self._prior or self.experiment.is_pooled:
             return Stage(self, "source", weights).train()
         cache, key = self.experiment.cache.source, (self.seed, self.name, self.trial.name)
         if key not in cache:
@@ -237,9 +248,16 @@ class Arm:
         """Return what a checkpoint of a training stage records of its origin."""
         e = self.experiment
         identity = {"seed": self.seed, "arm": self.name, "stage": stage}
-        return identity | provenance.record(
-            self.config, self.examples, e.loaded, e.normalization, e.plugin_files
-        )
+        made = {}
+        if e.tables is not None:
+            made = {"preprocessing": e.tables.record(e.preprocessing(self.examples))}
+        return {
+            **identity,
+            **provenance.record(
+                self.config, self.examples, e.loaded, e.normalization, e.plugin_files
+            ),
+            **made,
+        }
 
 
 def _about(examples: Examples, rows: np.ndarray) -> dict[str, Any]:

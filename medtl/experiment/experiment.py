@@ -21,7 +21,9 @@ import jax
 from medtl import config as configs
 from medtl import data, files, plugins
 from medtl.config import check, is_cross_validated
-from medtl.data import cache
+from medtl.data import cache, leakage, schema
+from medtl.data.prepared import Tables, resolved_inputs, with_present
+from medtl.data.schema import Columns
 from medtl.errors import UserError
 from medtl.evaluation import analysis, flow, predictions
 from medtl.evaluation.predictions import Predictions
@@ -127,6 +129,7 @@ def open_experiment(
         if not trial.is_traced:  # before data is read: a plug-in string may be wrong
             Components.create(with_values(config, trial.values))
     examples = load_data(config)
+    config, examples, tables = with_columns(config, examples)
     by_seed = {seed: splits.splits_of(config, examples["target"], seed) for seed in config.seeds}
     if not subsets:
         by_seed = {seed: [s for s in made if s.size is None] for seed, made in by_seed.items()}
@@ -139,6 +142,7 @@ def open_experiment(
         examples,
         training=training,
         train_size=max(splits.largest_train(made) for made in by_seed.values()),
+        tables=tables,
     )
     preflight.check(experiment, arms or config.arms, tuned if settings is None else settings)
     for note in _selection_notes(experiment, by_seed):
@@ -279,6 +283,7 @@ def load_data(config: Any) -> dict[str, Examples]:
             key=f"config.data.{domain}",
             rules=data.FileRules.of(c),
             all_held_out=domain == "target" and is_cross_validated(config),
+            inputs=c.inputs,
         )
         for domain in DOMAINS
         if domain == "target" or needs_source
@@ -299,6 +304,44 @@ def load_data(config: Any) -> dict[str, Examples]:
     for domain, e in examples.items():
         _check_label_kind(config, domain, e)
     return examples
+
+
+def with_columns(
+    config: Any, examples: dict[str, Examples]
+) -> tuple[Any, dict[str, Examples], Tables | None]:
+    """Show the roles of clinical columns, and lay out the inputs that are made of them.
+
+    Returns:
+      The config with the inputs that "auto" means, the examples, and the columns.
+    """
+    inputs = resolved_inputs(config.data.inputs, examples)
+    if "auto" in config.data.inputs:
+        config = with_values(config, {"data.inputs": inputs})
+    if inputs == ("image",) or all(e.columns is None for e in examples.values()):
+        return config, examples, None
+    tables = Tables.of(examples, config.data)
+    noted = {}
+    for domain, e in examples.items():
+        if e.columns is not None:
+            print("\n".join(schema.lines(e.name, e.columns)))
+        notes = _column_notes(config, domain, e, tables) if tables else ()
+        noted[domain] = dataclasses.replace(with_present(e, inputs), notes=(*e.notes, *notes))
+    return config, noted, tables
+
+
+def _column_notes(config: Any, domain: str, e: Examples, tables: Tables) -> list[str]:
+    """Return notes on columns that a domain lacks, or that may give the diagnosis away."""
+    columns, train = e.columns or Columns((), {}), e.indices("train")
+    lacking = tables.layout.lacking(columns)
+    notes = [f"{domain} {e.name} lacks {', '.join(lacking)}: missing there"] if lacking else []
+    return notes + leakage.check(
+        columns.take(train),
+        tables.layout.roles,
+        e.label[train],
+        e.classes,
+        where=f"{domain} {e.name}",
+        allow=config.data.allow_columns,
+    )
 
 
 def _check_label_kind(config: Any, domain: str, examples: Examples) -> None:

@@ -1,4 +1,4 @@
-"""Use of a finished training stage: load its checkpoint, score images, export the backbone."""
+"""Use of a finished training stage: load its checkpoint, score examples, export the backbone."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from medtl import data, plugins, weights
 from medtl.config import dataset
 from medtl.data import cache as caches
 from medtl.data import loading
+from medtl.data.prepared import OF_CELLS, with_present
+from medtl.data.preprocessing import Fitted, Layout, apply
 from medtl.errors import UserError
 from medtl.evaluation import predictions
-from medtl.examples import Normalization
+from medtl.examples import Examples, Normalization
 from medtl.experiment import provenance, run_folder, trust
 from medtl.models.model import Model
 from medtl.training import factory
@@ -37,7 +39,7 @@ def predict(
 
     Args:
       folder: the work folder of the run.
-      manifest: CSV with `image_path`.
+      manifest: CSV with the columns of the model's inputs, such as `image_path`.
       checkpoint: the stage's folder; None: the target stage of the first arm and seed.
       output: CSV to write, with the columns of `predictions.csv`; None: `scored.csv` in the
         checkpoint's folder if one is given, else in the work folder.
@@ -51,27 +53,10 @@ def predict(
         raise UserError(f"--output={path}: there is no folder {path.parent}")
     stored = load_checkpoint(folder, checkpoint, accept_code=accept_code)
     c = stored.config
-    if c.model.encoders:
-        raise UserError(
-            f"--mode=predict reads images, but {stored.name} also needs "
-            f"{', '.join(c.model.encoders)}"
-        )
     keep_compiled(caches.folder(c.data.cache_dir) / "compiled")
-    spec = dataset("manifest", path=str(manifest), label=c.data.target.label)
-    examples = data.load(
-        spec,
-        image_size=c.data.image_size,
-        channels=c.data.channels,
-        resize=c.data.resize,
-        cache=c.data.cache,
-        cache_dir=c.data.cache_dir,
-        key="--manifest",
-        require_label=False,
-        require_train=False,
-        rules=data.FileRules.of(c.data),
-    )
-    parallel = Parallel.create("none")
     domain = stored.domain
+    examples = _examples(stored, str(manifest))
+    parallel = Parallel.create("none")
     step = parallel.evaluate(make_eval_step(stored.model, domain, stored.normalization))
     batches = loading.eval_batches(examples, np.arange(len(examples)), c.evaluation.batch_size)
     logits = run_batches(step, parallel.replicate(stored.variables), batches)
@@ -83,8 +68,49 @@ def predict(
         stored.record["arm"], "predict", examples.id, unknown, probability, stored.record["seed"]
     )
     predictions.write(path, [rows], classes)
-    print(f"{len(examples)} images scored by {stored.name}: {path}")
+    what = "images" if tuple(c.data.inputs) == ("image",) else "examples"
+    print(f"{len(examples)} {what} scored by {stored.name}: {path}")
     return path
+
+
+def _examples(stored: Stored, manifest: str) -> Examples:
+    """Read what is to be scored, preprocessed as the training stage's own domain was.
+
+    Raises:
+      UserError: the model has an input that no manifest holds.
+    """
+    c, made = stored.config, stored.record.get("preprocessing")
+    inputs = factory.input_names(c)
+    unread = [n for n in inputs if n != "image" and (n not in OF_CELLS or made is None)]
+    if unread:
+        raise UserError(
+            f"--mode=predict reads images and tables, but {stored.name} also needs "
+            f"{', '.join(unread)}"
+        )
+    layout = Layout.from_json(made["layout"]) if made else None
+    examples = data.load(
+        dataset("manifest", path=manifest, label=c.data.target.label),
+        image_size=c.data.image_size,
+        channels=c.data.channels,
+        resize=c.data.resize,
+        cache=c.data.cache,
+        cache_dir=c.data.cache_dir,
+        key="--manifest",
+        require_label=False,
+        require_train=False,
+        rules=data.FileRules.of(c.data),
+        inputs=inputs,
+        roles=layout.roles if layout else None,
+    )
+    if layout is None or made is None:
+        return examples
+    if lacking := layout.lacking(examples.columns):
+        print(f"{manifest} lacks {', '.join(lacking)}: missing there")
+    encoded = layout.encode(examples.columns, len(examples))
+    fitted = Fitted.from_json(made["fitted"][stored.domain])
+    cells = {n: v for n, v in apply(layout, fitted, encoded).items() if n in inputs}
+    examples = dataclasses.replace(examples, inputs={**examples.inputs, **cells})
+    return with_present(examples, inputs)
 
 
 def export(folder: str | Path, path: str | Path, *, checkpoint: str | Path | None = None) -> None:
@@ -96,8 +122,13 @@ def export(folder: str | Path, path: str | Path, *, checkpoint: str | Path | Non
       folder: the run folder.
       path: the file to write.
       checkpoint: the stage's folder; None: the target stage of the first arm and seed.
+
+    Raises:
+      UserError: there is no such checkpoint, or its model reads no image.
     """
     stored = load_checkpoint(folder, checkpoint)
+    if "image" not in factory.input_names(stored.config):
+        raise UserError(f"{stored.name} has no image encoder to export")
     weights.export(
         path,
         stored.config.model.name,

@@ -28,7 +28,7 @@ def are_due(arm: Arm, outcome: Outcome) -> bool:
     config, split = arm.config, arm.split
     is_first = arm.name == config.arms[0] and arm.seed == config.seeds[0]
     is_shown = is_first and not split.repeat and split.size is None
-    is_new = outcome.variables is not None and not (arm.folder / ERRORS).exists()
+    is_new = bool(outcome.variables) and not (arm.folder / ERRORS).exists()
     has_image = "image" in arm.examples["target"].inputs
     return is_shown and is_new and has_image and not arm.examples["target"].multi_label
 

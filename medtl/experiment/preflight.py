@@ -19,6 +19,7 @@ from flax import linen as nn
 from medtl import config as configs
 from medtl import data, plugins
 from medtl.errors import UserError
+from medtl.experiment import baselines
 from medtl.experiment.arm import Arm
 from medtl.experiment.setup import Experiment
 from medtl.experiment.stage import Stage
@@ -62,8 +63,13 @@ def _check_one(experiment: Experiment, arms: Sequence[str], *, shows_terms: bool
         experiment.evaluator.metrics_of(examples, np.arange(n), uniform)
     for name in arms:
         arm = Arm(experiment, experiment.split, experiment.config.seeds[0], name)
+        if arm.section.estimator:
+            baselines.make(arm)
+            continue
+        if arm.experiment is not experiment:
+            _check_encoders(arm.experiment)
         for stage in experiment.stages(name):
-            _check_stage(experiment, name, stage)
+            _check_stage(arm.experiment, name, stage)
         if experiment.components.terms or _freezes_a_layer(arm):
             _trace(arm, shows_terms=shows_terms)
 

@@ -51,6 +51,9 @@ def preview(config: Any) -> list[dict[str, Any]]:
         stages = []
         for name in config.arms:
             arm = Arm(experiment, split, seed, name)
+            if arm.section.estimator:
+                print(f"arm {name}: {arm.section.estimator}")
+                continue
             weights = arm.initial()
             for stage_name in experiment.stages(name):
                 stage = Stage(arm, stage_name, weights)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ import numpy as np
 from medtl import config as configs
 from medtl import plugins, weights
 from medtl.data import loading
+from medtl.data.prepared import OF_CELLS, Tables
+from medtl.data.preprocessing import Fitted
 from medtl.evaluation import metrics
 from medtl.examples import Examples, Normalization
 from medtl.experiment.splits import Split
@@ -40,7 +42,9 @@ class Cache:
       initial: variables before the first training stage.
       source: results of source stages that all splits share.
       resident: data on the devices.
-      trials: experiments with the values of a trial, by its paths and values.
+      trials: experiments with the values of a trial, by its paths and values; and those with
+        fewer inputs.
+      prepared: examples whose preprocessing was fitted on the last split.
     """
 
     trained: set[Path] = dataclasses.field(default_factory=set)
@@ -49,6 +53,7 @@ class Cache:
     source: dict[Any, Any] = dataclasses.field(default_factory=dict)
     resident: dict[Any, Any] = dataclasses.field(default_factory=dict)
     trials: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    prepared: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,6 +64,7 @@ class Experiment:
       config: the experiment's, or with the values of a trial.
       folder: the run folder.
       examples: domain -> examples; the target's with the data's own split.
+      tables: the clinical columns, of which each split's inputs are made; None: there are none.
       split: the data's own split of the target.
       parallel: the devices.
       components: the config's plug-ins.
@@ -89,6 +95,7 @@ class Experiment:
     training: bool
     sizes: Mapping[str, int]
     plugin_files: Mapping[str, str]
+    tables: Tables | None = None
     profile: Profile | None = None
     cache: Cache = dataclasses.field(default_factory=Cache)
 
@@ -102,6 +109,7 @@ class Experiment:
         *,
         training: bool,
         train_size: int,
+        tables: Tables | None = None,
     ) -> Experiment:
         """Load the weights and make the model.
 
@@ -109,13 +117,16 @@ class Experiment:
           config: the experiment's.
           folder: the run folder.
           components: the config's plug-ins.
-          examples: domain -> examples.
+          examples: domain -> examples; their columns become inputs.
           training: False where nothing may be trained.
           train_size: the number of train examples of the target's largest split.
+          tables: the clinical columns.
 
         Raises:
           UserError: data, weights and config do not fit each other.
         """
+        if tables is not None:
+            examples = tables.prepared(examples, tables.fitted(examples))
         loaded = factory.pretrained(config)
         parallel = Parallel.create(config.parallel)
         normalization = factory.normalization(config, loaded)
@@ -143,7 +154,77 @@ class Experiment:
             training=training,
             sizes=sizes | {"target": train_size},
             plugin_files=identity_files(config),
+            tables=tables,
         )
+
+    def with_inputs(self, inputs: Sequence[str]) -> Experiment:
+        """Return the experiment of a model that reads some of the inputs alone; () is all."""
+        if not inputs or tuple(inputs) == factory.input_names(self.config):
+            return self
+        key = ("inputs", *inputs)
+        if key not in self.cache.trials:
+            config = self.config.copy_and_resolve_references()
+            with config.unlocked():
+                config.data.inputs = tuple(inputs)
+                for name in [n for n in config.model.encoders if n not in inputs]:
+                    del config.model.encoders[name]
+            examples = {d: _restricted(e, inputs) for d, e in self.examples.items()}
+            loaded = self.loaded if "image" in inputs else None
+            model = factory.model(config, examples, self.parallel, loaded)
+            extra = self.evaluator.extra
+            self.cache.trials[key] = dataclasses.replace(
+                self,
+                config=config,
+                examples=examples,
+                model=model,
+                inputs=factory.input_specs(config, examples),
+                loaded=loaded,
+                evaluator=Evaluator(
+                    config, self.parallel, model, self.normalization, loaded, extra
+                ),
+                cache=Cache(trained=self.cache.trained, prepared=self.cache.prepared),
+            )
+        return self.cache.trials[key]
+
+    def examples_of(self, split: Split) -> dict[str, Examples]:
+        """Return domain -> examples with a split of the target; preprocessing is fitted on it."""
+        if not split.path:
+            return dict(self.examples)
+        examples = {**self.examples, "target": split.of(self.examples["target"])}
+        if self.tables is None:
+            return examples
+        cache, key = self.cache.prepared, ("examples", split.part.tobytes())
+        if key not in cache:
+            fitted = self.preprocessing(examples)
+            for other in [k for k in cache if k[0] != "fitted"]:
+                del cache[other]
+            cache[key] = self.tables.prepared(examples, fitted)
+        inputs = factory.input_names(self.config)
+        # Another arm may have made them, with other inputs that are no cells.
+        return {
+            d: dataclasses.replace(
+                e,
+                inputs={
+                    n: cache[key][d].inputs[n] if n in OF_CELLS else e.inputs[n] for n in inputs
+                },
+            )
+            for d, e in examples.items()
+        }
+
+    def preprocessing(self, examples: Mapping[str, Examples]) -> dict[str, Fitted]:
+        """Return domain -> preprocessing, fitted on train of the examples' splits."""
+        assert self.tables is not None
+        cache, key = self.cache.prepared, ("fitted", examples["target"].split.tobytes())
+        if key not in cache:
+            for other in [k for k in cache if k[0] == "fitted"]:
+                del cache[other]
+            cache[key] = self.tables.fitted(examples)
+        return cache[key]
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether the source's inputs depend on the split of the target."""
+        return self.tables is not None and self.tables.scope == "pooled"
 
     def with_trial(self, trial: Trial) -> Experiment:
         """Return the experiment with a trial's values; data and weights are shared.
@@ -232,19 +313,27 @@ class Experiment:
         """Return the columns of a domain's batches, on the host."""
         return loading.columns(self.examples[domain], self.replaced(domain, encoded=encoded))
 
-    def on_device(self, domain: str, *, encoded: bool) -> dict[str, jax.Array]:
-        """Return the columns of a domain's batches, on every device."""
-        key = (domain, encoded)
-        if key not in self.cache.resident:
-            columns = self.columns(domain, encoded=encoded)
-            arrays = {name: np.asarray(values) for name, values in columns.items()}
-            self.cache.resident[key] = self.parallel.replicate(arrays)
-        return self.cache.resident[key]
+    def on_device(self, domain: str, examples: Examples, *, encoded: bool) -> dict[str, jax.Array]:
+        """Return the columns of a domain's batches, on every device.
+
+        Args:
+          domain: the domain.
+          examples: the domain's, with a split's inputs.
+          encoded: whether features replace the images.
+        """
+        columns = loading.columns(examples, self.replaced(domain, encoded=encoded))
+        resident = self.cache.resident
+        for name, values in columns.items():
+            key = (domain, name)
+            # An input that is made for each split replaces that of the last one.
+            if key not in resident or resident[key][0] is not values:
+                resident[key] = values, self.parallel.replicate({name: np.asarray(values)})[name]
+        return {name: resident[domain, name][1] for name in columns}
 
     def fits_on_device(self, domains: tuple[str, ...], *, encoded: bool) -> bool:
         """Return whether a training stage's data is kept on the devices.
 
-        Features always are; decoded images where there is room.
+        Features and tables always are; decoded images where there is room.
         """
         resident = self.config.data.resident
         arrays: list[Any] = []
@@ -252,9 +341,16 @@ class Experiment:
             arrays += self.columns(domain, encoded=encoded).values()
         if resident == "never" or not all(isinstance(a, np.ndarray) for a in arrays):
             return False
-        if encoded or resident == "always":
+        if encoded or resident == "always" or "image" not in self.inputs:
             return True
         return self.parallel.has_room(sum(a.nbytes for a in arrays))
+
+
+def _restricted(examples: Examples, inputs: Sequence[str]) -> Examples:
+    """Return the examples with some of the inputs."""
+    kept = {name: examples.inputs[name] for name in inputs}
+    present = {n: v for n, v in examples.present.items() if n in inputs and len(inputs) > 1}
+    return dataclasses.replace(examples, inputs=kept, present=present)
 
 
 def uses_source(config: Any, arm: str) -> bool:

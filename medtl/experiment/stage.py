@@ -238,7 +238,7 @@ class Stage:
         """Return the feed from the step `first` on."""
         e, source, encoded = self.arm.experiment, self.source(first), self.is_encoded
         if e.fits_on_device(self.domains, encoded=encoded):
-            data = {d: e.on_device(d, encoded=encoded) for d in self.domains}
+            data = {d: e.on_device(d, x, encoded=encoded) for d, x in self.examples.items()}
             return source.resident(self.compiled.loop, data)
         return source.streamed(self.compiled.one, self.replaced, progress.waited)
 

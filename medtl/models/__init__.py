@@ -14,9 +14,10 @@ from medtl import plugins
 from medtl.errors import UserError, nearest
 from medtl.models.architectures import NAMES, Architecture, parse
 
-__all__ = ["DTYPES", "NAMES", "Architecture", "backbone", "parse"]
+__all__ = ["DTYPES", "FUSIONS", "NAMES", "Architecture", "backbone", "parse"]
 
 DTYPES = ("float32", "bfloat16")
+FUSIONS = ("concat", "gated", "late")
 
 
 def backbone(

@@ -18,6 +18,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
 from medtl.errors import UserError
+from medtl.models.fusion import Gated, presence
 from medtl.models.layers import mark_feature_map
 
 Factory = Callable[[], nn.Module]
@@ -99,7 +100,7 @@ class Named(nn.Module):
 
 
 class Model(nn.Module):
-    """Encoders, the concatenation of their features, and heads.
+    """Encoders, the fusion of their features, and heads.
 
     Parameters: `encoders/INPUT` and `heads/HEAD`. `init_variables` draws them.
 
@@ -108,16 +109,32 @@ class Model(nn.Module):
         `(x, train) -> [B, D]` or a feature map `[B, h, w, D]`, which the model pools by its mean.
       make_heads: head name -> a callable that makes the head.
       head_of: domain -> the name of its head; domains with the same classes may share one.
+      fuse: "concat", "gated" (adds the parameters `fusion`) or "late" (heads `fusion.LateHead`).
+      modality_dropout: the rate at which training hides each of several inputs.
     """
 
     make_encoders: Mapping[str, Factory]
     make_heads: Mapping[str, Factory]
     head_of: Mapping[str, str]
+    fuse: str = "concat"
+    modality_dropout: float = 0.0
 
     def setup(self) -> None:
-        """Make the two groups of submodules."""
+        """Make the groups of submodules."""
         self.encoders = Named(self.make_encoders)
         self.heads = Named(self.make_heads)
+        if self.is_gated:
+            self.fusion = Gated()
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether a gated sum fuses the features of several inputs."""
+        return self.fuse == "gated" and len(self.make_encoders) > 1
+
+    @property
+    def is_late(self) -> bool:
+        """Whether each of several inputs has a head of its own."""
+        return self.fuse == "late" and len(self.make_encoders) > 1
 
     def __call__(
         self, batch: Mapping[str, Mapping[str, Any]], train: bool, *, batch_norm: str = "batch"
@@ -131,14 +148,27 @@ class Model(nn.Module):
           batch_norm: in training, "batch" statistics or "frozen" running statistics.
         """
         domains = sorted(batch)
-        encoded = [self._encode(name, batch, train, batch_norm) for name in self.make_encoders]
-        fused = encoded[0] if len(encoded) == 1 else jnp.concatenate(encoded, axis=-1)
+        names = list(self.make_encoders)
+        encoded = [self._encode(name, batch, train, batch_norm) for name in names]
+        present = presence(batch, names, train=train, dropout=self.modality_dropout)
+        if present is not None:
+            encoded = [x * present[:, m, None] for m, x in enumerate(encoded)]
+        if self.is_gated:
+            fused = self.fusion(encoded, present)
+        else:
+            fused = encoded[0] if len(encoded) == 1 else jnp.concatenate(encoded, axis=-1)
         ends = np.cumsum([len(batch[d]["mask"]) for d in domains])
         outputs = {}
-        for domain, features in zip(domains, jnp.split(fused, ends[:-1]), strict=True):
+        for i, domain in enumerate(domains):
+            rows = slice(ends[i] - len(batch[domain]["mask"]), ends[i])
             keys = batch[domain].get("key") if train else None
-            logits = self.heads(self.head_of[domain], features, keys)
-            outputs[domain] = Outputs(logits=logits.astype(jnp.float32), features=features)
+            if self.is_late:
+                parts = [x[rows] for x in encoded]
+                shown = None if present is None else present[rows]
+                logits = self.heads(self.head_of[domain], parts, keys, shown)
+            else:
+                logits = self.heads(self.head_of[domain], fused[rows], keys)
+            outputs[domain] = Outputs(logits=logits.astype(jnp.float32), features=fused[rows])
         return outputs
 
     def encode(self, batch: Mapping[str, Any], name: str = "image") -> jax.Array:
@@ -201,9 +231,14 @@ def init_variables(
             params["encoders"][name] = drawn["params"]
         if "batch_stats" in drawn:
             batch_stats.setdefault("encoders", {})[name] = drawn["batch_stats"]
-    width = feature_width(model, {"params": params, "batch_stats": batch_stats}, inputs)
+    widths = _widths(model, {"params": params, "batch_stats": batch_stats}, inputs)
+    parts = [jnp.zeros((1, width), jnp.float32) for width in widths]
+    if model.is_gated:
+        drawn = Gated().init(jax.random.fold_in(key, 3000), parts, None)
+        params["fusion"] = drawn["params"]
+    fused = jnp.zeros((1, max(widths) if model.is_gated else sum(widths)), jnp.float32)
     for i, (name, make) in enumerate(sorted(model.make_heads.items())):
-        drawn = make().init(jax.random.fold_in(key, 1 + i), jnp.zeros((1, width), jnp.float32))
+        drawn = make().init(jax.random.fold_in(key, 1 + i), parts if model.is_late else fused)
         params["heads"][name] = drawn["params"]
     return {"params": params, "batch_stats": batch_stats}
 
@@ -212,7 +247,15 @@ def feature_width(
     model: Model, variables: Variables, inputs: Mapping[str, jax.ShapeDtypeStruct]
 ) -> int:
     """Return D, the number of fused features."""
-    widths = [
+    widths = _widths(model, variables, inputs)
+    return max(widths) if model.is_gated else sum(widths)
+
+
+def _widths(
+    model: Model, variables: Variables, inputs: Mapping[str, jax.ShapeDtypeStruct]
+) -> list[int]:
+    """Return the number of features of each encoder."""
+    return [
         jax.eval_shape(
             functools.partial(model.apply, method="encode", name=name),
             variables,
@@ -220,7 +263,6 @@ def feature_width(
         ).shape[-1]
         for name in model.make_encoders
     ]
-    return sum(widths)
 
 
 def _optional_arguments(make: Factory) -> set[str]:

@@ -21,6 +21,8 @@ from medtl.data.augment import Augmentation
 from medtl.errors import UserError
 from medtl.examples import Examples, Normalization, parse_normalization
 from medtl.models import architectures
+from medtl.models.encoders import DEFAULTS
+from medtl.models.fusion import LateHead
 from medtl.models.model import Head, Model, init_variables
 from medtl.training import optimizers, tracing
 from medtl.training.log import Logger
@@ -168,27 +170,41 @@ def model_for(
             dropout=c.dropout,
             prior=(priors or {}).get(domain),
         )
-    return Model(_encoders(config, axis_name, epsilon), heads, head_of)
+    encoders = _encoders(config, axis_name, epsilon)
+    if c.fusion == "late" and len(encoders) > 1:
+        heads = {
+            name: functools.partial(LateHead, make_head, tuple(encoders))
+            for name, make_head in heads.items()
+        }
+    return Model(encoders, heads, head_of, c.fusion, c.modality_dropout)
 
 
 def _encoders(config: Any, axis_name: str | None, epsilon: float) -> dict[str, Any]:
     c = config.model
-    encoders: dict[str, Any] = {
-        "image": models.backbone(
-            c.name,
-            last_layer=c.last_layer,
-            dtype=c.dtype,
-            axis_name=axis_name,
-            epsilon=epsilon,
-            remat=c.remat,
-        )
-    }
-    for name, text in c.encoders.items():
+    encoders: dict[str, Any] = {}
+    for name in input_names(config):
+        if name == "image":
+            encoders[name] = models.backbone(
+                c.name,
+                last_layer=c.last_layer,
+                dtype=c.dtype,
+                axis_name=axis_name,
+                epsilon=epsilon,
+                remat=c.remat,
+            )
+            continue
+        text = c.encoders.get(name, DEFAULTS.get(name))
         plugin = _resolved(text, f"model.encoders.{name}")
         if not (isinstance(plugin.function, type) and issubclass(plugin.function, nn.Module)):
             raise UserError(f"{plugin.key} is {text!r}, which is not a Linen module")
         encoders[name] = functools.partial(plugin.function, *plugin.args, **plugin.kwargs)
     return encoders
+
+
+def input_names(config: Any) -> tuple[str, ...]:
+    """Return the inputs of the model: `data.inputs`, or images and what `model.encoders` names."""
+    inputs = tuple(config.data.inputs)
+    return ("image", *config.model.encoders) if inputs == ("image",) else inputs
 
 
 def groups(base: Model) -> Mapping[str, tuple[str, ...]]:
@@ -203,7 +219,7 @@ def input_specs(config: Any, examples: Mapping[str, Examples]) -> dict[str, jax.
     Raises:
       UserError: an encoder's input is missing in a domain, or an input has no encoder.
     """
-    names = ["image", *config.model.encoders]
+    names = input_names(config)
     specs = {}
     for domain, e in examples.items():
         for name in names:
@@ -219,8 +235,10 @@ def input_specs(config: Any, examples: Mapping[str, Examples]) -> dict[str, jax.
                     f"config.data.{domain} has the input {name!r}, which nothing encodes; give "
                     f"config.model.encoders.{name}"
                 )
-    specs["image"] = jax.ShapeDtypeStruct((1, *image_shape(config)), jnp.float32)
-    for name in names[1:]:
+    for name in names:
+        if name == "image":
+            specs["image"] = jax.ShapeDtypeStruct((1, *image_shape(config)), jnp.float32)
+            continue
         rows = {domain: np.asarray(e.inputs[name][0]) for domain, e in examples.items()}
         shapes = {domain: f"{row.dtype}{list(row.shape)}" for domain, row in rows.items()}
         if len(set(shapes.values())) > 1:
@@ -240,7 +258,7 @@ def image_shape(config: Any) -> tuple[int, int, int]:
 
 def pretrained(config: Any) -> weights.Pretrained | None:
     """Load the image encoder's variables from `config.weights`; None where no file is named."""
-    if not config.weights.path:
+    if not config.weights.path or "image" not in input_names(config):
         return None
     make = _encoders(config, None, 1e-5)["image"]
     image = jax.ShapeDtypeStruct((1, *image_shape(config)), jnp.float32)

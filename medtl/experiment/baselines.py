@@ -1,0 +1,96 @@
+"""Arms whose model is a scikit-learn classifier, fitted on the same inputs, splits and seeds.
+
+Inputs are those of the other arms, preprocessed alike, flat and side by side; an image gives the
+features of the frozen backbone. Refuses several diagnoses an example, and an image without a
+pretrained backbone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sklearn.utils.validation import has_fit_parameter
+
+from medtl import plugins
+from medtl.errors import UserError
+
+if TYPE_CHECKING:
+    from medtl.experiment.arm import Arm
+
+
+def make(arm: Arm) -> Any:
+    """Make an arm's classifier, unfitted; its random state is the seed where the config gives none.
+
+    Raises:
+      UserError: it cannot be made, or it is no classifier with probabilities.
+    """
+    key = f"config.arm.{arm.name}.estimator"
+    plugin = plugins.resolve(arm.section.estimator, "", key=key)
+    model = plugin()
+    if not (hasattr(model, "fit") and hasattr(model, "predict_proba")):
+        raise UserError(
+            f"{key} is {plugin.text!r}; it must be a classifier with fit and predict_proba"
+        )
+    if arm.examples["target"].multi_label:
+        raise UserError(f"{key} takes one diagnosis an example, but the target has several")
+    if "image" in arm.experiment.inputs and arm.experiment.loaded is None:
+        raise UserError(
+            f"{key} reads images as features of a pretrained backbone, but config.weights.path "
+            f"names none; config.arm.{arm.name}.inputs can leave the image out"
+        )
+    parameters: dict[str, Any] = getattr(model, "get_params", dict)()
+    if parameters.get("random_state", 0) is None:
+        model.set_params(random_state=arm.seed)
+    return model
+
+
+def fit(arm: Arm) -> Callable[[np.ndarray], np.ndarray]:
+    """Fit an arm's classifier; return the function rows int[n] -> probabilities float64[n, K].
+
+    It learns from train of the target, and of the source too if the arm does.
+    """
+    model, target = make(arm), arm.examples["target"]
+    learned = ["target"]
+    if arm.section.joint or arm.section.source_stage:
+        learned = ["source", "target"]
+    rows = {d: arm.examples[d].indices("train") for d in learned}
+    x = np.concatenate([_features(arm, d)[rows[d]] for d in learned])
+    y = np.concatenate([_labels(arm, d)[rows[d]] for d in learned])
+    weight = np.concatenate([arm.examples[d].weight[rows[d]] for d in learned])
+    is_weighted = np.any(weight != 1) and has_fit_parameter(model, "sample_weight")
+    with plugins.blame("", key=f"config.arm.{arm.name}.estimator"):
+        model.fit(x, y, **({"sample_weight": weight} if is_weighted else {}))
+    features = _features(arm, "target")
+
+    def probabilities(rows: np.ndarray) -> np.ndarray:
+        values = np.zeros((len(rows), len(target.classes)))
+        values[:, model.classes_] = model.predict_proba(features[rows])
+        return values
+
+    return probabilities
+
+
+def _labels(arm: Arm, domain: str) -> np.ndarray:
+    """Return the labels as indices into the target's classes."""
+    classes = arm.examples["target"].classes
+    there = arm.examples[domain].classes
+    if there != classes:
+        raise UserError(
+            f"config.arm.{arm.name}.estimator learns from the source, too, whose classes differ: "
+            f"{', '.join(there)}, not {', '.join(classes)}"
+        )
+    return arm.examples[domain].label
+
+
+def _features(arm: Arm, domain: str) -> np.ndarray:
+    """Return the inputs side by side, f32[N, D]."""
+    e, examples = arm.experiment, arm.examples[domain]
+    n = len(examples)
+    blocks = [
+        e.frozen_features(domain) if name == "image" else np.asarray(examples.inputs[name])
+        for name in e.inputs
+    ]
+    present = [values.astype(np.float32)[:, None] for values in examples.present.values()]
+    return np.concatenate([*(block.reshape(n, -1) for block in blocks), *present], axis=1)

@@ -1,0 +1,149 @@
+"""Clinical tables from the file to the report, alone and beside images and texts."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from clinical_run import clinical, write_clinical
+
+from medtl import cli
+from medtl.config import arm, check, dataset, stage
+from medtl.errors import UserError
+from medtl.experiment import experiment, inference
+from medtl.experiment.preview import preview
+from medtl.training.checkpoint import Store
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    return write_clinical(tmp_path_factory.mktemp("here"))
+
+
+def scores(path):
+    with open(path, newline="") as file:
+        return {row["id"]: float(row["prob_ill"]) for row in csv.DictReader(file)}
+
+
+def test_a_table_is_trained_resumed_and_predicted_with_the_same_preprocessing(tmp_path, table):
+    config = clinical(table)
+    summary = experiment.train(config, tmp_path / "run")
+    assert summary["arms"]["own"]["test"]["auroc"] > 0.6
+    assert experiment.train(config, tmp_path / "run")["arms"] == summary["arms"]
+    with pytest.raises(UserError, match="no image encoder to export"):
+        inference.export(tmp_path / "run", tmp_path / "x.safetensors")
+    arguments = [f"--workdir={tmp_path / 'run'}", f"--manifest={table}"]
+    assert cli.run(["--mode=predict", *arguments]) == 0
+    scored = tmp_path / "run" / "scored.csv"
+    predicted, reported = scores(scored), scores(tmp_path / "run" / "predictions.csv")
+    for name, p in reported.items():
+        assert predicted[name] == pytest.approx(p, abs=1e-6)
+
+
+def test_a_table_to_score_may_lack_columns_and_hold_others(tmp_path, table, capsys):
+    experiment.train(clinical(table), tmp_path / "run")
+    (tmp_path / "new.csv").write_text("id,sex,room\na,F,7\nb,unheard of,8\n")
+    scored = inference.predict(tmp_path / "run", manifest=tmp_path / "new.csv")
+    assert "lacks crp: missing there" in capsys.readouterr().out
+    assert set(scores(scored)) == {"a", "b"}
+
+
+def test_each_fold_is_preprocessed_by_its_own_train_part(tmp_path, table):
+    config = clinical(table, evaluation__folds=3)
+    experiment.train(config, tmp_path / "run")
+    means = []
+    for done in sorted((tmp_path / "run").glob("seed_0/own/repeat_0/fold_*/done.json")):
+        record = json.loads(done.read_text())["record"]
+        means.append(record["preprocessing"]["fitted"]["target"]["mean"][0])
+    with open(tmp_path / "run" / "folds.csv", newline="") as file:
+        parts = [row for row in csv.DictReader(file) if row["split"] == "train"]
+    with open(table, newline="") as file:
+        crp = {row["id"]: float(row["crp"]) for row in csv.DictReader(file)}
+    expected = [np.mean([crp[r["id"]] for r in parts if r["fold"] == str(i)]) for i in range(3)]
+    np.testing.assert_allclose(means, expected, rtol=1e-6)
+    assert len(set(means)) == 3
+
+
+def test_the_schema_is_shown_before_training(table, capsys, monkeypatch):
+    monkeypatch.setattr(Store, "save", lambda *_, **__: pytest.fail("a checkpoint was saved"))
+    preview(clinical(table))
+    output = capsys.readouterr().out
+    assert "crp         numeric      numbers" in output
+    assert "input table: float32[B, 3]" in output
+
+
+def test_a_column_that_the_source_lacks_is_missing_there(tmp_path, table, capsys):
+    there = write_clinical(tmp_path / "there", seed=1, images=False, shift=5.0)
+    there.write_text(there.read_text().replace("crp", "another"))
+    config = clinical(table, there, arms=("transfer",))
+    experiment.train(config, tmp_path / "run")
+    output = capsys.readouterr().out
+    assert "source clinical lacks crp: missing there" in output
+    assert "target clinical lacks another: missing there" in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("fusion", "margin"), [("concat", 0.05), ("late", 0.05), ("gated", 0.02)])
+def test_fusion_beats_each_modality_also_where_some_are_missing(tmp_path, fusion, margin):
+    path = write_clinical(tmp_path / "data", 800, lacks=1 / 3)
+    config = clinical(
+        path,
+        data__inputs=("image", "table", "text"),
+        data__target=dataset("manifest", path=str(path), split=(0.5, 0.1, 0.4)),
+        data__preprocessing__text_features=512,
+        model__fusion=fusion,
+        model__modality_dropout=0.2,
+        arms=("own", "image", "table", "text"),
+        stages__target=stage(epochs=15, batch_size=16, learning_rate=3e-3, weight_decay=0.1),
+    )
+    summary = experiment.train(config, tmp_path / "run")
+    auroc = {name: entry["test"]["auroc"] for name, entry in summary["arms"].items()}
+    for name in ("image", "table", "text"):
+        assert auroc["own"] > auroc[name] + margin, auroc
+
+
+def test_classifiers_of_scikit_learn_are_arms_on_the_same_folds(tmp_path, table):
+    config = clinical(table, arms=("own", "trees"), evaluation__folds=3, stages__target__epochs=1)
+    estimator = "sklearn.ensemble:HistGradientBoostingClassifier(max_iter=20)"
+    config.arm.trees = arm("random", source_stage=False, joint=False, estimator=estimator)
+    summary = experiment.train(config, tmp_path / "run")
+    with open(tmp_path / "run/predictions.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
+    ids = {name: [r["id"] for r in rows if r["arm"] == name] for name in ("own", "trees")}
+    assert sorted(ids["own"]) == sorted(ids["trees"])
+    assert len(set(ids["own"])) == 120
+    assert experiment.train(config, tmp_path / "run")["arms"] == summary["arms"]
+    config.arm.trees.estimator = "sklearn.svm:LinearSVC"
+    with pytest.raises(UserError, match="must be a classifier with fit and predict_proba"):
+        preview(config)
+
+
+def test_arms_of_one_modality_run_beside_the_fused_one(tmp_path):
+    path = write_clinical(tmp_path / "data", lacks=1 / 3)
+    config = clinical(path, data__inputs=("auto",), arms=("own", "text"), stages__target__epochs=1)
+    summary = experiment.train(config, tmp_path / "run")
+    assert set(summary["arms"]) == {"own", "text"}
+    assert summary["config"]["data"]["inputs"] == ("image", "table", "text")
+    stored = inference.load_checkpoint(tmp_path / "run", tmp_path / "run/seed_0/text/target")
+    assert set(stored.variables["params"]["encoders"]) == {"text"}
+    scored = inference.predict(tmp_path / "run", manifest=path)
+    reported = scores(tmp_path / "run" / "predictions.csv")
+    assert {n: scores(scored)[n] for n in reported}.keys() == reported.keys()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"data__inputs": ("tables",)}, "config.data.inputs"),
+        ({"data__inputs": ("table", "auto")}, "'auto' alone"),
+        ({"data__inputs": ("image", "table")}, "no column 'image_path'"),
+        ({"arm__own__inputs": ("text",)}, "config.arm.own.inputs is 'text'"),
+        ({"weights__path": "resnet.npz"}, "config.data.inputs has no image"),
+        ({"data__target__kind": "npz"}, "'npz' reads image alone"),
+        ({"data__target__columns": ("crp=ignore", "sex=ignore")}, "no numeric or categorical"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(tmp_path, fields, message):
+    path = write_clinical(tmp_path / "data", 30, images=False)
+    with pytest.raises(UserError, match=message):
+        check.check(clinical(path, **fields))
