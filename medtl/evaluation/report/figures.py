@@ -159,12 +159,12 @@ class Figures:
         series, described = list(guides), []
         banded, point = self._banded(curves), _OPERATING[kind]
         for arm, curve in curves.items():
-            band = [curve.get(k) if arm in banded else None for k in ("low", "high")]
-            series.append(Series(curve["x"], curve["y"], self.style[arm], *band))
+            low, high = (curve.get(k) if arm in banded else None for k in ("low", "high"))
+            series.append(Series(curve["x"], curve["y"], self.style[arm], low, high))
             operating = self.analysis["arms"][arm]["curves"].get("operating")
             if operating and wording.is_known(operating.get(point[0])):
-                at = ([wording.value(operating.get(k))] for k in point)
-                series.append(Series(*at, self.style[arm], marker=True))
+                across, up = ([wording.value(operating.get(k))] for k in point)
+                series.append(Series(across, up, self.style[arm], marker=True))
             values = ((wording.number(_at(curve, at), 2), at) for at in (0.1, 0.2, 0.5))
             described.append(f"{arm} " + ", ".join(f"{value} at {at:.2f}" for value, at in values))
         alt = f"{kind} of {name}; {y.label} at {x.label}: {'; '.join(described)}."

@@ -27,18 +27,15 @@ def write(folder: Path, content: Any) -> None:
     Raises:
       OSError: the folder cannot be written.
     """
-    for name, suffix, kind, text in (
-        ("figures", "svg", Figure, _standalone),
-        ("tables", "csv", Table, csv_text),
-    ):
+    parts = list(_parts(content))
+    figures = [(p.title, _standalone(p)) for p in parts if isinstance(p, Figure)]
+    tables = [(p.caption, csv_text(p)) for p in parts if isinstance(p, Table)]
+    for name, suffix, files in (("figures", "svg", figures), ("tables", "csv", tables)):
         (folder / name).mkdir(exist_ok=True)
         for former in (folder / name).glob(f"[0-9][0-9]_*.{suffix}"):
             former.unlink()
-        parts = [part for part in _parts(content) if isinstance(part, kind)]
-        for number, part in enumerate(parts, start=1):
-            title = part.title if isinstance(part, Figure) else part.caption
-            file = f"{number:02d}_{_slug(title)}.{suffix}"
-            write_text(folder / name / file, text(part))
+        for number, (title, text) in enumerate(files, start=1):
+            write_text(folder / name / f"{number:02d}_{_slug(title)}.{suffix}", text)
 
 
 def csv_text(table: Table) -> str:
