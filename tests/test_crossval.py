@@ -236,16 +236,16 @@ def test_an_interrupted_nested_selection_resumes_at_its_trial(tmp_path, monkeypa
     """The trials share a source stage, which does not depend on their values."""
     config = tiny(arms=("transfer",), evaluation__tune=configs.grid({LAMBDA: (0.5, 4.0)}))
     first = experiment.train(config, tmp_path / "first")
-    score, calls = Arm._score, []
+    rank, calls = Arm._rank, []
 
     def interrupted(self, weights):
         calls.append(self.trial.name)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return score(self, weights)
+        return rank(self, weights)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Arm, "_score", interrupted)
+        patch.setattr(Arm, "_rank", interrupted)
         with pytest.raises(KeyboardInterrupt):
             experiment.train(config, tmp_path / "again")
     assert experiment.train(config, tmp_path / "again")["arms"] == first["arms"]

@@ -240,4 +240,4 @@ def test_a_run_that_selects_checkpoints_and_reports_on_val_says_so(tmp_path, mon
     monkeypatch.setattr(experiment, "load_data", without_test)
     experiment.train(tiny(arms=("target_only",)), tmp_path / "run")
     output = " ".join(capsys.readouterr().out.split())
-    assert "val is reported: scores are optimistic; use a test split" in output
+    assert "Scores are optimistic: val chose the checkpoint and is also evaluated" in output

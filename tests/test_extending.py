@@ -326,7 +326,10 @@ def test_a_changed_encoder_does_not_predict(files, capsys):
         file.write("# changed\n")
     (files / "new.csv").write_text("image_path\nx.png\n")
     Image.fromarray(np.zeros((16, 16), np.uint8)).save(files / "x.png")
-    assert cli.run(["--mode=predict", "--workdir=run", "--manifest=new.csv"]) == 2
+    predict = ["--mode=predict", "--workdir=run", "--manifest=new.csv"]
+    assert cli.run(predict) == 2
+    assert "convnext.py:ConvNeXt(width=8)' (config.model.name), which" in capsys.readouterr().err
+    assert cli.run([*predict, "--accept_code"]) == 2
     assert "convnext.py has changed since" in capsys.readouterr().err
 
 

@@ -37,8 +37,8 @@ def check(texts: Mapping[str, str], folder: str | os.PathLike, *, accept: bool =
     for key, text in texts.items():
         if (digest := _digest(text, key)) and digest not in accepted:
             raise UserError(
-                f"{folder} asks to run {text!r} ({key}), which you have not run before; if you "
-                "trust that code, add --accept_code"
+                f"{folder} asks to run {text!r} ({key}), which you have not run before, or which "
+                "has changed since; if you trust that code, add --accept_code"
             )
 
 
