@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medtl.config.rules import Field, Node, Rule, at_least
+from medtl.config.rules import Field, Node, Rule, at_least, one_of
 
 
 def _is_range(value: tuple) -> bool:
@@ -22,6 +22,12 @@ COMPARISON: dict[str, Node] = {
         (0.05, 0.5),
         "The thresholds between which the net benefit of arms is compared.",
         Rule("two rising numbers above 0 and below 1", _is_range),
+    ),
+    "mistakes": Field(
+        "pictures",
+        "The most confident mistakes in report.html: with pictures, with the ids of examples and"
+        " patients alone, or none.",
+        one_of("pictures", "ids", "none"),
     ),
     "size_repeats": Field(
         1,

@@ -62,6 +62,7 @@ class Settings:
     resamples: int = metrics.Options.resamples
     margin: float = 0.02
     net_benefit_range: Sequence[float] = (0.05, 0.5)
+    mistakes: str = "pictures"
     extra: Mapping[str, metrics.Metric] = dataclasses.field(default_factory=dict)
 
     @classmethod
@@ -172,7 +173,7 @@ def analyse(
         **_compare(evaluated, resampled, settings, sources, design["unit"]),
         **_arms_and_groups(evaluated, resampled, classes, settings, split),
         "learning_curve": _learning_curve(rows, split, classes, settings, evaluated),
-        "errors": list(errors) or mistakes.of_first_arm(evaluated, classes),
+        "errors": _mistakes(errors, evaluated, classes, settings.mistakes),
         "warnings": caveats.warnings(rows, evaluated, classes, split, settings.threshold),
         "planned": None,
         "notes": notes,
@@ -265,6 +266,19 @@ def _learning_curve(
         margin=settings.margin,
         reference=_reference(settings.reference, list(evaluated)),
     )
+
+
+def _mistakes(
+    errors: Sequence[Mapping[str, Any]],
+    evaluated: Mapping[str, Evaluated],
+    classes: Sequence[str],
+    shown: str,
+) -> list[dict[str, Any]]:
+    """Return the mistakes to show: with "pictures", with "ids" alone, or "none"."""
+    if shown == "none":
+        return []
+    listed = [dict(e) for e in errors] or mistakes.of_first_arm(evaluated, classes)
+    return listed if shown == "pictures" else mistakes.without_pictures(listed)
 
 
 def _only_main(options: metrics.Options, settings: Settings) -> metrics.Options:

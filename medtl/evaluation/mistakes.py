@@ -34,6 +34,12 @@ def of_first_arm(
     return sorted(by_id.values(), key=lambda entry: -entry["probability"])[:MOST]
 
 
+def without_pictures(mistakes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return mistakes without their image and saliency map."""
+    left_out = ("image", "saliency", "method")
+    return [{k: v for k, v in entry.items() if k not in left_out} for entry in mistakes]
+
+
 def confident(
     p: Predictions,
     classes: Sequence[str],

@@ -28,6 +28,7 @@ def are_due(arm: Arm, outcome: Outcome) -> bool:
     config, split = arm.config, arm.split
     is_first = arm.name == config.arms[0] and arm.seed == config.seeds[0]
     is_shown = is_first and not split.repeat and split.size is None
+    is_shown &= config.evaluation.mistakes != "none"
     is_new = bool(outcome.variables) and not (arm.folder / ERRORS).exists()
     has_image = "image" in arm.examples["target"].inputs
     return is_shown and is_new and has_image and not arm.examples["target"].multi_label
@@ -47,7 +48,7 @@ def write(arm: Arm, outcome: Outcome) -> None:
         positive=positive,
         threshold=operating.choose(val, section.threshold, positive),
     )
-    if mistakes:
+    if mistakes and section.mistakes == "pictures":
         try:
             _add_pictures(arm, outcome, mistakes)
         except Exception as error:

@@ -71,7 +71,7 @@ def write(
         _add_of_run(report, folder, config)
     summary = {
         **_summary(rows, classes, settings, report["split"]),
-        "evaluation": {**report, "errors": _without_images(report["errors"])},
+        "evaluation": {**report, "errors": mistakes.without_pictures(report["errors"])},
         **provenance,
     }
     try:
@@ -177,13 +177,6 @@ def _summary(
         )
         results.setdefault(run, {}).setdefault(p.arm, {})[p.split] = entry
     return summarize(results, runs="splits" if crossed else "seeds")
-
-
-def _without_images(errors: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {k: v for k, v in entry.items() if k not in ("image", "saliency", "method")}
-        for entry in errors
-    ]
 
 
 def _errors(folder: Path) -> list[dict[str, Any]]:

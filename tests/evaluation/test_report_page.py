@@ -1,5 +1,6 @@
 """The page of real analyses: the first screen, what stands once, and the files beside it."""
 
+import dataclasses
 import re
 import xml.etree.ElementTree as ET
 
@@ -89,3 +90,22 @@ def test_several_seeds_are_points(result):
     one = html.html(analysis.analyse(split_of(seeds=(0,)), CLASSES, SETTINGS), None)
     assert "AUROC of each trained model" in html.html(result, None)
     assert "AUROC of each trained model" not in one
+
+
+@pytest.mark.parametrize(
+    ("shown", "images", "ids"), [("pictures", 1, 1), ("ids", 0, 1), ("none", 0, 0)]
+)
+def test_mistakes_are_shown_with_pictures_with_ids_or_not_at_all(shown, images, ids):
+    error = {
+        "id": "case-7",
+        "arm": "good",
+        "label": "ill",
+        "predicted": "well",
+        "probability": 0.99,
+        "patient": "p3",
+        "image": "data:image/png;base64,AAAA",
+    }
+    settings = dataclasses.replace(SETTINGS, mistakes=shown)
+    page = html.html(analysis.analyse(split_of(), CLASSES, settings, errors=[error]), None)
+    assert page.count("<img ") == images
+    assert page.count("<strong>case-7</strong>") == ids
