@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class UserError(Exception):
@@ -25,3 +26,29 @@ def nearest(name: str, names: Iterable[str]) -> str:
     if close:
         return f"; did you mean {close[0]!r}?"
     return f"; it can be {', '.join(choices)}" if choices else ""
+
+
+@contextlib.contextmanager
+def damaged(words: str) -> Iterator[None]:
+    """Turn whatever a reader raises for a damaged file into one line; headers can hold anything.
+
+    Args:
+      words: the file, and what it is not; the reader's own reason follows in brackets.
+
+    Raises:
+      UserError: the block raised an exception. One for lack of memory is raised as it is, since
+        the file may be whole.
+
+    >>> with damaged("a.npz is not a readable .npz"):
+    ...     raise IndexError("list index out of range")
+    Traceback (most recent call last):
+    medtl.errors.UserError: a.npz is not a readable .npz (list index out of range)
+    """
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        reason = (text.splitlines() or [""])[0][:160] or type(error).__name__
+        raise UserError(f"{words} ({reason})") from error
