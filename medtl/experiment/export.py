@@ -1,0 +1,62 @@
+"""`--mode=export_tfds`: the domains of a config as prepared TFDS data sets. Imports no JAX."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from medtl import data
+from medtl.config import check, is_cross_validated
+from medtl.data import tfds_export
+from medtl.examples import Examples
+
+
+def export(config: Any, data_dir: Path) -> dict[str, Path]:
+    """Write the domains that the arms read, and print how a config reads them.
+
+    Args:
+      config: as `medtl.config.default` makes it.
+      data_dir: the folder of data sets.
+
+    Returns:
+      domain -> the folder of its data set.
+
+    Raises:
+      UserError: the data are at fault, or a data set is there already.
+    """
+    check.check_fields(config)
+    folders: dict[str, Path] = {}
+    for domain in check.domains(config):
+        examples = load(config, domain, data.FileRules.of(config.data))
+        name = tfds_export.dataset_name(examples.name)
+        if any(folder.parent.name == name for folder in folders.values()):
+            name = f"{name}_{domain}"
+        folders[domain] = tfds_export.write(examples, data_dir, name=name)
+        key = f"--config.data.{domain}"
+        several = f" {key}.multi_label=true" if examples.multi_label else ""
+        print(
+            f"{domain}: {len(examples):,} examples in {folders[domain]}; to read them:\n"
+            f"  {key}.kind=tfds {key}.path={shlex.quote(str(data_dir))} {key}.name={name}{several}"
+        )
+    return folders
+
+
+def load(config: Any, domain: str, rules: data.FileRules) -> Examples:
+    """Load one domain with the checks of training.
+
+    Raises:
+      UserError: the data are at fault.
+    """
+    c = config.data
+    return data.load(
+        c[domain],
+        image_size=c.image_size,
+        channels=c.channels,
+        resize=c.resize,
+        cache=c.cache,
+        cache_dir=c.cache_dir,
+        key=f"config.data.{domain}",
+        rules=rules,
+        all_held_out=domain == "target" and is_cross_validated(config),
+    )
