@@ -77,7 +77,7 @@ def test_numbers(config):
         "Missing where diagnosis is 1.0",
         "Missing where diagnosis is 1",
     ]
-    assert columns["age"] == ["ignored", "6", "6", "0 %", "100 %", "100 %"]
+    assert columns["age"] == ["ignore", "6", "6", "0 %", "100 %", "100 %"]
     assert columns["site"][:3] == ["site", "0", "2"]
     assert columns["diagnosis"][:3] == ["label", "0", "3"]
     texts = cells(tables["diagnosis as it is in the file"])

@@ -23,7 +23,7 @@ from medtl.files import read_csv
 
 SAMPLE = 200  # images of a domain that are looked at in their files
 _WORKING = 2**13  # pixels; only a larger image is reduced before its values are looked at
-_ROLES = ("image_path", "id", "patient_id", "split", "weight")
+_ROLES = {"image_path": "image"} | {s: s for s in ("id", "patient_id", "split", "weight")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +169,7 @@ def _role(name: str, examples: Examples, label: str) -> str:
         return "label"
     if name in examples.groups:
         return "site" if name == "site" else "subgroup"
-    return name if name in _ROLES else "ignored"
+    return _ROLES.get(name, "ignore")
 
 
 def copies(domains: Mapping[str, Examples]) -> Iterator[tuple[str, str, int, int]]:

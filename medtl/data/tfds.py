@@ -25,7 +25,7 @@ from absl import logging
 
 from medtl.data import labels, splits
 from medtl.data.table import Table
-from medtl.errors import UserError, nearest
+from medtl.errors import UserError, damaged, nearest
 from medtl.examples import is_group
 
 
@@ -41,8 +41,8 @@ def find(path: str, name: str, *, key: str) -> pathlib.Path:
         )
     folder = _by_name(path, name) if name else pathlib.Path(path)
     try:
-        info = json.loads((folder / "dataset_info.json").read_text())
-    except (OSError, ValueError):
+        info = dict(json.loads((folder / "dataset_info.json").read_text()))
+    except (OSError, ValueError, TypeError, RecursionError):
         problem = (
             f"{name!r} is not prepared in {folder}"
             if name
@@ -68,6 +68,11 @@ def check(spec: Any, *, key: str) -> None:
 def read(spec: Any, *, key: str, require_label: bool, image_size: int) -> Table:
     """Read everything but the images of a prepared data set; arguments as in `npz.read`."""
     folder = find(spec.path, spec.name, key=key)
+    with damaged(f"{key}: {folder} is not a readable TFDS data set"):
+        return _table(spec, folder, key, require_label)
+
+
+def _table(spec: Any, folder: pathlib.Path, key: str, require_label: bool) -> Table:
     import tensorflow_datasets as tfds
 
     try:
@@ -282,6 +287,8 @@ def _labels(
             for value in numbers
         ):
             raise UserError(f"{where}: {numbers} is not a label")
+        if names and max(numbers, default=0) >= len(names):
+            raise UserError(f"{where}: {numbers} is not one of the {len(names)} classes")
     texts = [
         [names[int(v)] if names else labels.spelled(_text(v)) for v in numbers] for numbers in sets
     ]

@@ -109,10 +109,13 @@ def make_page(config: Any, loaded: dict[str, Loaded]) -> inspect_page.Page:
         errors += [f"{domain}: {finding}" for finding in refused]
         notes += [f"{domain}: {note}" for note in accepted]
     examples = {domain: one.examples for domain, one in loaded.items()}
-    options = {"all_held_out": is_cross_validated(config)}
-    shared = (examples.get("source"), examples["target"])
     try:
-        notes += data.check_domains(*shared, allow=config.data.allow, **options)
+        notes += data.check_domains(
+            examples.get("source"),
+            examples["target"],
+            allow=config.data.allow,
+            all_held_out=is_cross_validated(config),
+        )
     except UserError as error:
         errors.append(str(error))
     equal = _copies(examples)
@@ -154,11 +157,11 @@ def _domain(config: Any, domain: str, examples: Examples) -> inspect_page.Domain
     tables += [_groups(examples, name) for name in examples.groups]
     pictures: Sequence[tuple[str, Sequence[tuple[str, str]]]] = ()
     if "image" in examples.inputs:
-        key = f"config.data.{domain}"
-        images = summary.stored_images(spec, key=key, image_size=config.data.image_size)
+        images = summary.stored_images(
+            spec, key=f"config.data.{domain}", image_size=config.data.image_size
+        )
         if images is not None:
-            rules = data.FileRules.of(config.data)
-            found, reasons = summary.file_kinds(images, rules=rules)
+            found, reasons = summary.file_kinds(images, rules=data.FileRules.of(config.data))
             tables.append(_files(found, len(images)))
             notes += [f"{len(reasons)} cannot be read, such as: {reasons[0]}"] if reasons else []
         pictures = _pictures(examples, config.data.inspect_images)

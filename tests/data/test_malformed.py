@@ -6,6 +6,7 @@ makes the files, the same ones each time; its deadline stands in for a hang.
 
 import csv
 import io
+import shutil
 import struct
 import tempfile
 import zipfile
@@ -305,3 +306,36 @@ def test_damaged_images(name, damage):
         assert name in read or "copy" in read
     else:
         assert read.image.shape == (12, 8, 8, 1) and read.image.dtype == np.uint8
+
+
+# TFDS
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """The folder of a prepared data set of the twelve images."""
+    tfds_export = pytest.importorskip("medtl.data.tfds_export")
+    folder = tmp_path_factory.mktemp("sets")
+    examples = outcome(manifest(folder, csv_bytes(ROWS)))
+    return tfds_export.write(examples, folder, name="tiny")
+
+
+@EACH
+@given(number=st.integers(0, 4), damage=damages())
+def test_damaged_tfds(prepared, number, damage):
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent) / "1.0.0"
+        shutil.copytree(prepared, folder)
+        file = sorted(folder.iterdir())[number]
+        file.write_bytes(damage(file.read_bytes()))
+        read = outcome(dataset("tfds", path=str(folder)))
+    if not isinstance(read, str):
+        assert len(read) in (6, 12)
+
+
+def test_a_label_that_has_no_class_is_named(prepared, tmp_path):
+    folder = tmp_path / "1.0.0"
+    shutil.copytree(prepared, folder)
+    (folder / "label.labels.txt").write_text("ill\n")
+    message = outcome(dataset("tfds", path=str(folder)))
+    assert "train row 0, feature label: [1] is not one of the 1 classes" in message

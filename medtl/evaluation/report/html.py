@@ -48,10 +48,15 @@ def html(analysis: Mapping[str, Any], record: Mapping[str, Any] | None) -> str:
     Raises:
       ValueError: an image is not a `data:` URI of a PNG, JPEG, GIF or WebP.
     """
+    context = _context(analysis, record)
+    return legible(template("report.html").render(context))
+
+
+def template(name: str) -> Any:
+    """Return a template of the package, which escapes every value."""
     import jinja2
     import markupsafe
 
-    context = _context(analysis, record)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -60,7 +65,7 @@ def html(analysis: Mapping[str, Any], record: Mapping[str, Any] | None) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["svg"] = markupsafe.Markup  # of `plots`, which escapes what it draws
-    return legible(environment.get_template("report.html").render(context))
+    return environment.get_template(name)
 
 
 def markdown(analysis: Mapping[str, Any], record: Mapping[str, Any] | None) -> str:

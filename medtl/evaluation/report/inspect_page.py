@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
-from medtl.evaluation.report.html import IMAGE, legible
+from medtl.evaluation.report.html import IMAGE, legible, template
 from medtl.evaluation.report.tables import Table
-
-_TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,18 +59,9 @@ def html(page: Page) -> str:
     Raises:
       ValueError: an image is not a `data:` URI of an image in base64.
     """
-    import jinja2
-
     for domain in page.domains:
         for title, images in domain.pictures:
             if not all(IMAGE.fullmatch(source) for source, _ in images):
                 raise ValueError(f"{title}: an image is not a data: URI of an image in base64")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
     fields = {field.name: getattr(page, field.name) for field in dataclasses.fields(page)}
-    return legible(environment.get_template("inspect.html").render(fields))
+    return legible(template("inspect.html").render(fields))
