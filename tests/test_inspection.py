@@ -14,9 +14,9 @@ import pytest
 from command_line import error_of
 from PIL import Image
 
-from medtl import cli, data
+from medtl import cli
 from medtl import config as configs
-from medtl.experiment import inspection, run_folder
+from medtl.experiment import domains, inspection, run_folder
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 40, 30), np.uint8)
 HEADER = "image_path,diagnosis,split,patient_id,site,age\n"
@@ -97,7 +97,7 @@ def test_pictures_are_those_that_the_model_gets(config):
     images = page.domains[0].pictures[0][1]
     assert [alt for _, alt in images] == ["00.png: 0, train", "06.png: 0, train"]
     decoded = Image.open(io.BytesIO(base64.b64decode(images[1][0].partition(",")[2])))
-    examples = inspection.load(config, "target", data.FileRules())
+    examples = domains.load(config, "target")
     np.testing.assert_array_equal(np.asarray(decoded), examples.image[6, ..., 0])
     config.data.inspect_images = 0
     assert page_of(config).domains[0].pictures == []
@@ -173,9 +173,9 @@ def test_export_and_what_it_prints(folder, capsys):
     config = configs.default()
     config.data.image_size = 16
     config.data.target = spec
-    read = inspection.load(config, "target", data.FileRules())
+    read = domains.load(config, "target")
     config.data.target = configs.dataset(path="m.csv")
-    written = inspection.load(config, "target", data.FileRules())
+    written = domains.load(config, "target")
     assert read.id.tolist() == written.id.tolist()
     np.testing.assert_array_equal(read.image, written.image)
     np.testing.assert_array_equal(read.label, written.label)

@@ -6,10 +6,9 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from medtl import data
-from medtl.config import check, is_cross_validated
+from medtl.config import check
 from medtl.data import tfds_export
-from medtl.examples import Examples
+from medtl.experiment import domains
 
 
 def export(config: Any, data_dir: Path) -> dict[str, Path]:
@@ -28,7 +27,7 @@ def export(config: Any, data_dir: Path) -> dict[str, Path]:
     check.check_fields(config)
     folders: dict[str, Path] = {}
     for domain in check.domains(config):
-        examples = load(config, domain, data.FileRules.of(config.data))
+        examples = domains.load(config, domain)
         name = tfds_export.dataset_name(examples.name)
         if any(folder.parent.name == name for folder in folders.values()):
             name = f"{name}_{domain}"
@@ -40,23 +39,3 @@ def export(config: Any, data_dir: Path) -> dict[str, Path]:
             f"  {key}.kind=tfds {key}.path={shlex.quote(str(data_dir))} {key}.name={name}{several}"
         )
     return folders
-
-
-def load(config: Any, domain: str, rules: data.FileRules) -> Examples:
-    """Load one domain with the checks of training.
-
-    Raises:
-      UserError: the data are at fault.
-    """
-    c = config.data
-    return data.load(
-        c[domain],
-        image_size=c.image_size,
-        channels=c.channels,
-        resize=c.resize,
-        cache=c.cache,
-        cache_dir=c.cache_dir,
-        key=f"config.data.{domain}",
-        rules=rules,
-        all_held_out=domain == "target" and is_cross_validated(config),
-    )

@@ -25,8 +25,7 @@ from medtl.evaluation import wording
 from medtl.evaluation.report import inspect_page
 from medtl.evaluation.report.tables import Table, TableCell
 from medtl.examples import Examples, class_counts
-from medtl.experiment import run_folder
-from medtl.experiment.export import load
+from medtl.experiment import domains, run_folder
 
 _LOOKED_OVER = tuple(
     c for c in values.CHECKS if c not in ("identifying_tags", "burned_in_annotation")
@@ -90,13 +89,13 @@ def load_in_any_case(config: Any, domain: str) -> Loaded:
     """
     rules = data.FileRules.of(config.data)
     try:
-        return Loaded(load(config, domain, rules))
+        return Loaded(domains.load(config, domain))
     except UserError as error:
         lenient = dataclasses.replace(
             rules, allow=(*rules.allow, *_LOOKED_OVER), window=rules.window or ("0%", "100%")
         )
         try:
-            return Loaded(load(config, domain, lenient), str(error))
+            return Loaded(domains.load(config, domain, rules=lenient), str(error))
         except UserError:
             raise error from None
 
@@ -173,10 +172,10 @@ def _number(value: int, small: str = "") -> TableCell:
     return TableCell(wording.count(value), small=small, numeric=True)
 
 
-def _overview(domains: dict[str, Examples]) -> Table:
+def _overview(examples: dict[str, Examples]) -> Table:
     head = ("Domain", "Examples", "Labelled", "Patients", "Most images of a patient", "Classes")
     rows = []
-    for domain, e in domains.items():
+    for domain, e in examples.items():
         known = ~np.isnan(e.label).all(1) if e.multi_label else e.label >= 0
         patients = TableCell("unknown", numeric=True)
         most = TableCell("–", numeric=True)
@@ -282,10 +281,10 @@ def _range(sizes: Sequence[int]) -> str:
     return f"{low}" if low == high else f"{low} to {high}, median {np.median(sizes):g}"
 
 
-def _copies(domains: dict[str, Examples]) -> Table:
+def _copies(examples: dict[str, Examples]) -> Table:
     rows = [
         (TableCell(one), TableCell("itself" if one == other else other), _number(equal), _number(n))
-        for one, other, equal, n in summary.copies(domains)
+        for one, other, equal, n in summary.copies(examples)
     ]
     return Table("Images with an equal one", ("In", "Equal to one in", "Images", "Of"), rows)
 
