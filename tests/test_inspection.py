@@ -72,12 +72,8 @@ def test_numbers(config):
     small = [[cell.small for cell in row] for row in tables["Classes by split"].rows]
     assert small[0] == ["", "4 patients", "2 patients", "6 patients"]
     columns = {row[0]: row[1:] for row in cells(tables["Columns"])}
-    assert tables["Columns"].head[4:] == [
-        "Missing where diagnosis is 0",
-        "Missing where diagnosis is 1.0",
-        "Missing where diagnosis is 1",
-    ]
-    assert columns["age"] == ["ignore", "6", "6", "0 %", "100 %", "100 %"]
+    assert tables["Columns"].head[4:] == ["Missing in 0", "Missing in 1"]
+    assert columns["age"] == ["ignore", "6", "6", "0 %", "100 %"]
     assert columns["site"][:3] == ["site", "0", "2"]
     assert columns["diagnosis"][:3] == ["label", "0", "3"]
     texts = cells(tables["diagnosis as it is in the file"])
@@ -123,6 +119,22 @@ def test_value_ranges_of_files_that_need_a_window(config, folder):
     assert "states no window; set config.data.window" in page.errors[0]
     (row,) = cells(tables_of(page)["Image files: 12 of 12 that were looked at"])
     assert row[0] == "16-bit grey PNG" and row[4] == "0" and row[6] == str(255 * 16)
+
+
+def test_a_clinical_table_shows_its_schema(config, folder):
+    rows = [f"{i},{i % 2},{'-' if i % 3 == 0 else 50 + i},{'xy'[i % 2]}\n" for i in range(40)]
+    (folder / "t.csv").write_text("id,diagnosis,age,arm\n" + "".join(rows))
+    config.data.target = configs.dataset(path="t.csv", split=(0.5, 0.25, 0.25))
+    config.data.inputs = ("table",)
+    page = page_of(config)
+    columns = tables_of(page)["Columns"]
+    assert columns.head[:5] == ["Column", "Role", "Reason", "Missing", "Different values"]
+    shown = {row[0]: row[1:] for row in cells(columns)}
+    assert shown["age"][0] == "numeric" and shown["age"][2] == "14"
+    assert shown["age"][4:] == ["35 %", "35 %"], "7 of 20 in each class"
+    assert shown["id"][0] == "id" and shown["arm"][0] == "categorical"
+    assert all(row[1] for row in shown.values()), "each role has a reason"
+    assert page.copies is None and page.domains[0].pictures == ()
 
 
 def test_domains_that_share_images(config):

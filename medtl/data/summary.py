@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from medtl.data import cache, dicom, kinds, nifti, rasters
-from medtl.data.labels import is_missing
+from medtl.data import cache, dicom, kinds, labels, nifti, rasters, schema
 from medtl.data.table import Encoded
 from medtl.data.values import FileRules, UnreadableImageError, Values
 from medtl.examples import Examples
@@ -51,13 +50,13 @@ class Cells:
       name: in the header.
       missing: rows whose cell is missing.
       different: how many different values the other cells have.
-      missing_by_label: the label column's text -> (rows with a missing cell, rows).
+      missing_by_class: class -> (rows with a missing cell, rows).
     """
 
     name: str
     missing: int
     different: int
-    missing_by_label: Mapping[str, tuple[int, int]]
+    missing_by_class: Mapping[str, tuple[int, int]]
 
 
 def stored_images(spec: Any, *, key: str, image_size: int) -> np.ndarray | Encoded | None:
@@ -146,21 +145,35 @@ def manifest_cells(path: str, label: str) -> tuple[list[Cells], dict[str, int]]:
     rows = [[cell.strip() for cell in row] for _, row in read_csv(path)]
     header, *body = [row for row in rows if any(row)]
     texts = [row[header.index(label)] if label in header else "" for row in body]
-    sizes = collections.Counter(texts)
+    classes = [labels.spelled(text) for text in texts]
+    sizes = collections.Counter(classes)
     columns = []
     for i, name in enumerate(header):
-        empty = [is_missing(row[i]) for row in body]
-        by_label = collections.Counter(t for t, lacks in zip(texts, empty, strict=True) if lacks)
+        empty = [labels.is_missing(row[i]) for row in body]
+        lacking = collections.Counter(c for c, lacks in zip(classes, empty, strict=True) if lacks)
         different = len({row[i] for row, lacks in zip(body, empty, strict=True) if not lacks})
-        shares = {text: (by_label[text], n) for text, n in sizes.most_common()}
-        columns.append(Cells(name, sum(empty), different, shares))
-    return columns, dict(sizes.most_common())
+        by_class = {c: (lacking[c], n) for c, n in sizes.most_common()}
+        columns.append(Cells(name, sum(empty), different, by_class))
+    return columns, dict(collections.Counter(texts).most_common())
+
+
+def with_schema(column: Cells, examples: Examples) -> Cells:
+    """Count the cells that the schema takes for missing, where the column is an input."""
+    cells = getattr(examples.columns, "cells", {}).get(column.name)
+    if cells is None or examples.multi_label:
+        return column
+    lacks = schema.is_missing(cells)
+    by_class = {}
+    for i, name in enumerate(examples.classes):
+        members = examples.label == i
+        by_class[name] = (int(lacks[members].sum()), int(members.sum()))
+    return dataclasses.replace(column, missing=int(lacks.sum()), missing_by_class=by_class)
 
 
 def roles(examples: Examples, names: list[str], label: str) -> dict[str, tuple[str, str]]:
     """Return column -> (role, reason): of the schema where the examples have one, else by name."""
-    schema = getattr(getattr(examples, "columns", None), "schema", ())
-    given = {column.name: (column.role, column.reason) for column in schema}
+    columns = examples.columns.schema if examples.columns else ()
+    given = {column.name: (column.role, column.reason) for column in columns}
     return {name: given.get(name) or (_role(name, examples, label), "") for name in names}
 
 
@@ -185,7 +198,8 @@ def copies(domains: Mapping[str, Examples]) -> Iterator[tuple[str, str, int, int
     for name, examples in domains.items():
         if "image" in examples.inputs:
             digests = np.array([d.hex() for d in cache.digests(examples.image)])
-            parts |= {f"{name} {s}": digests[examples.indices(s)] for s in examples.splits}
+            has = examples.present.get("image", np.ones(len(examples), bool))
+            parts |= {f"{name} {s}": digests[has & (examples.split == s)] for s in examples.splits}
     names = list(parts)
     for i, one in enumerate(names):
         for other in names[: i + 1]:

@@ -96,6 +96,9 @@ def _check(examples: Examples) -> None:
         raise UserError(f"{examples.name} has no images; a TFDS data set is written of images")
     if len(examples) and np.asarray(examples.image[0]).dtype != np.uint8:
         raise UserError(f"{examples.name}: the images must be uint8")
+    lacking = int((~examples.present.get("image", np.ones(len(examples), bool))).sum())
+    if lacking:
+        raise UserError(f"{examples.name}: {lacking} examples lack their image; leave them out")
     unknown = np.isnan(examples.label) if examples.multi_label else examples.label < 0
     if unknown.any():
         row = np.argwhere(unknown)[0][0]

@@ -32,10 +32,11 @@ def export(config: Any, data_dir: Path) -> dict[str, Path]:
         if any(folder.parent.name == name for folder in folders.values()):
             name = f"{name}_{domain}"
         folders[domain] = tfds_export.write(examples, data_dir, name=name)
+        n = [len(examples.indices(split)) for split in examples.splits]
         key = f"--config.data.{domain}"
         several = f" {key}.multi_label=true" if examples.multi_label else ""
         print(
-            f"{domain}: {len(examples):,} examples in {folders[domain]}; to read them:\n"
+            f"{domain}: {sum(n):,} examples in {folders[domain]}; to read them:\n"
             f"  {key}.kind=tfds {key}.path={shlex.quote(str(data_dir))} {key}.name={name}{several}"
         )
     return folders

@@ -151,21 +151,34 @@ def _domain(config: Any, domain: str, examples: Examples) -> inspect_page.Domain
     spec, tables, notes = config.data[domain], [_classes(examples)], []
     if spec.kind == "manifest":
         columns, texts = summary.manifest_cells(spec.path, spec.label)
+        columns = [summary.with_schema(column, examples) for column in columns]
         tables.append(_columns(examples, columns, spec.label))
         tables.append(_label_texts(spec.label, texts))
     tables += [_groups(examples, name) for name in examples.groups]
     pictures: Sequence[tuple[str, Sequence[tuple[str, str]]]] = ()
     if "image" in examples.inputs:
-        images = summary.stored_images(
-            spec, key=f"config.data.{domain}", image_size=config.data.image_size
-        )
-        if images is not None:
-            found, reasons = summary.file_kinds(images, rules=data.FileRules.of(config.data))
-            tables.append(_files(found, len(images)))
-            notes += [f"{len(reasons)} cannot be read, such as: {reasons[0]}"] if reasons else []
+        files_table, problem = _image_files(config, domain)
+        tables += files_table
+        notes += problem
         pictures = _pictures(examples, config.data.inspect_images)
     title = f"{domain.capitalize()}: {examples.name}"
     return inspect_page.Domain(title, tables, notes, pictures)
+
+
+def _image_files(config: Any, domain: str) -> tuple[list[Table], list[str]]:
+    """Return the table of a domain's image files, and the reason where some cannot be read."""
+    key, rules = f"config.data.{domain}", data.FileRules.of(config.data)
+    try:
+        images = summary.stored_images(
+            config.data[domain], key=key, image_size=config.data.image_size
+        )
+    except UserError as error:  # a clinical table with rows that lack an image
+        return [], [f"The image files were not looked at: {error}"]
+    if images is None:
+        return [], []
+    kinds, reasons = summary.file_kinds(images, rules=rules)
+    notes = [f"{len(reasons)} cannot be read, such as: {reasons[0]}"] if reasons else []
+    return [_files(kinds, len(images))], notes
 
 
 def _number(value: int, small: str = "") -> TableCell:
@@ -204,7 +217,10 @@ def _counted(examples: Examples, rows: np.ndarray) -> TableCell:
 
 def _classes(examples: Examples) -> Table:
     splits = examples.splits
-    parts = {s: examples.split == s for s in splits} | {"all": np.ones(len(examples), bool)}
+    parts = {s: examples.split == s for s in splits}
+    rest = ~np.isin(examples.split, splits)
+    parts |= {"no split": rest} if rest.any() else {}
+    parts |= {"all": np.ones(len(examples), bool)}
     rows = []
     for i, name in enumerate(examples.classes):
         members = _in_class(examples, i)
@@ -221,24 +237,22 @@ def _classes(examples: Examples) -> Table:
 
 def _columns(examples: Examples, columns: Sequence[summary.Cells], label: str) -> Table:
     roles = summary.roles(examples, [c.name for c in columns], label)
-    texts = list(columns[0].missing_by_label)[:_MOST_CLASSES]
+    classes = [] if examples.multi_label else examples.classes[:_MOST_CLASSES]
     has_reasons = any(reason for _, reason in roles.values())
     rows = []
     for column in columns:
         role, reason = roles[column.name]
-        n = sum(size for _, size in column.missing_by_label.values())
+        n = sum(size for _, size in column.missing_by_class.values())
         cells = [TableCell(column.name), TableCell(role)]
         cells += [TableCell(reason)] if has_reasons else []
         cells.append(_number(column.missing, wording.percent(column.missing / n)))
         cells.append(_number(column.different))
-        for text in texts:
-            missing, size = column.missing_by_label[text]
+        for name in classes:
+            missing, size = column.missing_by_class[name]
             cells.append(TableCell(wording.percent(missing / size), numeric=True))
         rows.append(cells)
     head = ["Column", "Role", *(["Reason"] if has_reasons else []), "Missing", "Different values"]
-    return Table(
-        "Columns", [*head, *(f"Missing where {label} is {t or '(empty)'}" for t in texts)], rows
-    )
+    return Table("Columns", [*head, *(f"Missing in {name}" for name in classes)], rows)
 
 
 def _label_texts(label: str, texts: dict[str, int]) -> Table:
@@ -292,9 +306,11 @@ def _copies(examples: dict[str, Examples]) -> Table:
 def _pictures(examples: Examples, most: int) -> list[tuple[str, list[tuple[str, str]]]]:
     pictures = []
     for split in examples.splits if most else ():
-        counts = class_counts(examples.label[examples.split == split], examples.classes)
+        part = examples.split == split
+        counts = class_counts(examples.label[part], examples.classes)
+        part = part & examples.present.get("image", np.ones(len(part), bool))
         for i, name in enumerate(examples.classes):
-            rows = np.flatnonzero(_in_class(examples, i) & (examples.split == split))
+            rows = np.flatnonzero(_in_class(examples, i) & part)
             images = [
                 (_uri(np.asarray(examples.image[row])), f"{examples.id[row]}: {name}, {split}")
                 for row in rows[summary.spaced(len(rows), most)].tolist()
