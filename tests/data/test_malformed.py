@@ -90,8 +90,10 @@ def damages(draw):
 
 # CSV
 
-ROWS = [["image_path", "diagnosis", "split", "patient_id", "weight", "site"]] + [
-    [f"{i:02d}.png", "ill" if i % 2 else "well", "train" if i < 6 else "test", f"p{i}", "1", "a"]
+HEADER = ["image_path", "diagnosis", "split", "patient_id", "weight", "site", "age", "notes"]
+ROWS = [HEADER] + [
+    f"{i:02d}.png,{('well', 'ill')[i % 2]},{'train' if i < 6 else 'test'},p{i},1,a,"
+    f"{50 + 3 * i % 7},a note of {i} words on a patient".split(",")
     for i in range(12)
 ]
 CELLS = st.one_of(
@@ -118,6 +120,9 @@ CELLS = st.one_of(
 )
 
 
+INPUTS = st.sampled_from([("image",), ("table",), ("image", "table", "text")])
+
+
 def manifest(folder, content):
     for i in range(12):
         Image.fromarray(PIXELS[i]).save(Path(folder) / f"{i:02d}.png")
@@ -134,18 +139,19 @@ def csv_bytes(rows, encoding="utf-8", **dialect):
 
 @EACH
 @given(
-    edits=st.lists(st.tuples(st.integers(0, 12), st.integers(0, 5), CELLS), min_size=1, max_size=4),
+    edits=st.lists(st.tuples(st.integers(0, 12), st.integers(0, 7), CELLS), min_size=1, max_size=4),
     multi_label=st.booleans(),
     require_label=st.booleans(),
+    inputs=INPUTS,
 )
-def test_odd_cells(edits, multi_label, require_label):
+def test_odd_cells(edits, multi_label, require_label, inputs):
     rows = [list(row) for row in ROWS]
     for line, column, cell in edits:
         rows[line][column] = cell
     with tempfile.TemporaryDirectory() as folder:
         spec = manifest(folder, csv_bytes(rows))
         spec.multi_label = multi_label
-        read = outcome(spec, require_label=require_label)
+        read = outcome(spec, require_label=require_label, inputs=inputs)
     if not isinstance(read, str):
         assert len(read) == 12, "no row is dropped"
         assert np.isfinite(read.weight).all() and (read.weight >= 0).all()
@@ -158,11 +164,12 @@ def test_odd_cells(edits, multi_label, require_label):
     delimiter=st.sampled_from([",", ";", "\t", "|"]),
     quoting=st.sampled_from([csv.QUOTE_ALL, csv.QUOTE_MINIMAL]),
     is_damaged=st.booleans(),
+    inputs=INPUTS,
 )
-def test_csv_of_other_form(damage, encoding, delimiter, quoting, is_damaged):
+def test_csv_of_other_form(damage, encoding, delimiter, quoting, is_damaged, inputs):
     content = csv_bytes(ROWS, encoding, delimiter=delimiter, quoting=quoting)
     with tempfile.TemporaryDirectory() as folder:
-        read = outcome(manifest(folder, damage(content) if is_damaged else content))
+        read = outcome(manifest(folder, damage(content) if is_damaged else content), inputs=inputs)
     if not is_damaged and delimiter == "," and encoding in ("utf-8", "utf-8-sig", "latin-1"):
         assert len(read) == 12
 
@@ -261,13 +268,13 @@ def test_a_header_that_promises_more_than_the_file_holds(tmp_path, shape):
     assert message.startswith(f"{KEY}.path: {tmp_path / 'set.npz'} is not a readable .npz (")
 
 
-INPUTS = Path(__file__).parents[3] / "shared" / "cases" / "faults" / "inputs"
+FAULTS = Path(__file__).parents[3] / "shared" / "cases" / "faults" / "inputs"
 
 
-@pytest.mark.skipif(not INPUTS.is_dir(), reason="../shared holds the damaged files")
+@pytest.mark.skipif(not FAULTS.is_dir(), reason="../shared holds the damaged files")
 @pytest.mark.parametrize("name", ["npz_1821.npz", "npz_1827.npz", "npz_1946.npz"])
 def test_damaged_files_that_were_found(name):
-    assert isinstance(outcome(dataset("npz", path=str(INPUTS / name))), str)
+    assert isinstance(outcome(dataset("npz", path=str(FAULTS / name))), str)
 
 
 # Images
