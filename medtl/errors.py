@@ -6,6 +6,9 @@ import contextlib
 import difflib
 from collections.abc import Iterable, Iterator
 
+_LONGEST = 60  # characters of a cell that an error quotes
+_MOST_CHOICES, _LONGEST_NAME = 40, 255
+
 
 class UserError(Exception):
     """A mistake in a flag, a config, a manifest or a weight file.
@@ -13,6 +16,19 @@ class UserError(Exception):
     The message says in one or two lines what is wrong, where, and what would be right; the command
     line prints it without a traceback.
     """
+
+
+def quoted(text: str) -> str:
+    """Return text of a file in quotes as an error shows it: at most 60 characters, no line ends.
+
+    >>> quoted("sick"), quoted("9" * 5000)[-6:]
+    ("'sick'", "99...'")
+    """
+    return repr(_short(text, _LONGEST))
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -25,7 +41,9 @@ def nearest(name: str, names: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, choices, n=1)
     if close:
         return f"; did you mean {close[0]!r}?"
-    return f"; it can be {', '.join(choices)}" if choices else ""
+    shown = [_short(choice, _LONGEST_NAME) for choice in choices[:_MOST_CHOICES]]
+    more = f" and {len(choices) - _MOST_CHOICES} more" if len(choices) > _MOST_CHOICES else ""
+    return f"; it can be {', '.join(shown)}{more}" if choices else ""
 
 
 @contextlib.contextmanager
