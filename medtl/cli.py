@@ -39,12 +39,14 @@ embedded experiment on synthetic images.
                          documents every field
   --workdir=FOLDER       the run's folder (default: runs/<config.name>); the same command resumes it
   --mode=MODE            train (default): train and evaluate every arm
+                         inspect: write inspect.html about the data; train nothing
                          check: show shapes, parameters, steps, memory and time; train nothing
                          evaluate: evaluate the checkpoints again; report: write the report again
                          predict: score the images of a manifest
                          sweep: try all combinations of config.sweep.grid and compare them on val
                          plan: how many patients to collect, from --config.plan.FIELD=VALUE; with
                          --workdir also as curves
+                         export_tfds: write the data as prepared TFDS data sets into --workdir
   --profile              write a trace of some training steps, and print the costliest operations
   --accept_code          run the code that the run folder names though it never ran here before
   --help, --version
@@ -65,7 +67,17 @@ examples:
   python launch.py --mode=plan --config.plan.prevalence=0.05 --config.plan.auroc=0.9
 """
 
-MODES = ("train", "check", "evaluate", "report", "predict", "sweep", "plan")
+MODES = (
+    "train",
+    "inspect",
+    "check",
+    "evaluate",
+    "report",
+    "predict",
+    "sweep",
+    "plan",
+    "export_tfds",
+)
 _ONLY = {
     "manifest": "predict",
     "checkpoint": "predict",
@@ -151,6 +163,9 @@ def _run(argv: list[str]) -> None:
         _plan(values)
         return
     folder = Path(values.workdir or Path("runs") / values.config.name)
+    if values.mode in ("inspect", "export_tfds"):
+        _look_at_data(values, folder)
+        return
     if values.mode not in ("sweep", "check") and not values.checkpoint:
         run_folder.check_no_sweep(folder)
     if values.mode == "report":
@@ -216,6 +231,20 @@ def _start(values: flags.FlagValues, folder: Path, command: str) -> None:
             experiment.train(values.config, folder, command=command, profile=values.profile)
         else:
             experiment.evaluate(run_folder.load_config(folder), folder, command=command)
+
+
+def _look_at_data(values: flags.FlagValues, folder: Path) -> None:
+    """Write a page about the data, or the data as TFDS data sets."""
+    if values.mode == "inspect":
+        from medtl.experiment import inspection
+
+        inspection.inspect(values.config, folder)
+        return
+    from medtl.experiment import export
+
+    if not values.workdir:
+        raise UserError("--mode=export_tfds needs --workdir=FOLDER, where the data sets go")
+    export.export(values.config, folder)
 
 
 def _plan(values: flags.FlagValues) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from medtl.errors import UserError
+from medtl.errors import UserError, quoted
 
 _TEMPORARY = re.compile(r"\..+\.\d+\.[0-9a-f]{8}\.tmp")
 
@@ -126,7 +126,7 @@ def check_csv(path: str | os.PathLike, line: int, header: list[str]) -> None:
                 )
     for i, name in enumerate(header):
         if name and name in header[:i]:
-            raise UserError(f"{path}, line {line}: two columns are called {name!r}")
+            raise UserError(f"{path}, line {line}: two columns are called {quoted(name)}")
 
 
 def check_length(path: str | os.PathLike, line: int, row: list[str], header: list[str]) -> None:

@@ -48,11 +48,20 @@ def check(config: ConfigDict) -> None:
     for name in GRIDS:
         _check_grid(config, name)
     _check_evaluation(config, arms=config.arms)
-    for domain in _domains(config):
+    for domain in domains(config):
         rules, inputs = data.FileRules.of(config.data), config.data.inputs
         data.check(config.data[domain], key=f"config.data.{domain}", rules=rules, inputs=inputs)
     if config.weights.path:
         weights.check(config.weights.path, sha256=config.weights.sha256)
+
+
+def check_fields(config: ConfigDict) -> None:
+    """Refuse fields that do not exist and values that a field cannot have; reads no file.
+
+    Raises:
+      UserError: as `check`.
+    """
+    _check_node(config, fields.SCHEMA, "config", config)
 
 
 def check_evaluation(config: ConfigDict) -> None:
@@ -181,7 +190,7 @@ def _check_objective(config: ConfigDict) -> None:
     for name, entry in objective.losses.items():
         key = f"config.objective.losses.{name}.loss"
         spec = plugins.parse(entry.loss, key=key)
-        for domain in _domains(config):
+        for domain in domains(config):
             is_single = (spec.module, spec.name) == ("", "cross_entropy")
             if is_single and config.data[domain].multi_label:
                 raise UserError(
@@ -387,7 +396,7 @@ def _check_linear(config: ConfigDict, tried: Mapping[str, tuple[Any, ...]]) -> N
         )
 
 
-def _domains(config: ConfigDict) -> tuple[str, ...]:
+def domains(config: ConfigDict) -> tuple[str, ...]:
     """Return the domains that the running arms read."""
     arms = [config.arm[name] for name in config.arms]
     return fields.DOMAINS if any(a.source_stage or a.joint for a in arms) else ("target",)

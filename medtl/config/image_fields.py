@@ -16,6 +16,9 @@ IMAGES: dict[str, Node] = {
         _WINDOW,
     ),
     "max_pixels": Field(FileRules.max_pixels, "Refuse larger images.", at_least(1)),
+    "inspect_images": Field(
+        4, "Images of each class and split on the page of --mode=inspect; 0: none.", at_least(0)
+    ),
     "allow": Field((), "Findings to accept; the report repeats them.", _ALLOWED, UNIQUE),
 }
 

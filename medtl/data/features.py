@@ -19,7 +19,7 @@ import numpy as np
 from medtl.data import clinical, labels, schema, splits
 from medtl.data import manifest as manifests
 from medtl.data.table import Table
-from medtl.errors import UserError, nearest
+from medtl.errors import UserError, nearest, quoted
 
 
 def read(spec: Any, *, key: str, require_label: bool, image_size: int, columns: str = "*") -> Table:
@@ -53,7 +53,7 @@ def _of_csv(spec: Any, key: str, require_label: bool, pattern: str) -> Table:
             cells = sheet.column(name)
             row = next(i for i, cell in enumerate(cells) if _is_gap(cell))
             raise UserError(
-                f"{sheet.where(row, name)}: {cells[row]!r} is not a number; features have no "
+                f"{sheet.where(row, name)}: {quoted(cells[row])} is not a number; features have no "
                 "missing values, those of a table do: config.data.inputs=('table',)"
             )
         matrix.append(values)
@@ -138,5 +138,7 @@ def _splits(path: str, values: np.ndarray) -> np.ndarray:
     names = [splits.ALIASES.get(str(v).lower(), str(v).lower()) for v in values.reshape(-1)]
     for row, name in enumerate(names):
         if name not in splits.NAMES:
-            raise UserError(f"{path}, row {row}: {name!r} is no split{nearest(name, splits.NAMES)}")
+            raise UserError(
+                f"{path}, row {row}: {quoted(name)} is no split{nearest(name, splits.NAMES)}"
+            )
     return np.array(names)

@@ -11,7 +11,7 @@ from decimal import Decimal
 
 import numpy as np
 
-from medtl.errors import UserError
+from medtl.errors import UserError, quoted
 
 # Missing values as pandas, R, SQL, Excel and the UCI repository write them.
 MISSING = frozenset({"", "nan", "<na>", "nat", "null", "n/a", "#n/a", "?"})
@@ -70,7 +70,7 @@ def encode(
     """
     for row, cell in enumerate(cells):
         if is_missing(cell):
-            problem = f"the label is {cell!r}" if cell else "the cell is empty"
+            problem = f"the label is {quoted(cell)}" if cell else "the cell is empty"
             raise UserError(f"{where(row)}: {problem}; every row needs a diagnosis")
     if multi_label:
         return _several(cells, where)
@@ -95,7 +95,7 @@ def _several(
                 f"{where(row)}: a '?' needs the unknown diagnosis after it, as in ?edema"
             )
         if any(map(is_missing, present[-1])):
-            raise UserError(f"{where(row)}: {cell!r} holds a missing value; unknown is ?NAME")
+            raise UserError(f"{where(row)}: {quoted(cell)} holds a missing value; unknown is ?NAME")
         if both := sorted(present[-1] & unknown[-1]):
             raise UserError(f"{where(row)}: {both[0]!r} is both present and unknown; write one")
     sets = [one | other for one, other in zip(present, unknown, strict=True)]
@@ -118,7 +118,8 @@ def _refuse_case_twins(
         if other != name:
             row = next(i for i, names in enumerate(sets) if name in names)
             raise UserError(
-                f"{where(row)}: {name!r} and {other!r} differ in case only; write one of them"
+                f"{where(row)}: {quoted(name)} and {quoted(other)} differ in case only; "
+                "write one of them"
             )
 
 

@@ -26,7 +26,7 @@ import numpy as np
 from medtl.data import labels, splits
 from medtl.data.paths import Finder
 from medtl.data.table import Table
-from medtl.errors import UserError, nearest
+from medtl.errors import UserError, nearest, quoted
 from medtl.examples import is_group
 from medtl.files import check_csv, check_length, read_csv
 
@@ -197,7 +197,7 @@ def _filled(sheet: _Sheet, column: str) -> list[str]:
     cells = sheet.column(column)
     for row, cell in enumerate(cells):
         if labels.is_missing(cell):
-            problem = f"{cell!r} is a missing value" if cell else "the cell is empty"
+            problem = f"{quoted(cell)} is a missing value" if cell else "the cell is empty"
             raise UserError(f"{sheet.where(row, column)}: {problem}")
     return cells
 
@@ -214,7 +214,7 @@ def _splits(sheet: _Sheet) -> np.ndarray:
     for row, cell in enumerate(sheet.column("split")):
         name = splits.ALIASES.get(cell.lower(), cell.lower())
         if name not in splits.NAMES:
-            problem = f"{cell!r} is not a split" if cell else "the cell is empty"
+            problem = f"{quoted(cell)} is not a split" if cell else "the cell is empty"
             raise UserError(f"{sheet.where(row, 'split')}: {problem}{nearest(name, splits.NAMES)}")
         names.append(name)
     return np.array(names)
@@ -228,7 +228,7 @@ def _weights(sheet: _Sheet) -> np.ndarray:
         except ValueError:
             value = math.nan
         if not 0 <= value < math.inf:
-            raise UserError(f"{sheet.where(row, 'weight')}: {cell!r} is not a number >= 0")
+            raise UserError(f"{sheet.where(row, 'weight')}: {quoted(cell)} is not a number >= 0")
         weights.append(value)
     return np.array(weights, np.float32)
 
@@ -238,7 +238,7 @@ def _files(sheet: _Sheet, names: list[str], folder: pathlib.Path) -> Files:
     files = [finder.find(name) for name in names]
     missing = [row for row, file in enumerate(files) if file is None]
     if missing:
-        listed = ", ".join(f"{names[i]!r} (line {sheet.lines[i]})" for i in missing[:5])
+        listed = ", ".join(f"{quoted(names[i])} (line {sheet.lines[i]})" for i in missing[:5])
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         near = finder.near(names[missing[0]])
         hint = f"; did you mean {near!r}?" if near else ""

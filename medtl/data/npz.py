@@ -6,14 +6,15 @@ Its arrays are {train,val,test}_images, uint8[n, H, W] or [n, H, W, 3], and {tra
 breastmnist_224.npz) gets MedMNIST's names; for any other they are "0", "1", ... In BreastMNIST 0 is
 malignant and 1 is normal or benign.
 
-Refuses pickled arrays, images that are not uint8, and labels that are missing or not whole numbers.
+Refuses pickled arrays, images that are not uint8, and labels that are missing or not whole numbers
+below 65,536.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import pathlib
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,8 +22,9 @@ import numpy as np
 
 from medtl.data import splits
 from medtl.data.table import Table
-from medtl.errors import UserError
+from medtl.errors import UserError, damaged
 
+_MOST_CLASSES = 2**16
 # As in medmnist's INFO, but without commas, so that a name is a plain CSV cell.
 CLASSES = {
     "bloodmnist": (
@@ -85,14 +87,33 @@ def read(spec: Any, *, key: str, require_label: bool, image_size: int) -> Table:
         raise UserError(
             f"{key}.path: there is no file {path or '(empty)'}; it is the path of an .npz"
         )
-    try:
-        with open(path, "rb") as file:
-            arrays = np.load(file, allow_pickle=False)
-            if not isinstance(arrays, np.lib.npyio.NpzFile):
-                raise ValueError("it holds a single array")
-            return _table(path, arrays, spec.multi_label, require_label, key, images)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{key}.path: {path} is not a readable .npz ({error})") from None
+    with damaged(f"{key}.path: {path} is not a readable .npz"), open(path, "rb") as file:
+        arrays = np.load(file, allow_pickle=False)
+        if not isinstance(arrays, np.lib.npyio.NpzFile):
+            raise ValueError("it holds a single array")
+        _check_sizes(arrays)
+        return _table(path, arrays, spec.multi_label, require_label, key, images)
+
+
+def _check_sizes(arrays: Any) -> None:
+    """Raise ValueError where a header has a shape of another size than its member of the file.
+
+    NumPy would allocate the array before it reads it.
+    """
+    for name in arrays.files:
+        member = arrays.zip.NameToInfo.get(f"{name}.npy")
+        if member is None:
+            continue
+        with arrays.zip.open(member) as file:
+            layout = np.lib.format
+            is_first = layout.read_magic(file) == (1, 0)
+            read = layout.read_array_header_1_0 if is_first else layout.read_array_header_2_0
+            shape, _, dtype = read(file)
+            if any(side < 0 for side in shape) or (
+                not dtype.hasobject
+                and file.tell() + math.prod(shape) * dtype.itemsize != member.file_size
+            ):
+                raise ValueError(f"{name} has the shape {list(shape)}, but another size")
 
 
 def _table(
@@ -165,7 +186,7 @@ def _images(arrays: Mapping[str, np.ndarray], split: str, path: str) -> np.ndarr
 
 def _labels(value: np.ndarray, where: str, multi_label: bool, key: str) -> np.ndarray:
     """Return int32[n], or float32[n, K]."""
-    if value.dtype.kind not in "biuf" or value.ndim > 2:
+    if value.dtype.kind not in "biuf" or value.ndim not in (1, 2) or 0 in value.shape[1:]:
         raise UserError(
             f"{where} is {value.dtype}{list(value.shape)}; it must hold numbers, [n, 1] or [n, K]"
         )
@@ -184,10 +205,11 @@ def _labels(value: np.ndarray, where: str, multi_label: bool, key: str) -> np.nd
             f"set {key}.multi_label to True for several labels an image, or write one-hot rows"
         )
     numbers = value.reshape(len(value))
-    for row in np.flatnonzero(~((numbers >= 0) & (numbers == np.floor(numbers)))):
+    is_class = (numbers >= 0) & (numbers < _MOST_CLASSES) & (numbers == np.floor(numbers))
+    for row in np.flatnonzero(~is_class):
         raise UserError(
-            f"{where}, row {row}: {numbers[row]} is not a class number 0, 1, ...; "
-            "medtl predicts classes, it has no regression"
+            f"{where}, row {row}: {numbers[row]} is not a class number 0, 1, ... below "
+            f"{_MOST_CLASSES:,}; medtl predicts classes, it has no regression"
         )
     return numbers.astype(np.int32)
 

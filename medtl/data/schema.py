@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from medtl.errors import UserError, nearest
+from medtl.errors import UserError, nearest, quoted
 from medtl.examples import is_group
 
 INPUTS = ("image", "numeric", "categorical", "text")
@@ -252,7 +252,7 @@ def _refuse_few_words(
     if role == "numeric" or (len(present) >= 10 and len(odd) <= most):
         row, cell = odd[0]
         raise UserError(
-            f"{where(row, name)}: {cell!r} is not a number, as {len(present) - len(odd)} of "
+            f"{where(row, name)}: {quoted(cell)} is not a number, as {len(present) - len(odd)} of "
             f"{len(present)} cells are; write a number, leave it empty, or set the column's role: "
             f"columns=({f'{name}=categorical'!r},)"
         )

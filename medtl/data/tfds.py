@@ -3,7 +3,9 @@
 A name ("breast_mnist:1.0.0", "name/config:version"; without a version the newest) is looked up
 under `path`, else under $TFDS_DATA_DIR, else under ~/tensorflow_datasets. Without a name, `path` is
 the folder that holds dataset_info.json. The image is the one Image feature; the diagnosis is the
-feature that `label` names, else the one ClassLabel; `patient_id` is read where it exists.
+feature that `label` names, else the one ClassLabel, else the one Sequence of it. `patient_id`,
+`weight`, and the groups `site`, `subgroup` and `subgroup_<name>` are read where they exist, and so
+is an `id` that differs from row to row; rows without one are "train/0", ...
 
 Refuses data sets that are not prepared or in another file format (TFRecord needs TensorFlow), and
 images that are not 8 or 16 bit.
@@ -23,7 +25,8 @@ from absl import logging
 
 from medtl.data import labels, splits
 from medtl.data.table import Table
-from medtl.errors import UserError, nearest
+from medtl.errors import UserError, damaged, nearest
+from medtl.examples import is_group
 
 
 def find(path: str, name: str, *, key: str) -> pathlib.Path:
@@ -38,8 +41,8 @@ def find(path: str, name: str, *, key: str) -> pathlib.Path:
         )
     folder = _by_name(path, name) if name else pathlib.Path(path)
     try:
-        info = json.loads((folder / "dataset_info.json").read_text())
-    except (OSError, ValueError):
+        info = dict(json.loads((folder / "dataset_info.json").read_text()))
+    except (OSError, ValueError, TypeError, RecursionError):
         problem = (
             f"{name!r} is not prepared in {folder}"
             if name
@@ -65,6 +68,11 @@ def check(spec: Any, *, key: str) -> None:
 def read(spec: Any, *, key: str, require_label: bool, image_size: int) -> Table:
     """Read everything but the images of a prepared data set; arguments as in `npz.read`."""
     folder = find(spec.path, spec.name, key=key)
+    with damaged(f"{key}: {folder} is not a readable TFDS data set"):
+        return _table(spec, folder, key, require_label)
+
+
+def _table(spec: Any, folder: pathlib.Path, key: str, require_label: bool) -> Table:
     import tensorflow_datasets as tfds
 
     try:
@@ -89,7 +97,9 @@ def read(spec: Any, *, key: str, require_label: bool, image_size: int) -> Table:
     rows = tuple((s, i) for s in parts for i in range(infos[s].num_examples))
     records = Records(str(folder), _image_feature(features, folder, key), rows)
     target = _label_feature(features, spec.label, folder, key) if require_label else ""
-    values = _values(records, (target, "patient_id" if "patient_id" in features else ""), key)
+    groups = [name for name in features if is_group(name) and name != target]
+    extra = [name for name in ("id", "patient_id", "weight") if name in features]
+    values = _values(records, (target, *extra, *groups), key)
     answers: np.ndarray = np.full(len(records), -1, np.int32)
     classes: tuple[str, ...] = ()
     if target:
@@ -100,16 +110,35 @@ def read(spec: Any, *, key: str, require_label: bool, image_size: int) -> Table:
     return Table(
         name=builder.info.name,
         origin=str(folder),
-        id=np.array([f"{s}/{i}" for s, i in rows]),
+        id=_ids(values.get("id", ()), rows),
         label=answers,
         classes=classes,
         split=np.array([split_names[s] for s, _ in rows]),
         patient=None if patients is None else np.array([_known(p) for p in patients]),
-        weight=np.ones(len(records), np.float32),
+        weight=_weights(values.get("weight"), folder, rows),
         line_or_row=np.array([i for _, i in rows]),
         unit="row",
         images=records,
+        groups={name: np.array([_known(value) for value in values[name]]) for name in groups},
     )
+
+
+def _ids(values: Sequence[Any], rows: Sequence[tuple[str, int]]) -> np.ndarray:
+    """Return the feature "id" where it names each row, else the split and the number of the row."""
+    ids = [_text(value) for value in values]
+    is_name = len(set(ids)) == len(rows) and "" not in ids
+    return np.array(ids if is_name else [f"{split}/{i}" for split, i in rows])
+
+
+def _weights(
+    values: Sequence[Any] | None, folder: pathlib.Path, rows: Sequence[tuple[str, int]]
+) -> np.ndarray:
+    if values is None:
+        return np.ones(len(rows), np.float32)
+    for (split, i), value in zip(rows, values, strict=True):
+        if not (isinstance(value, int | float | np.number) and 0 <= value < np.inf):
+            raise UserError(f"{folder}, {split} row {i}, feature weight: {value} is no number >= 0")
+    return np.array(values, np.float32)
 
 
 def _values(records: Records, names: Sequence[str], key: str) -> dict[str, list[Any]]:
@@ -218,7 +247,13 @@ def _label_feature(features: Any, label: str, folder: pathlib.Path, key: str) ->
         return label
     if label != "diagnosis":
         raise UserError(f"{key}.label: {folder} has no feature {label!r}{nearest(label, features)}")
-    names = [name for name, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
+    one = [name for name, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
+    several = [
+        name
+        for name, f in features.items()
+        if isinstance(getattr(f, "feature", None), tfds.features.ClassLabel)
+    ]
+    names = one or several
     if len(names) != 1:
         raise UserError(
             f"{key}.label: {folder} has the ClassLabels {names}; "
@@ -252,6 +287,8 @@ def _labels(
             for value in numbers
         ):
             raise UserError(f"{where}: {numbers} is not a label")
+        if names and max(numbers, default=0) >= len(names):
+            raise UserError(f"{where}: {numbers} is not one of the {len(names)} classes")
     texts = [
         [names[int(v)] if names else labels.spelled(_text(v)) for v in numbers] for numbers in sets
     ]

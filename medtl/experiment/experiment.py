@@ -29,6 +29,7 @@ from medtl.evaluation import analysis, flow, predictions
 from medtl.evaluation.predictions import Predictions
 from medtl.examples import Examples, class_counts
 from medtl.experiment import (
+    domains,
     mistakes,
     planned,
     preflight,
@@ -273,18 +274,7 @@ def load_data(config: Any) -> dict[str, Examples]:
     c = config.data
     needs_source = any(uses_source(config, arm) for arm in config.arms)
     examples = {
-        domain: data.load(
-            c[domain],
-            image_size=c.image_size,
-            channels=c.channels,
-            resize=c.resize,
-            cache=c.cache,
-            cache_dir=c.cache_dir,
-            key=f"config.data.{domain}",
-            rules=data.FileRules.of(c),
-            all_held_out=domain == "target" and is_cross_validated(config),
-            inputs=c.inputs,
-        )
+        domain: domains.load(config, domain)
         for domain in DOMAINS
         if domain == "target" or needs_source
     }

@@ -26,6 +26,7 @@ except ImportError:  # Windows has none; no folder is locked there
     fcntl = None  # type: ignore[assignment]
 
 CONFIG = "config.json"
+INSPECTION = "inspect.html"  # of --mode=inspect
 SWEEP = "sweep.json"
 _PERMISSIONS = {"data.allow", "data.max_pixels"}
 _ABSENT = object()
@@ -82,7 +83,8 @@ def check(folder: str | os.PathLike, config: ConfigDict) -> None:
         return
     if not (folder / CONFIG).exists():
         # A killed run may leave a temporary file, and desktops leave theirs; both are hidden.
-        if any(not child.name.startswith(".") for child in folder.iterdir()):
+        names = {child.name for child in folder.iterdir() if not child.name.startswith(".")}
+        if names - {INSPECTION}:
             raise UserError(
                 f"--workdir={folder} is not empty and holds no run; give a new or empty folder"
             )

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from medtl.errors import UserError, nearest
+from medtl.errors import UserError, damaged, nearest
 from medtl.weights import families, keras_h5
 
 SUFFIXES = (".safetensors", ".npz", ".pth", ".th", ".pt", ".bin", ".h5")
@@ -170,22 +170,10 @@ def _open_safetensors(path: str) -> Iterator[Any]:
     import safetensors
 
     with (
-        _damaged(path, "is truncated, damaged or no safetensors file"),
+        damaged(f"config.weights.path: {path} is truncated, damaged or no safetensors file"),
         safetensors.safe_open(path, "numpy") as file,
     ):
         yield file
-
-
-@contextmanager
-def _damaged(path: str, words: str) -> Iterator[None]:
-    """Turn whatever a reader raises for a damaged file into one line; headers can hold anything."""
-    try:
-        yield
-    except (UserError, KeyboardInterrupt):
-        raise
-    except Exception as error:
-        reason = (str(error).splitlines() or [""])[0][:160] or type(error).__name__
-        raise UserError(f"config.weights.path: {path} {words} ({reason})") from error
 
 
 def _read_safetensors(path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -206,7 +194,7 @@ def _read_safetensors(path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]
 
 def _read_npz(path: str) -> dict[str, np.ndarray]:
     with (
-        _damaged(path, "is damaged or holds more than arrays"),
+        damaged(f"config.weights.path: {path} is damaged or holds more than arrays"),
         np.load(path, allow_pickle=False) as file,
     ):
         return {name: file[name] for name in file.files}

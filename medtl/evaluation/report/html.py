@@ -32,7 +32,7 @@ from medtl.files import write_text
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _ID = re.compile(r'<h[23] id="(\w+)"')
-_IMAGE = re.compile(r"data:image/(png|jpeg|gif|webp);base64,[A-Za-z0-9+/=]+")
+IMAGE = re.compile(r"data:image/(png|jpeg|gif|webp);base64,[A-Za-z0-9+/=]+")
 
 
 def html(analysis: Mapping[str, Any], record: Mapping[str, Any] | None) -> str:
@@ -48,10 +48,15 @@ def html(analysis: Mapping[str, Any], record: Mapping[str, Any] | None) -> str:
     Raises:
       ValueError: an image is not a `data:` URI of a PNG, JPEG, GIF or WebP.
     """
+    context = _context(analysis, record)
+    return legible(template("report.html").render(context))
+
+
+def template(name: str) -> Any:
+    """Return a template of the package, which escapes every value."""
     import jinja2
     import markupsafe
 
-    context = _context(analysis, record)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -60,7 +65,7 @@ def html(analysis: Mapping[str, Any], record: Mapping[str, Any] | None) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["svg"] = markupsafe.Markup  # of `plots`, which escapes what it draws
-    return _legible(environment.get_template("report.html").render(context))
+    return environment.get_template(name)
 
 
 def markdown(analysis: Mapping[str, Any], record: Mapping[str, Any] | None) -> str:
@@ -90,7 +95,7 @@ def markdown(analysis: Mapping[str, Any], record: Mapping[str, Any] | None) -> s
     command = (record or {}).get("command")
     if command:
         fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", command))])
-        parts.append(f"{fence}sh\n{_legible(command)}\n{fence}")
+        parts.append(f"{fence}sh\n{legible(command)}\n{fence}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -278,7 +283,7 @@ def _error(error: Mapping[str, Any]) -> dict[str, Any]:
     ):
         source = error.get(key)
         if source:
-            if not _IMAGE.fullmatch(source):
+            if not IMAGE.fullmatch(source):
                 raise ValueError(
                     f"errors: the {key} of {error['id']!r} is not a data: URI of an image in base64"
                 )
@@ -298,7 +303,7 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         )
 
 
-def _legible(text: str) -> str:
+def legible(text: str) -> str:
     """Replace control characters, which HTML cannot hold, escaped or not."""
     return re.sub(
         r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]+", " ", text
@@ -307,7 +312,7 @@ def _legible(text: str) -> str:
 
 def _md(text: str) -> str:
     """Escape text so that Markdown shows it as it is, also in a table."""
-    text = " ".join(_legible(text).split())
+    text = " ".join(legible(text).split())
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*|\[\]~#!$])", r"\\\1", text)
     return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)

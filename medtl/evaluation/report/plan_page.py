@@ -19,11 +19,11 @@ from medtl.evaluation import plan, wording
 from medtl.evaluation.plan import Need, Plan
 from medtl.evaluation.report import plots
 from medtl.evaluation.report.figures import Figure
+from medtl.evaluation.report.html import template
 from medtl.evaluation.report.methods import Method
 from medtl.evaluation.report.plots import GUIDE, Axis, Series
 from medtl.files import write_text
 
-_TEMPLATES = Path(__file__).parent / "templates"
 METHODS = (
     Method(
         "Interval of the AUROC",
@@ -104,18 +104,7 @@ def html(made: Plan, drawn: Sequence[Figure]) -> str:
       made: the plan.
       drawn: its `figures`.
     """
-    import jinja2
-    import markupsafe
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["svg"] = markupsafe.Markup  # of `plots`, which escapes what it draws
-    return environment.get_template("plan.html").render(
+    return template("plan.html").render(
         headline=made.headline,
         notes=made.notes,
         assumed=plan.assumed(made.assumptions),

@@ -1,0 +1,35 @@
+"""Loads the examples of a domain as its config says. Imports no JAX."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from medtl import data
+from medtl.config import is_cross_validated
+from medtl.examples import Examples
+
+
+def load(config: Any, domain: str, *, rules: data.FileRules | None = None) -> Examples:
+    """Load one domain, checked and decoded.
+
+    Args:
+      config: as `medtl.config.default` makes it.
+      domain: "source" or "target".
+      rules: how image files are read, and what the checks accept; None: as the config says.
+
+    Raises:
+      UserError: the data are at fault.
+    """
+    c = config.data
+    return data.load(
+        c[domain],
+        image_size=c.image_size,
+        channels=c.channels,
+        resize=c.resize,
+        cache=c.cache,
+        cache_dir=c.cache_dir,
+        key=f"config.data.{domain}",
+        rules=rules or data.FileRules.of(c),
+        all_held_out=domain == "target" and is_cross_validated(config),
+        inputs=c.inputs,
+    )
