@@ -108,7 +108,7 @@ STAGE: Section = {
     "sampler": Field(
         "shuffled",
         "The order and frequency in which an epoch takes the examples.",
-        PluginString("medtl.data.samplers", ("shuffled", "balanced")),
+        PluginString("medtl.data.samplers", ("shuffled", "balanced", "square_root", "by_patient")),
     ),
     "freeze": Field(
         "none",
@@ -248,7 +248,7 @@ _TERM: Section = {
     "term": Field(
         "",
         "A term over the whole batch of both domains, or over the parameters.",
-        PluginString(),
+        PluginString("medtl.losses.terms"),
     ),
     "weight": Field(1.0, "Its factor.", at_least(0)),
 }

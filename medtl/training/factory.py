@@ -80,6 +80,11 @@ class Components:
         loggers = tuple(_resolved(text, "loggers") for text in config.loggers)
         return cls(losses, terms, lambda_, samplers, Augmentation(**fields, extra=extra), loggers)
 
+    @property
+    def reads_class_counts(self) -> bool:
+        """Whether a loss takes the class counts of the train split."""
+        return any("class_counts" in loss.takes for loss in self.losses)
+
     def make_loggers(self, folder: Any, config: Any) -> list[Logger]:
         """Make the metric writers of a training stage."""
         return [_Writer(make, make(folder, config)) for make in self.loggers]
@@ -365,6 +370,7 @@ def step(
     random_backbone: bool,
     steps: int,
     sizes: Mapping[str, int],
+    classes: Mapping[str, tuple[str, ...]],
     normalization: Normalization,
     parallel: Parallel,
 ) -> Step:
@@ -381,6 +387,7 @@ def step(
       random_backbone: freezes nothing and uses batch statistics.
       steps: the length of the stage.
       sizes: domain -> the size of its training set.
+      classes: domain -> the names of its classes.
       normalization: of the images.
       parallel: the devices.
     """
@@ -407,6 +414,8 @@ def step(
         batch_norm="batch" if random_backbone else c.batch_norm,
         rate=rate,
         remake=remake,
+        steps=steps,
+        classes=classes,
         reads=used.reads,
         accumulate=c.accumulate,
         ema=c.ema,

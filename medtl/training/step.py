@@ -64,6 +64,8 @@ class Step:
       batch_norm: "batch" or "frozen".
       rate: the learning rate over steps, for the log.
       remake: `TRACED` field of the training stage -> value, to (optimizer, rate) with these values.
+      steps: the length of the stage, for `progress`; 0: it stays 0.
+      classes: domain -> the names of the classes, for the terms.
       reads: what the terms read of their context; `pretrained` is kept in the state if read.
       accumulate: the number of micro-batches of a batch; must divide the size on each device.
       ema: decay of the moving average; 0: none.
@@ -79,6 +81,8 @@ class Step:
     batch_norm: str = "batch"
     rate: Callable[[Any], Any] = lambda step: 0.0
     remake: Callable[[Mapping[str, Any]], tuple[optax.GradientTransformation, Any]] | None = None
+    steps: int = 0
+    classes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     reads: frozenset[str] = frozenset()
     accumulate: int = 1
     ema: float = 0.0
@@ -94,7 +98,7 @@ class Step:
 
         Args:
           values: any of `TRACED` -> f32[]; `sizes`, domain -> f32[], sizes of the training sets;
-            `class_counts`, read where a term asks for it.
+            `class_counts`, domain -> f32[K], read where a loss or term asks for it.
         """
         fields = {name: values[name] for name in TRACED[1:] if name in values}
         objective = dataclasses.replace(
@@ -200,7 +204,14 @@ class Step:
             )
             context, share = self._context(state, params, outputs, part)
             value, parts = self.objective(
-                outputs, part, step=state.step, counts=counts, context=context, share=share
+                outputs,
+                part,
+                step=state.step,
+                counts=counts,
+                context=context,
+                share=share,
+                class_counts=state.values.get("class_counts"),
+                progress=self._progress(state),
             )
             return value, (parts, changed.get("batch_stats", batch_stats))
 
@@ -245,9 +256,14 @@ class Step:
             "params": params,
             "pretrained": state.pretrained,
             "step": state.step,
+            "progress": self._progress(state),
+            "classes": self.classes,
             "class_counts": state.values.get("class_counts", {}),
         }
         return Context(parts, gather), 1.0 / (devices * self.accumulate)
+
+    def _progress(self, state: TrainState) -> jax.Array:
+        return state.step.astype(jnp.float32) / max(self.steps, 1)
 
     def variables(self, state: TrainState) -> dict[str, Any]:
         """Return the variables that evaluation uses: the moving average where there is one."""
