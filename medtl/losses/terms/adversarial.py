@@ -12,6 +12,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from medtl.errors import UserError
+from medtl.losses.terms.domains import DOMAINS, masked_features
 
 
 class DANN(nn.Module):
@@ -52,20 +53,16 @@ class DANN(nn.Module):
         if not self.gamma >= 0:
             raise UserError(f"DANN: gamma is {self.gamma}; it must be at least 0")
         strength = 2 * jax.nn.sigmoid(self.gamma * jnp.asarray(context.progress, jnp.float32)) - 1
-        parts = [context.outputs[domain].features for domain in ("source", "target")]
-        x = reverse_gradient(jnp.concatenate(parts).astype(jnp.float32), strength)
+        parts, masks = zip(*(masked_features(context, d) for d in DOMAINS), strict=True)
+        x = reverse_gradient(jnp.concatenate(parts), strength)
         for width in self.hidden:
             x = nn.relu(nn.Dense(width)(x))
         logits = jnp.split(nn.Dense(1)(x)[:, 0], [len(parts[0])])
         value = jnp.zeros(())
-        for label, domain in enumerate(("source", "target")):
-            mask, logit = context.batch[domain]["mask"], logits[label]
-            losses = optax.losses.sigmoid_binary_cross_entropy(
-                logit, jnp.full_like(logit, float(label))
-            )
-            # where, not a product: padding may hold anything.
-            total = jnp.sum(jnp.where(mask > 0, losses, 0.0))
-            value += 0.5 * total / jnp.maximum(jnp.sum(mask), 1.0)
+        for label, (mask, logit) in enumerate(zip(masks, logits, strict=True)):
+            labels = jnp.full_like(logit, float(label))
+            losses = mask * optax.losses.sigmoid_binary_cross_entropy(logit, labels)
+            value += 0.5 * jnp.sum(losses) / jnp.maximum(jnp.sum(mask), 1.0)
         return value
 
 

@@ -5,7 +5,6 @@ Each takes `context.outputs[domain].features` f32[B, D] and `context.batch[domai
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -40,13 +39,13 @@ def coral(context: Any) -> Float[Array, ""]:
     >>> print(coral(Namespace(outputs=outputs, batch=batch)))  # variances 2 and 0
     1.0
     """
-    (x, p), (y, q) = (_rows(context, domain) for domain in DOMAINS)
+    (x, p), (y, q) = (masked_features(context, domain) for domain in DOMAINS)
     enough = (jnp.sum(p) > 1) & (jnp.sum(q) > 1)
     difference = _covariance(x, p) - _covariance(y, q)
     return jnp.where(enough, jnp.sum(difference**2) / (4 * x.shape[1] ** 2), 0.0)
 
 
-def mmd(context: Any, *, scales: Sequence[float] = (0.25, 0.5, 1.0, 2.0, 4.0)) -> Float[Array, ""]:
+def mmd(context: Any, *, scales: Any = (0.25, 0.5, 1.0, 2.0, 4.0)) -> Float[Array, ""]:
     """Return the squared maximum mean discrepancy for a mean of Gaussian kernels, without bias.
 
     `mean_{i≠j} k(x_i, x_j) + mean_{i≠j} k(y_i, y_j) - 2 mean_{i,j} k(x_i, y_j)` with
@@ -80,7 +79,7 @@ def mmd(context: Any, *, scales: Sequence[float] = (0.25, 0.5, 1.0, 2.0, 4.0)) -
         is_list and all(scale > 0 for scale in scales),
         f"mmd: scales is {scales!r}; it must be a tuple of numbers above 0, such as (0.5, 1, 2)",
     )
-    (x, p), (y, q) = (_rows(context, domain) for domain in DOMAINS)
+    (x, p), (y, q) = (masked_features(context, domain) for domain in DOMAINS)
     n, m, rows = len(x), jnp.concatenate([p, q]), jnp.concatenate([x, y])
     # Distances do not change with the origin; about the mean, the products lose fewer digits.
     center = jnp.sum(m[:, None] * rows, axis=0) / jnp.maximum(jnp.sum(m), 1.0)
@@ -139,7 +138,7 @@ def contrastive(context: Any, *, temperature: float = 0.1) -> Float[Array, ""]:
             f"{', '.join(context.classes['source'])} and those of the target are "
             f"{', '.join(context.classes['target'])}; they must be the same"
         )
-    (x, p), (y, q) = (_rows(context, domain) for domain in DOMAINS)
+    (x, p), (y, q) = (masked_features(context, domain) for domain in DOMAINS)
     label = jnp.concatenate([context.batch[domain]["label"] for domain in DOMAINS])
     require(label.ndim == 1, "contrastive takes one diagnosis for each example")
     rows, m = jnp.concatenate([x, y]), jnp.concatenate([p, q])
@@ -158,7 +157,7 @@ def contrastive(context: Any, *, temperature: float = 0.1) -> Float[Array, ""]:
     return jnp.sum(of_row) / jnp.maximum(jnp.sum(n_positive > 0), 1.0)
 
 
-def _rows(context: Any, domain: str) -> tuple[Float[Array, "b d"], Float[Array, " b"]]:
+def masked_features(context: Any, domain: str) -> tuple[Float[Array, "b d"], Float[Array, " b"]]:
     """Return a domain's features, with zeros in place of padding, and its mask."""
     mask = context.batch[domain]["mask"].astype(jnp.float32)
     features = context.outputs[domain].features.astype(jnp.float32)

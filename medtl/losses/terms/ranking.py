@@ -14,8 +14,7 @@ from jaxtyping import Array, Float
 
 from medtl.errors import UserError, nearest
 from medtl.losses.supervised import one_hot
-
-DOMAINS = ("source", "target")
+from medtl.losses.terms.domains import DOMAINS
 
 
 def soft_f1(context: Any, *, domain: str = "target") -> Float[Array, ""]:
