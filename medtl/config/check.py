@@ -200,6 +200,11 @@ def _check_objective(config: ConfigDict) -> None:
                     f"config.data.{domain}.multi_label is True; use "
                     "'sigmoid_binary_cross_entropy', 'sigmoid_focal' or 'asymmetric'"
                 )
+    if objective.gradients != "sum" and not any(config.arm[name].joint for name in config.arms):
+        raise UserError(
+            f"config.objective.gradients is {objective.gradients!r}, which compares the source's "
+            f"gradient with the target's, but none of the arms {', '.join(config.arms)} is joint"
+        )
     for name in objective.terms:
         if name in objective.losses:
             raise UserError(
@@ -376,6 +381,10 @@ def _check_linear(config: ConfigDict, tried: Mapping[str, tuple[Any, ...]]) -> N
     if config.objective.lambda_schedule:
         raise UserError(
             f"{key} has no steps, but config.objective.lambda_schedule changes λ with them"
+        )
+    if config.objective.gradients != "sum":
+        raise UserError(
+            f"{key} has no steps, but config.objective.gradients changes their gradient"
         )
     if config.objective.terms:
         raise UserError(f"{key} takes one loss, but config.objective.terms adds others")

@@ -23,6 +23,7 @@ import numpy as np
 from medtl.errors import UserError
 
 Sampler = Callable[..., np.ndarray]
+NAMES = ("shuffled", "balanced", "square_root", "by_patient")
 
 
 def shuffled(

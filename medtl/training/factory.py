@@ -24,7 +24,7 @@ from medtl.models import architectures
 from medtl.models.encoders import DEFAULTS
 from medtl.models.fusion import LateHead
 from medtl.models.model import Head, Model, init_variables
-from medtl.training import optimizers, tracing
+from medtl.training import conflicts, optimizers, tracing
 from medtl.training.log import Logger
 from medtl.training.objective import AbsentDomainError, Context, Loss, Objective, Term
 from medtl.training.parallel import Parallel
@@ -415,12 +415,26 @@ def step(
         rate=rate,
         remake=remake,
         steps=steps,
+        gradients=_gradients(config, trained, base, domains),
         classes=classes,
         reads=used.reads,
         accumulate=c.accumulate,
         ema=c.ema,
         axis_name=parallel.axis_name,
     )
+
+
+def _gradients(config: Any, trained: Any, base: Model, domains: Sequence[str]) -> str:
+    """Return how the gradients of both domains are combined in the stage."""
+    mode = config.objective.gradients
+    if len(domains) < 2 or mode == "sum":
+        return "sum"
+    if not conflicts.shared_paths(trained, base.head_of):
+        raise UserError(
+            f"config.objective.gradients is {mode!r}, but source and target share no parameter "
+            "that trains: the backbone is frozen and each has a head of its own; set 'sum'"
+        )
+    return mode
 
 
 def _optimizer(section: Any, steps: int, key: str, fields: Mapping[str, Any]) -> Any:
