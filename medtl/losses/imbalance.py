@@ -198,8 +198,8 @@ def ldam(
     labels, counts = one_hot(batch["label"], logits), _counts(class_counts, logits)
     quarter = jnp.where(counts > 0, jnp.maximum(counts, 1.0) ** -0.25, 0.0)
     margins = margin * quarter / jnp.maximum(jnp.max(quarter), 1e-12)
-    weights = class_weights(counts, scheme="effective", beta=beta)
-    weights = jnp.where(jnp.asarray(progress) >= deferred, weights, 1.0) if deferred < 1 else 1.0
+    is_late = (jnp.asarray(progress) >= deferred) & (deferred < 1)
+    weights = jnp.where(is_late, class_weights(counts, scheme="effective", beta=beta), 1.0)
     return optax.losses.softmax_cross_entropy(scale * (logits - labels * margins), labels * weights)
 
 

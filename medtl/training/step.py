@@ -194,7 +194,50 @@ class Step:
 
         The groups are those of `_combined`.
         """
-        counts = self._sum(self.objective.counts(batch))
+        loss = self._loss(state, frozen, self._sum(self.objective.counts(batch)))
+
+        def gradient(trained: Any, batch_stats: Any, part: Batch) -> Any:
+            shifts = self._shifts(trained, part)
+            if self.gradients == "sum":
+                (of_all, of_heads), aux = jax.grad(loss, (0, 1), has_aux=True)(
+                    trained, shifts, batch_stats, part
+                )
+                return {"all": of_all, "heads": of_heads}, aux
+
+            def both(trained: Any, shifts: Any) -> Any:
+                return loss(trained, shifts, batch_stats, part)
+
+            _, pull, aux = jax.vjp(both, trained, shifts, has_aux=True)  # type: ignore[misc]
+            (of_source, heads), (of_rest, other) = pull(jnp.eye(2)[0]), pull(jnp.eye(2)[1])
+            heads = jax.tree.map(jnp.add, heads, other)
+            return {"source": of_source, "target": of_rest, "heads": heads}, aux
+
+        if self.accumulate == 1:
+            gradients, (parts, batch_stats) = gradient(trained, state.batch_stats, batch)
+            return (gradients, parts), batch_stats
+
+        def add(carry: Any, part: Any) -> Any:
+            # The barrier orders the micro-batches; unrolled, all would hold their memory at once.
+            (batch_stats, total), part = jax.lax.optimization_barrier((carry, part))
+            gradients, (parts, batch_stats) = gradient(trained, batch_stats, part)
+            return (batch_stats, jax.tree.map(jnp.add, total, (gradients, parts))), None
+
+        pieces = jax.tree.map(self._micro_batches, batch)
+        first = jax.tree.map(lambda x: x[0], pieces)
+        shapes = jax.eval_shape(gradient, trained, state.batch_stats, first)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0], shapes[1][0]))
+        # XLA's CPU backend runs the gradients of convolutions ten times as slowly within a loop.
+        unroll = self.accumulate if jax.default_backend() == "cpu" else 1
+        (batch_stats, total), _ = jax.lax.scan(
+            add, (state.batch_stats, zeros), pieces, unroll=unroll
+        )
+        return total, batch_stats
+
+    def _loss(self, state: TrainState, frozen: Any, counts: Mapping[str, Any]) -> Callable:
+        """Return the function (trained, shifts, batch statistics, batch) -> (value, others).
+
+        The value is the objective, or [the source's part, the rest] where they are combined.
+        """
         key = jax.random.wrap_key_data(state.key)
 
         def loss(trained: Any, shifts: Any, batch_stats: Any, part: Batch) -> Any:
@@ -226,40 +269,7 @@ class Step:
                 value = jnp.stack([parts["source"], value - parts["source"]])
             return value, (parts, changed.get("batch_stats", batch_stats))
 
-        def gradient(trained: Any, batch_stats: Any, part: Batch) -> Any:
-            shifts = self._shifts(trained, part)
-            if self.gradients == "sum":
-                (of_all, of_heads), aux = jax.grad(loss, (0, 1), has_aux=True)(
-                    trained, shifts, batch_stats, part
-                )
-                return {"all": of_all, "heads": of_heads}, aux
-            _, pull, aux = jax.vjp(
-                lambda *trees: loss(*trees, batch_stats, part), trained, shifts, has_aux=True
-            )
-            (of_source, heads), (of_rest, other) = pull(jnp.eye(2)[0]), pull(jnp.eye(2)[1])
-            heads = jax.tree.map(jnp.add, heads, other)
-            return {"source": of_source, "target": of_rest, "heads": heads}, aux
-
-        if self.accumulate == 1:
-            gradients, (parts, batch_stats) = gradient(trained, state.batch_stats, batch)
-            return (gradients, parts), batch_stats
-
-        def add(carry: Any, part: Any) -> Any:
-            # The barrier orders the micro-batches; unrolled, all would hold their memory at once.
-            (batch_stats, total), part = jax.lax.optimization_barrier((carry, part))
-            gradients, (parts, batch_stats) = gradient(trained, batch_stats, part)
-            return (batch_stats, jax.tree.map(jnp.add, total, (gradients, parts))), None
-
-        pieces = jax.tree.map(self._micro_batches, batch)
-        first = jax.tree.map(lambda x: x[0], pieces)
-        shapes = jax.eval_shape(gradient, trained, state.batch_stats, first)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0], shapes[1][0]))
-        # XLA's CPU backend runs the gradients of convolutions ten times as slowly within a loop.
-        unroll = self.accumulate if jax.default_backend() == "cpu" else 1
-        (batch_stats, total), _ = jax.lax.scan(
-            add, (state.batch_stats, zeros), pieces, unroll=unroll
-        )
-        return total, batch_stats
+        return loss
 
     def _shifts(self, trained: Any, batch: Batch) -> dict[str, dict[optimizers.Path, jax.Array]]:
         """Return zeros for each domain in the shape of the shared head; {} where none is trained.

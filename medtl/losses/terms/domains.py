@@ -90,7 +90,9 @@ def mmd(context: Any, *, scales: Any = (0.25, 0.5, 1.0, 2.0, 4.0)) -> Float[Arra
     pairs = m[:, None] * m[None] * (1 - jnp.eye(len(rows)))
     width = jnp.sum(pairs * distance) / jnp.maximum(jnp.sum(pairs), 1.0)
     width = jax.lax.stop_gradient(jnp.maximum(width, 1e-12))
-    kernel = sum(jnp.exp(-distance / (scale * width)) for scale in scales) / len(scales)
+    kernel = jnp.zeros_like(distance)
+    for scale in scales:
+        kernel += jnp.exp(-distance / (scale * width)) / len(scales)
 
     def mean(values: Array, weights: Array) -> Array:
         return jnp.sum(weights * values) / jnp.maximum(jnp.sum(weights), 1.0)
