@@ -1,6 +1,6 @@
 """Time of a joint step with each term, and with combined gradients, over that of the plain step.
 
-    python benchmarks/joint_step.py [--size=224] [--batch=32] [--rounds=5]
+    python benchmarks/joint_step.py [--size=224] [--batch=32] [--rounds=5] [--variants=...]
 
 ResNet-18, batch + batch examples, random data. The variants take turns, one step each, so that
 other load on the machine meets all of them; the table has the median of each, its ratio to the
@@ -89,6 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     for flag, default in (("--size", 224), ("--batch", 32), ("--rounds", 5)):
         parser.add_argument(flag, type=int, default=default)
+    parser.add_argument("--variants", default=",".join(VARIANTS), help="plain comes first")
     args = parser.parse_args()
     head = functools.partial(Head, 2)
     backbone = models.backbone("resnet18", last_layer="layer4")
@@ -96,7 +97,7 @@ def main() -> None:
     image = jax.ShapeDtypeStruct((1, args.size, args.size, 3), jnp.float32)
     variables = init_variables(model, jax.random.key(0), {"image": image})
     batch = jax.device_put(make_batch(args.size, args.batch))
-    made = {name: make(name, model, variables, batch) for name in VARIANTS}
+    made = {name: make(name, model, variables, batch) for name in args.variants.split(",")}
     seconds: dict[str, list[float]] = {name: [] for name in made}
     for turn in range(args.rounds + 1):
         for name, (step, state) in made.items():

@@ -288,10 +288,9 @@ class Step:
         if not shifts:
             return self.model, params
         name = self.model.head_of["target"]
-        model = Model(
-            self.model.make_encoders,
-            dict.fromkeys(shifts, self.model.make_heads[name]),
-            {domain: domain for domain in shifts},
+        model = self.model.clone(
+            make_heads=dict.fromkeys(shifts, self.model.make_heads[name]),
+            head_of={domain: domain for domain in shifts},
         )
         flat = flax.traverse_util.flatten_dict(params["heads"][name])
         heads = {
