@@ -38,7 +38,8 @@ def nearest(name: str, names: Iterable[str]) -> str:
     "; did you mean 'adam'?"
     """
     choices = sorted(names)
-    close = difflib.get_close_matches(name, choices, n=1)
+    same = [choice for choice in choices if choice.lower() == name.lower()]
+    close = same or difflib.get_close_matches(name, choices, n=1)
     if close:
         return f"; did you mean {close[0]!r}?"
     shown = [_short(choice, _LONGEST_NAME) for choice in choices[:_MOST_CHOICES]]

@@ -152,6 +152,21 @@ def resolve(text: str, default_module: str, *, key: str) -> Plugin:
     return Plugin(text, key, function, spec.args, spec.kwargs)
 
 
+def accepted(function: Callable[..., Any], names: Iterable[str]) -> frozenset[str]:
+    """Return which of these arguments a function has and its plug-in string does not give.
+
+    >>> sorted(accepted(parse, ("key", "class_counts")))
+    ['key']
+    """
+    given = function.kwargs if isinstance(function, Plugin) else {}
+    called = function.function if isinstance(function, Plugin) else function
+    try:
+        parameters = inspect.signature(called).parameters
+    except (TypeError, ValueError):  # some builtins have none
+        return frozenset()
+    return frozenset(name for name in names if name in parameters and name not in given)
+
+
 def source_files(texts: Mapping[str, str]) -> dict[str, str]:
     """Return the sha256 of each file behind plug-in strings that name a file or a module.
 

@@ -64,11 +64,21 @@ CASES = {
         },
         {LAMBDA: (0.5, 2.0), DECAY: (0.01, 0.3)},
     ),
+    "class counts of folds": (
+        {
+            "evaluation__folds": 2,
+            "evaluation__times": 1,
+            "data__target__split": (0.6, 0.2, 0.2),
+            "objective__losses__main__loss": "ldam(deferred=0.5, beta=0.9)",
+            "objective__gradients": "pcgrad",
+        },
+        {LAMBDA: (0.5, 2.0), RATE: (1e-3, 1e-2)},
+    ),
 }
 
 
 @pytest.mark.parametrize(
-    "case", ["own split", pytest.param("folds after a source stage", marks=pytest.mark.slow)]
+    "case", ["own split", *(pytest.param(c, marks=pytest.mark.slow) for c in list(CASES)[1:])]
 )
 def test_heads_that_one_program_trains_equal_those_of_runs(case, weights, tmp_path):
     fields, grid = CASES[case]

@@ -22,6 +22,17 @@ from medtl.examples import RESERVED, is_input
 from medtl.models import architectures
 
 LAMBDA, DECAY = "objective.lambda_", "stages.target.weight_decay"
+# Losses of medtl that take one class for each example.
+ONE_DIAGNOSIS = (
+    "balanced_softmax",
+    "class_weighted",
+    "cross_entropy",
+    "focal",
+    "generalized_cross_entropy",
+    "ldam",
+    "logit_adjusted",
+    "symmetric_cross_entropy",
+)
 _SAME_DATA = "all values are compared on the same examples"
 _SAME_NETWORK = "the network is made and its weights are loaded once for all values"
 _SAME_RULES = "it says how values are compared"
@@ -191,12 +202,18 @@ def _check_objective(config: ConfigDict) -> None:
         key = f"config.objective.losses.{name}.loss"
         spec = plugins.parse(entry.loss, key=key)
         for domain in domains(config):
-            is_single = (spec.module, spec.name) == ("", "cross_entropy")
+            is_single = not spec.module and spec.name in ONE_DIAGNOSIS
             if is_single and config.data[domain].multi_label:
                 raise UserError(
                     f"{key} is {entry.loss!r}, which takes one diagnosis an example, but "
-                    f"config.data.{domain}.multi_label is True; use 'sigmoid_binary_cross_entropy'"
+                    f"config.data.{domain}.multi_label is True; use "
+                    "'sigmoid_binary_cross_entropy', 'sigmoid_focal' or 'asymmetric'"
                 )
+    if objective.gradients != "sum" and not any(config.arm[name].joint for name in config.arms):
+        raise UserError(
+            f"config.objective.gradients is {objective.gradients!r}, which compares the source's "
+            f"gradient with the target's, but none of the arms {', '.join(config.arms)} is joint"
+        )
     for name in objective.terms:
         if name in objective.losses:
             raise UserError(
@@ -373,6 +390,10 @@ def _check_linear(config: ConfigDict, tried: Mapping[str, tuple[Any, ...]]) -> N
     if config.objective.lambda_schedule:
         raise UserError(
             f"{key} has no steps, but config.objective.lambda_schedule changes λ with them"
+        )
+    if config.objective.gradients != "sum":
+        raise UserError(
+            f"{key} has no steps, but config.objective.gradients changes their gradient"
         )
     if config.objective.terms:
         raise UserError(f"{key} takes one loss, but config.objective.terms adds others")

@@ -36,6 +36,7 @@ from medtl.config.rules import (
     each,
     one_of,
 )
+from medtl.data import samplers
 from medtl.evaluation.metrics.names import NAMES
 from medtl.models import DTYPES, FUSIONS
 
@@ -108,7 +109,7 @@ STAGE: Section = {
     "sampler": Field(
         "shuffled",
         "The order and frequency in which an epoch takes the examples.",
-        PluginString("medtl.data.samplers", ("shuffled", "balanced")),
+        PluginString("medtl.data.samplers", samplers.NAMES),
     ),
     "freeze": Field(
         "none",
@@ -248,7 +249,7 @@ _TERM: Section = {
     "term": Field(
         "",
         "A term over the whole batch of both domains, or over the parameters.",
-        PluginString(),
+        PluginString("medtl.losses.terms"),
     ),
     "weight": Field(1.0, "Its factor.", at_least(0)),
 }
@@ -260,6 +261,12 @@ _OBJECTIVE: Section = {
         PluginString("optax", optional=True),
     ),
     "reduction": Field("mean", "The reduction over each domain.", one_of(*REDUCTIONS)),
+    "gradients": Field(
+        "sum",
+        "Joint stage, where the source's gradient and the target's conflict. sum: they are added."
+        " pcgrad: each loses its part along the other. gated: the source's is left out.",
+        one_of("sum", "pcgrad", "gated"),
+    ),
     "losses": Entries(_LOSS, {"main": _LOSS}, least="at least one loss"),
     "terms": Entries(_TERM),
 }

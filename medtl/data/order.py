@@ -38,6 +38,7 @@ def order_of(
         rows,
         examples.label[rows],
         examples.weight[rows],
+        None if examples.patient is None else examples.patient[rows],
         domain,
         seed,
         samplers.shuffled if sampler is None else sampler,
@@ -52,6 +53,7 @@ class Endless:
       rows: int[n], the rows of the split.
       label: int[n] or float[n, K], their labels.
       weight: f32[n], their weights.
+      patient: str[n], their patients; None where they are not known.
       domain: passed to the sampler.
       seed: the seed of the order.
       sampler: draws the rows of an epoch.
@@ -60,6 +62,7 @@ class Endless:
     rows: np.ndarray
     label: np.ndarray
     weight: np.ndarray
+    patient: np.ndarray | None
     domain: str
     seed: int
     sampler: Sampler
@@ -82,7 +85,8 @@ class Endless:
         """Call the sampler for epoch e and check the result: int[n], from 0 to n - 1."""
         bits = np.random.Philox(np.random.SeedSequence((self.seed, e)))
         rng = np.random.Generator(bits)
-        positions = np.asarray(self.sampler(self.label, self.weight, self.domain, rng))
+        given = {"patients": self.patient} if self._takes_patients else {}
+        positions = np.asarray(self.sampler(self.label, self.weight, self.domain, rng, **given))
         n = len(self.rows)
         if positions.dtype.kind not in "iu" or positions.shape != (n,):
             problem = f"{positions.dtype}{list(positions.shape)}"
@@ -94,6 +98,10 @@ class Endless:
             f"{_name(self.sampler)} returned {problem} for the {n} train rows of {self.domain}; "
             f"it must return {n} positions, whole numbers from 0 to {n - 1}"
         )
+
+    @property
+    def _takes_patients(self) -> bool:
+        return bool(plugins.accepted(self.sampler, ("patients",)))
 
     def __getitem__(self, position: int) -> int:
         e, offset = divmod(position, len(self.rows))

@@ -145,7 +145,9 @@ def open_experiment(
         train_size=max(splits.largest_train(made) for made in by_seed.values()),
         tables=tables,
     )
-    preflight.check(experiment, arms or config.arms, tuned if settings is None else settings)
+    every_split = [split for made in by_seed.values() for split in made]
+    tried = tuned if settings is None else settings
+    preflight.check(experiment, arms or config.arms, tried, every_split)
     for note in _selection_notes(experiment, by_seed):
         print(note)
     shown = [_named("arm", arms or config.arms), _named("seed", config.seeds)]

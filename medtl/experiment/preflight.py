@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,25 +18,33 @@ from flax import linen as nn
 
 from medtl import config as configs
 from medtl import data, plugins
+from medtl.data.order import order_of
 from medtl.errors import UserError
 from medtl.experiment import baselines
 from medtl.experiment.arm import Arm
 from medtl.experiment.setup import Experiment
-from medtl.experiment.stage import Stage
+from medtl.experiment.splits import Split
+from medtl.experiment.stage import Stage, counts_of
 from medtl.experiment.trials import Trial
 from medtl.training import factory, tracing
-from medtl.training.objective import Objective
+from medtl.training.objective import DOMAINS, Objective
 
 _MOST_REPEATS = 16  # of an example in one batch
 
 
-def check(experiment: Experiment, arms: Sequence[str], settings: Sequence[Trial]) -> None:
+def check(
+    experiment: Experiment,
+    arms: Sequence[str],
+    settings: Sequence[Trial],
+    splits: Sequence[Split],
+) -> None:
     """Refuse an experiment that would fail, or train something other than what was meant.
 
     Args:
       experiment: the opened experiment.
       arms: the arms that will run.
       settings: that nested selection or a sweep will try.
+      splits: of the target, on which the arms will run.
 
     Raises:
       UserError: names the config's key.
@@ -47,20 +55,24 @@ def check(experiment: Experiment, arms: Sequence[str], settings: Sequence[Trial]
             print(f"{domain} has no val split: the last checkpoint is used, not the best")
     if configs.paths(config.evaluation.tune) and not _has_val(experiment, "target"):
         raise UserError("config.evaluation.tune selects on val, and the target has no val part")
-    _check_one(experiment, arms, shows_terms=True)
+    _check_one(experiment, arms, splits, shows_terms=True)
     for trial in settings:
         if not trial.is_traced:
-            _check_one(experiment.with_trial(trial), arms, shows_terms=False)
+            _check_one(experiment.with_trial(trial), arms, splits, shows_terms=False)
 
 
-def _check_one(experiment: Experiment, arms: Sequence[str], *, shows_terms: bool) -> None:
+def _check_one(
+    experiment: Experiment, arms: Sequence[str], splits: Sequence[Split], *, shows_terms: bool
+) -> None:
     _check_encoders(experiment)
+    _check_class_counts(experiment, splits)
     for examples in experiment.examples.values():
         losses = experiment.components.losses
         tracing.check_losses(losses, examples, experiment.feature_width)
         n, k = min(len(examples), 50), len(examples.classes)
         uniform = np.full((n, k), 1 / k)
         experiment.evaluator.metrics_of(examples, np.arange(n), uniform)
+    left_out: list[Mapping[str, str]] = []
     for name in arms:
         arm = Arm(experiment, experiment.split, experiment.config.seeds[0], name)
         if arm.section.estimator:
@@ -71,7 +83,34 @@ def _check_one(experiment: Experiment, arms: Sequence[str], *, shows_terms: bool
         for stage in experiment.stages(name):
             _check_stage(arm.experiment, name, stage)
         if experiment.components.terms or _freezes_a_layer(arm):
-            _trace(arm, shows_terms=shows_terms)
+            left_out += _trace(arm, shows_terms=shows_terms)
+    for term in experiment.components.terms:
+        if all(term.name in of_stage for of_stage in left_out):
+            reason = left_out[-1][term.name]
+            raise UserError(
+                f"config.objective.terms.{term.name} applies to no training stage of "
+                f"{', '.join(arms)}: {reason}"
+            )
+
+
+def _check_class_counts(experiment: Experiment, splits: Sequence[Split]) -> None:
+    """Refuse a split whose train part lacks a class that a loss of medtl's counts."""
+    for loss in experiment.components.losses:
+        plugin: Any = loss.loss
+        is_ours = plugin.function.__module__.startswith("medtl.")
+        if not (is_ours and "class_counts" in loss.takes):
+            continue
+        parts = [(domain, domain, e) for domain, e in experiment.examples.items()]
+        target = experiment.examples["target"]
+        parts += [("target", f"target, {s.path}", s.of(target)) for s in splits if s.path]
+        for domain, where, examples in parts:
+            for name, count in zip(examples.classes, counts_of(examples), strict=True):
+                if not count:
+                    raise UserError(
+                        f"{plugin.key} is {plugin.text!r}, which counts the train examples of each "
+                        f"class, but {where} has none of {name!r}; take another loss or split, or "
+                        f"give the option class_counts, one number a class of the {domain}"
+                    )
 
 
 def _freezes_a_layer(arm: Arm) -> bool:
@@ -79,17 +118,23 @@ def _freezes_a_layer(arm: Arm) -> bool:
     return any(stage.freeze not in ("none", "backbone") for stage in stages)
 
 
-def _trace(arm: Arm, *, shows_terms: bool) -> None:
-    """Make the step of each training stage, which traces the terms and finds the frozen layers."""
-    weights = arm.initial()
+def _trace(arm: Arm, *, shows_terms: bool) -> list[Mapping[str, str]]:
+    """Make the step of each training stage, which traces the terms and finds the frozen layers.
+
+    Returns:
+      For each training stage: term -> why it is left out.
+    """
+    weights, left_out = arm.initial(), []
     for name in arm.experiment.stages(arm.name):
         stage = Stage(arm, name, weights)
         stage.make_step()
+        left_out.append(stage.used_terms.left_out)
         if shows_terms:
             for term, reason in stage.used_terms.left_out.items():
                 print(f"{arm.name}, {name} stage: term {term!r} is left out: {reason}")
         is_random = weights.is_random and stage.steps == 0
         weights = dataclasses.replace(weights, is_random=is_random, is_loaded=False)
+    return left_out
 
 
 def _check_encoders(experiment: Experiment) -> None:
@@ -124,7 +169,10 @@ def _check_stage(experiment: Experiment, arm: str, stage: str) -> None:
             f"{key}.batch_size is {c.batch_size:,}, but {stage} has {e.sizes[stage]:,} train "
             f"examples; use at most {e.sizes[stage]:,}"
         )
-    if stage == "target" and config.arm[arm].joint:
+    is_joint = stage == "target" and config.arm[arm].joint
+    for domain in DOMAINS if is_joint else (stage,):  # a sampler that fails does so at once
+        order_of(e.examples[domain], "train", 0, e.components.samplers[stage], domain).epoch(0)
+    if is_joint:
         e.parallel.check_batch(c.source_batch_size or c.batch_size, f"{key}.source_batch_size")
         Objective((), e.components.lambda_).check(e.steps(arm, stage))
     groups = factory.groups(e.model)

@@ -192,6 +192,7 @@ class Stage:
             random_backbone=self.start.is_random,
             steps=self.steps,
             sizes=e.sizes,
+            classes={domain: x.classes for domain, x in e.examples.items()},
             normalization=e.normalization,
             parallel=e.parallel,
         )
@@ -230,8 +231,9 @@ class Stage:
         values: dict[str, Any] = dict(self.arm.trial.traced) if self.name == "target" else {}
         if config.objective.reduction == "sum":
             values["sizes"] = {d: np.float32(len(e.indices("train"))) for d, e in examples.items()}
-        if config.objective.terms:
-            values["class_counts"] = {d: _class_counts(e) for d, e in examples.items()}
+        components = self.arm.experiment.components
+        if components.terms or components.reads_class_counts:
+            values["class_counts"] = {d: counts_of(e) for d, e in examples.items()}
         return values
 
     def feed(self, first: int, progress: Progress) -> loop.Feed:
@@ -273,8 +275,9 @@ class Stage:
         )
 
 
-def _class_counts(examples: Examples) -> np.ndarray:
+def counts_of(examples: Examples) -> np.ndarray:
+    """Return f32[K], the number of train examples of each class."""
     label = examples.label[examples.indices("train")]
     if examples.multi_label:
         return np.nansum(label, axis=0).astype(np.float32)
-    return np.bincount(label, minlength=len(examples.classes)).astype(np.float32)
+    return np.bincount(label[label >= 0], minlength=len(examples.classes)).astype(np.float32)

@@ -1,8 +1,26 @@
 """Losses, `loss(outputs, batch, **options) -> f32[B]`: one value per example.
 
-`medtl.training.objective` masks, weighs and reduces all of them alike.
+`medtl.training.objective` masks, weighs and reduces all of them alike. A loss with the argument
+`class_counts` or `progress` gets it from training. Terms over a whole batch are in
+`medtl.losses.terms`.
 """
 
+from medtl.losses.focal import asymmetric, focal, sigmoid_focal
+from medtl.losses.imbalance import balanced_softmax, class_weighted, ldam, logit_adjusted
+from medtl.losses.noise import generalized_cross_entropy, symmetric_cross_entropy
 from medtl.losses.supervised import cross_entropy, mean_squared_error, sigmoid_binary_cross_entropy
 
-__all__ = ["cross_entropy", "mean_squared_error", "sigmoid_binary_cross_entropy"]
+__all__ = [
+    "asymmetric",
+    "balanced_softmax",
+    "class_weighted",
+    "cross_entropy",
+    "focal",
+    "generalized_cross_entropy",
+    "ldam",
+    "logit_adjusted",
+    "mean_squared_error",
+    "sigmoid_binary_cross_entropy",
+    "sigmoid_focal",
+    "symmetric_cross_entropy",
+]

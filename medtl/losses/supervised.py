@@ -51,12 +51,12 @@ def cross_entropy(
     >>> print(cross_entropy(outputs, {"label": jnp.array([0, 3])}).round(4))
     [1.3863 1.3863]
     """
-    if not 0 <= label_smoothing <= 1:
-        raise UserError(
-            f"cross_entropy: label_smoothing is {label_smoothing}; it must be in [0, 1]"
-        )
+    require(
+        0 <= label_smoothing <= 1,
+        f"cross_entropy: label_smoothing is {label_smoothing}; it must be in [0, 1]",
+    )
     logits = outputs.logits.astype(jnp.float32)
-    labels = optax.losses.smooth_labels(_one_hot(batch["label"], logits), label_smoothing)
+    labels = optax.losses.smooth_labels(one_hot(batch["label"], logits), label_smoothing)
     return optax.losses.softmax_cross_entropy(logits, labels)
 
 
@@ -91,7 +91,7 @@ def mean_squared_error(
         )
     logits = outputs.logits.astype(jnp.float32)
     predictions = jax.nn.softmax(logits) if on == "probabilities" else logits
-    return jnp.mean(jnp.square(predictions - _one_hot(batch["label"], logits)), axis=-1)
+    return jnp.mean(jnp.square(predictions - one_hot(batch["label"], logits)), axis=-1)
 
 
 def sigmoid_binary_cross_entropy(
@@ -120,7 +120,7 @@ def sigmoid_binary_cross_entropy(
     [0.6931 0.    ]
     """
     logits = outputs.logits.astype(jnp.float32)
-    labels = _one_hot(batch["label"], logits)
+    labels = one_hot(batch["label"], logits)
     is_known = ~jnp.isnan(labels)
     # Unknown labels are replaced before the loss: a `where` after it would still pass their NaN on
     # to the gradient.
@@ -128,7 +128,7 @@ def sigmoid_binary_cross_entropy(
     return jnp.sum(values * is_known, axis=-1) / jnp.maximum(jnp.sum(is_known, axis=-1), 1)
 
 
-def _one_hot(label: Num[Array, " ..."], logits: Float[Array, "b k"]) -> Float[Array, "b k"]:
+def one_hot(label: Num[Array, " ..."], logits: Float[Array, "b k"]) -> Float[Array, "b k"]:
     """Return class indices int[B] as one-hot rows (-1 gives zeros), or rows float[B, K]."""
     if jnp.issubdtype(label.dtype, jnp.integer) and label.shape == logits.shape[:1]:
         return jax.nn.one_hot(label, logits.shape[-1], dtype=jnp.float32)
@@ -139,3 +139,9 @@ def _one_hot(label: Num[Array, " ..."], logits: Float[Array, "b k"]) -> Float[Ar
         f"the label must be int{list(logits.shape[:1])} of class indices or "
         f"float{list(logits.shape)}"
     )
+
+
+def require(holds: bool, problem: str) -> None:
+    """Raise UserError with the problem unless an option's condition holds."""
+    if not holds:
+        raise UserError(problem)

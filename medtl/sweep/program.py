@@ -35,7 +35,8 @@ class Program:
       data: domain -> columns [N, ...] of all its examples, on each device.
       shape: (R, H), filled up.
       values: name in `TrainState.values` -> f32[H].
-      sizes: domain -> f32[R], the number of train examples of each run.
+      of_run: name in `TrainState.values` -> domain -> f32[R, ...], such as the `sizes` of the
+        training sets.
       sharding: of arrays that are "replicated", or have an axis of "runs", "settings", or "both".
     """
 
@@ -43,7 +44,7 @@ class Program:
     data: Any
     shape: tuple[int, int]
     values: Any
-    sizes: Any
+    of_run: Any
     sharding: Mapping[str, NamedSharding]
 
     @classmethod
@@ -53,7 +54,7 @@ class Program:
         values: Mapping[str, np.ndarray],
         data: Any,
         *,
-        sizes: Mapping[str, Sequence[int]],
+        of_run: Mapping[str, Mapping[str, Any]],
         devices: tuple[jax.Device, ...],
     ) -> Program:
         """Put the data on the devices; nothing is compiled yet.
@@ -62,10 +63,11 @@ class Program:
           step: as `Program.step`.
           values: as `Program.values`, on the host.
           data: as `Program.data`, on the host.
-          sizes: as `Program.sizes`, on the host.
+          of_run: as `Program.of_run`, on the host; at least the `sizes`.
           devices: that share the runs or the settings.
         """
-        shape = [len(next(iter(sizes.values()))), len(next(iter(values.values())))]
+        runs = len(next(iter(of_run["sizes"].values())))
+        shape = [runs, len(next(iter(values.values())))]
         filled = [-(-n // len(devices)) * len(devices) for n in shape]
         axis = int(filled[1] / shape[1] < filled[0] / shape[0])
         shape[axis] = filled[axis]
@@ -79,14 +81,19 @@ class Program:
             "both": (None, "grid") if axis else ("grid",),
         }
         sharding = {k: NamedSharding(mesh, PartitionSpec(*names)) for k, names in axes.items()}
-        counts = {d: np.resize(np.asarray(n, np.float32), shape[0]) for d, n in sizes.items()}
+        rows = np.resize(np.arange(runs), shape[0])
+        filled_runs = jax.tree.map(
+            lambda n: np.asarray(n, np.float32)[rows],
+            {name: dict(by_domain) for name, by_domain in of_run.items()},
+            is_leaf=lambda x: isinstance(x, list),
+        )
         settings = {k: np.resize(v.astype(np.float32), shape[1]) for k, v in values.items()}
         return cls(
             step,
             jax.device_put(data, sharding["replicated"]),
             (shape[0], shape[1]),
             jax.device_put(settings, sharding["settings"]),
-            jax.device_put(counts, sharding["runs"]),
+            jax.device_put(filled_runs, sharding["runs"]),
             sharding,
         )
 
@@ -102,7 +109,7 @@ class Program:
         placed = jax.device_put(
             (stacked, jnp.stack([keys[r] for r in rows])), self.sharding["runs"]
         )
-        return self._compiled.start(*placed, self.sizes, self.values)
+        return self._compiled.start(*placed, self.of_run, self.values)
 
     def order(self, rows: Mapping[str, np.ndarray]) -> Any:
         """Put the rows of n steps on the devices: domain -> i32[runs, n, B]."""
@@ -132,8 +139,8 @@ class Program:
 
     @functools.cached_property
     def _compiled(self) -> Any:
-        def start(variables: Any, key: Any, sizes: Any, values: Any) -> TrainState:
-            return self.step.init(key, variables, {**values, "sizes": sizes})
+        def start(variables: Any, key: Any, of_run: Any, values: Any) -> TrainState:
+            return self.step.init(key, variables, {**values, **of_run})
 
         def advance(state: Any, order: Any, data: Any, span: Any) -> TrainState:
             def body(t: Any, state: Any) -> Any:

@@ -22,7 +22,7 @@ from medtl.data import loading
 from medtl.evaluation import predictions
 from medtl.examples import Examples
 from medtl.experiment.arm import Arm
-from medtl.experiment.stage import Stage
+from medtl.experiment.stage import Stage, counts_of
 from medtl.experiment.trials import TRACED_PATHS, Trial
 from medtl.sweep import logistic
 from medtl.sweep.program import Program
@@ -142,7 +142,12 @@ def _program(arms: Sequence[Arm], trials: Sequence[Trial]) -> tuple[Program, lis
             for path in trials[0].values
         },
         {d: experiment.columns(d, encoded=True) for d in domains},
-        sizes={d: [len(a.examples[d].indices("train")) for a in arms] for d in domains},
+        of_run={
+            "sizes": {d: [len(a.examples[d].indices("train")) for a in arms] for d in domains},
+            "class_counts": {
+                d: np.stack([counts_of(a.examples[d]) for a in arms]) for d in domains
+            },
+        },
         devices=experiment.parallel.devices,
     )
     heads = [

@@ -24,7 +24,7 @@ from medtl.models import architectures
 from medtl.models.encoders import DEFAULTS
 from medtl.models.fusion import LateHead
 from medtl.models.model import Head, Model, init_variables
-from medtl.training import optimizers, tracing
+from medtl.training import conflicts, optimizers, tracing
 from medtl.training.log import Logger
 from medtl.training.objective import AbsentDomainError, Context, Loss, Objective, Term
 from medtl.training.parallel import Parallel
@@ -79,6 +79,11 @@ class Components:
         extra = tuple(_resolved(text, "augment.extra") for text in fields.pop("extra"))
         loggers = tuple(_resolved(text, "loggers") for text in config.loggers)
         return cls(losses, terms, lambda_, samplers, Augmentation(**fields, extra=extra), loggers)
+
+    @property
+    def reads_class_counts(self) -> bool:
+        """Whether a loss takes the class counts of the train split."""
+        return any("class_counts" in loss.takes for loss in self.losses)
 
     def make_loggers(self, folder: Any, config: Any) -> list[Logger]:
         """Make the metric writers of a training stage."""
@@ -365,6 +370,7 @@ def step(
     random_backbone: bool,
     steps: int,
     sizes: Mapping[str, int],
+    classes: Mapping[str, tuple[str, ...]],
     normalization: Normalization,
     parallel: Parallel,
 ) -> Step:
@@ -381,6 +387,7 @@ def step(
       random_backbone: freezes nothing and uses batch statistics.
       steps: the length of the stage.
       sizes: domain -> the size of its training set.
+      classes: domain -> the names of its classes.
       normalization: of the images.
       parallel: the devices.
     """
@@ -407,11 +414,27 @@ def step(
         batch_norm="batch" if random_backbone else c.batch_norm,
         rate=rate,
         remake=remake,
+        steps=steps,
+        gradients=_gradients(config, trained, base, domains),
+        classes=classes,
         reads=used.reads,
         accumulate=c.accumulate,
         ema=c.ema,
         axis_name=parallel.axis_name,
     )
+
+
+def _gradients(config: Any, trained: Any, base: Model, domains: Sequence[str]) -> str:
+    """Return how the gradients of both domains are combined in the stage."""
+    mode = config.objective.gradients
+    if len(domains) < 2 or mode == "sum":
+        return "sum"
+    if not conflicts.shared_paths(trained, base.head_of):
+        raise UserError(
+            f"config.objective.gradients is {mode!r}, but source and target share no parameter "
+            "that trains: the backbone is frozen and each has a head of its own; set 'sum'"
+        )
+    return mode
 
 
 def _optimizer(section: Any, steps: int, key: str, fields: Mapping[str, Any]) -> Any:

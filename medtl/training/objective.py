@@ -15,6 +15,7 @@ divided by n_s.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -25,6 +26,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from medtl import plugins
 from medtl.errors import UserError
 
 Batch = Mapping[str, Mapping[str, jax.Array]]
@@ -38,13 +40,20 @@ class Loss:
 
     Attributes:
       name: its name in the log.
-      loss: (Outputs, batch of one domain) -> f32[B].
+      loss: (Outputs, batch of one domain) -> f32[B]. An argument `class_counts` gets f32[K], the
+        number of train examples of each class in the domain; `progress` gets f32[], the share of
+        the stage's steps that are done.
       weight: its factor.
     """
 
     name: str
-    loss: Callable[[Any, Mapping[str, jax.Array]], jax.Array]
+    loss: Callable[..., jax.Array]
     weight: float = 1.0
+
+    @functools.cached_property
+    def takes(self) -> frozenset[str]:
+        """The arguments that training gives beside the outputs and the batch."""
+        return plugins.accepted(self.loss, ("class_counts", "progress"))
 
 
 class AbsentDomainError(UserError):
@@ -71,6 +80,8 @@ class Context:
     | `params` | all parameters, nested: `encoders`, `heads`, `terms` |
     | `pretrained` | the transferred encoders at the start of the stage; {} for a random start |
     | `step` | i32[], the optimizer step |
+    | `progress` | f32[], the share of the stage's steps that are done |
+    | `classes` | domain -> the K names |
     | `class_counts` | domain -> f32[K], the number of train examples of each class |
 
     B is the global batch on every device: rows are gathered when `outputs` or `batch` is read. Rows
@@ -104,6 +115,14 @@ class Context:
     @property
     def step(self) -> jax.Array:
         return self._read("step")
+
+    @property
+    def progress(self) -> jax.Array:
+        return self._read("progress")
+
+    @property
+    def classes(self) -> Mapping[str, tuple[str, ...]]:
+        return ByDomain(self._read("classes"))
 
     @property
     def class_counts(self) -> Mapping[str, jax.Array]:
@@ -202,6 +221,8 @@ class Objective:
         counts: Mapping[str, Any],
         context: Context | None = None,
         share: float = 1.0,
+        class_counts: Mapping[str, Any] | None = None,
+        progress: Any = 0.0,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Return the objective over this part of a batch.
 
@@ -219,6 +240,8 @@ class Objective:
           counts: domain -> the number of real examples in the whole global batch.
           context: for the terms; None: there are none.
           share: the part of each term that this part of the batch contributes.
+          class_counts: domain -> f32[K], for the losses that take them.
+          progress: f32[], for the losses that take it.
 
         Returns:
           The loss f32[], and its parts by name: `LOSS/DOMAIN` and `term/TERM` (before weights and
@@ -230,7 +253,8 @@ class Objective:
         parts: dict[str, jax.Array] = {}
         loss = jnp.zeros((), jnp.float32)
         for domain in sorted(batch):
-            total = self._mean(domain, outputs[domain], batch[domain], counts[domain], parts)
+            given = {"class_counts": (class_counts or {}).get(domain), "progress": progress}
+            total = self._mean(domain, outputs[domain], batch[domain], counts[domain], given, parts)
             parts[domain] = total
             scaled = domain == "target" and "source" in batch
             loss += self.lambda_at(step) * total if scaled else total
@@ -242,14 +266,20 @@ class Objective:
         return loss, parts
 
     def _mean(
-        self, domain: str, outputs: Any, batch: Mapping[str, Any], count: Any, parts: dict[str, Any]
+        self,
+        domain: str,
+        outputs: Any,
+        batch: Mapping[str, Any],
+        count: Any,
+        given: Mapping[str, Any],
+        parts: dict[str, Any],
     ) -> jax.Array:
         mask = batch["mask"]
         weight = mask * batch["weight"] if "weight" in batch else mask
         scale = (self.sizes[domain] if self.reduction == "sum" else 1.0) / jnp.maximum(count, 1.0)
         total = jnp.zeros((), jnp.float32)
         for loss in self.losses:
-            values = loss.loss(outputs, batch)
+            values = loss.loss(outputs, batch, **{name: given[name] for name in loss.takes})
             floating = isinstance(values, jax.Array) and jnp.issubdtype(values.dtype, jnp.floating)
             if not floating:
                 returned = getattr(values, "dtype", values)

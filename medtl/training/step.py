@@ -18,7 +18,7 @@ import optax
 from medtl.data import augment
 from medtl.examples import Normalization
 from medtl.models.model import Model
-from medtl.training import optimizers
+from medtl.training import conflicts, optimizers
 from medtl.training.objective import DOMAINS, Batch, Context, Objective
 
 # Fields of the config whose value the state can carry, so that one program serves all of them.
@@ -64,6 +64,9 @@ class Step:
       batch_norm: "batch" or "frozen".
       rate: the learning rate over steps, for the log.
       remake: `TRACED` field of the training stage -> value, to (optimizer, rate) with these values.
+      gradients: "sum", or how `conflicts.combine` combines those of the two domains.
+      steps: the length of the stage, for `progress`; 0: it stays 0.
+      classes: domain -> the names of the classes, for the terms.
       reads: what the terms read of their context; `pretrained` is kept in the state if read.
       accumulate: the number of micro-batches of a batch; must divide the size on each device.
       ema: decay of the moving average; 0: none.
@@ -79,6 +82,9 @@ class Step:
     batch_norm: str = "batch"
     rate: Callable[[Any], Any] = lambda step: 0.0
     remake: Callable[[Mapping[str, Any]], tuple[optax.GradientTransformation, Any]] | None = None
+    gradients: str = "sum"
+    steps: int = 0
+    classes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     reads: frozenset[str] = frozenset()
     accumulate: int = 1
     ema: float = 0.0
@@ -94,7 +100,7 @@ class Step:
 
         Args:
           values: any of `TRACED` -> f32[]; `sizes`, domain -> f32[], sizes of the training sets;
-            `class_counts`, read where a term asks for it.
+            `class_counts`, domain -> f32[K], read where a loss or term asks for it.
         """
         fields = {name: values[name] for name in TRACED[1:] if name in values}
         objective = dataclasses.replace(
@@ -147,12 +153,14 @@ class Step:
 
         Returns:
           The new state, and f32[] metrics by name: the objective's parts, `lambda`,
-          `learning_rate`, `gradient_norm`, `update_norm`.
+          `learning_rate`, `gradient_norm`, `update_norm`; in a joint stage `lambda`, and the
+          cosines of `conflicts`.
         """
         step = self.with_values(state.values) if state.values else self
         trained, frozen = optimizers.split(state.params, self.trained)
-        (gradients, parts), batch_stats = step._gradients(state, trained, frozen, batch)
-        gradients, parts = self._sum((gradients, parts))
+        (groups, parts), batch_stats = step._gradients(state, trained, frozen, batch)
+        groups, parts = self._sum((groups, parts))
+        gradients, cosines = step._combined(groups)
 
         with jax.named_scope("optimizer"):
             updates, opt_state = step.optimizer.update(gradients, state.opt_state, trained)
@@ -164,6 +172,7 @@ class Step:
                 )
         metrics = {
             **parts,
+            **cosines,
             "learning_rate": jnp.asarray(step.rate(state.step), jnp.float32),
             "gradient_norm": optax.tree.norm(gradients),
             "update_norm": optax.tree.norm(updates),  # shows NaN in the new parameters first
@@ -181,30 +190,28 @@ class Step:
         return new, metrics
 
     def _gradients(self, state: TrainState, trained: Any, frozen: Any, batch: Batch) -> Any:
-        """Return ((gradients, loss parts), batch statistics), summed over micro-batches."""
-        counts = self._sum(self.objective.counts(batch))
-        key = jax.random.wrap_key_data(state.key)
+        """Return ((gradients by group, loss parts), batch statistics), over micro-batches.
 
-        def loss(trained: Any, batch_stats: Any, part: Batch) -> Any:
-            inputs = prepare(
-                part,
-                normalization=self.normalization,
-                augmentation=self.augmentation,
-                key=key,
-                step=state.step,
-            )
-            params = optimizers.merge(trained, frozen)
-            variables = {"params": params, "batch_stats": batch_stats}
-            outputs, changed = self.model.apply(
-                variables, inputs, True, batch_norm=self.batch_norm, mutable=["batch_stats"]
-            )
-            context, share = self._context(state, params, outputs, part)
-            value, parts = self.objective(
-                outputs, part, step=state.step, counts=counts, context=context, share=share
-            )
-            return value, (parts, changed.get("batch_stats", batch_stats))
+        The groups are those of `_combined`.
+        """
+        loss = self._loss(state, frozen, self._sum(self.objective.counts(batch)))
 
-        gradient = jax.grad(loss, has_aux=True)
+        def gradient(trained: Any, batch_stats: Any, part: Batch) -> Any:
+            shifts = self._shifts(trained, part)
+            if self.gradients == "sum":
+                (of_all, of_heads), aux = jax.grad(loss, (0, 1), has_aux=True)(
+                    trained, shifts, batch_stats, part
+                )
+                return {"all": of_all, "heads": of_heads}, aux
+
+            def both(trained: Any, shifts: Any) -> Any:
+                return loss(trained, shifts, batch_stats, part)
+
+            _, pull, aux = jax.vjp(both, trained, shifts, has_aux=True)  # type: ignore[misc]
+            (of_source, heads), (of_rest, other) = pull(jnp.eye(2)[0]), pull(jnp.eye(2)[1])
+            heads = jax.tree.map(jnp.add, heads, other)
+            return {"source": of_source, "target": of_rest, "heads": heads}, aux
+
         if self.accumulate == 1:
             gradients, (parts, batch_stats) = gradient(trained, state.batch_stats, batch)
             return (gradients, parts), batch_stats
@@ -226,6 +233,91 @@ class Step:
         )
         return total, batch_stats
 
+    def _loss(self, state: TrainState, frozen: Any, counts: Mapping[str, Any]) -> Callable:
+        """Return the function (trained, shifts, batch statistics, batch) -> (value, others).
+
+        The value is the objective, or [the source's part, the rest] where they are combined.
+        """
+        key = jax.random.wrap_key_data(state.key)
+
+        def loss(trained: Any, shifts: Any, batch_stats: Any, part: Batch) -> Any:
+            inputs = prepare(
+                part,
+                normalization=self.normalization,
+                augmentation=self.augmentation,
+                key=key,
+                step=state.step,
+            )
+            params = optimizers.merge(trained, frozen)
+            model, shifted = self._with_heads(params, shifts)
+            variables = {"params": shifted, "batch_stats": batch_stats}
+            outputs, changed = model.apply(
+                variables, inputs, True, batch_norm=self.batch_norm, mutable=["batch_stats"]
+            )
+            context, share = self._context(state, params, outputs, part)
+            value, parts = self.objective(
+                outputs,
+                part,
+                step=state.step,
+                counts=counts,
+                context=context,
+                share=share,
+                class_counts=state.values.get("class_counts"),
+                progress=self._progress(state),
+            )
+            if self.gradients != "sum":
+                value = jnp.stack([parts["source"], value - parts["source"]])
+            return value, (parts, changed.get("batch_stats", batch_stats))
+
+        return loss
+
+    def _shifts(self, trained: Any, batch: Batch) -> dict[str, dict[optimizers.Path, jax.Array]]:
+        """Return zeros for each domain in the shape of the shared head; {} where none is trained.
+
+        Each domain adds its zeros to the head, so that one backward pass gives the gradient of the
+        head for each of them.
+        """
+        heads = {self.model.head_of[domain] for domain in batch}
+        head = {p: x for p, x in trained.items() if p[0] == "heads" and p[1] in heads}
+        if len(batch) < 2 or len(heads) > 1 or not head:
+            return {}
+        return {d: {p[2:]: jnp.zeros_like(x) for p, x in head.items()} for d in batch}
+
+    def _with_heads(self, params: Any, shifts: Mapping[str, Any]) -> tuple[Model, Any]:
+        """Return the model and its parameters, with a head for each domain that has shifts."""
+        if not shifts:
+            return self.model, params
+        name = self.model.head_of["target"]
+        model = self.model.clone(
+            make_heads=dict.fromkeys(shifts, self.model.make_heads[name]),
+            head_of={domain: domain for domain in shifts},
+        )
+        flat = flax.traverse_util.flatten_dict(params["heads"][name])
+        heads = {
+            domain: flax.traverse_util.unflatten_dict({p: x + shift[p] for p, x in flat.items()})
+            for domain, shift in shifts.items()
+        }
+        return model, {**params, "heads": heads}
+
+    def _combined(self, groups: Mapping[str, Any]) -> tuple[Any, dict[str, jax.Array]]:
+        """Return the gradient and the cosines of the domains' gradients.
+
+        Args:
+          groups: "heads", domain -> the gradient of the shared head; beside it "all", the gradient
+            of all parameters, or "source" and "target".
+        """
+        cosines = {}
+        if heads := groups["heads"]:
+            cosines["cosine/head"] = conflicts.cosine(heads["source"], heads["target"])
+        if "all" in groups:
+            return groups["all"], cosines
+        source, target = groups["source"], groups["target"]
+        shared = conflicts.shared_paths(source, self.model.head_of)
+        gradients, cosines["cosine/shared"] = conflicts.combine(
+            source, target, shared, self.gradients
+        )
+        return gradients, cosines
+
     def _context(
         self, state: TrainState, params: Any, outputs: Any, batch: Batch
     ) -> tuple[Context | None, float]:
@@ -245,9 +337,14 @@ class Step:
             "params": params,
             "pretrained": state.pretrained,
             "step": state.step,
+            "progress": self._progress(state),
+            "classes": self.classes,
             "class_counts": state.values.get("class_counts", {}),
         }
         return Context(parts, gather), 1.0 / (devices * self.accumulate)
+
+    def _progress(self, state: TrainState) -> jax.Array:
+        return state.step.astype(jnp.float32) / max(self.steps, 1)
 
     def variables(self, state: TrainState) -> dict[str, Any]:
         """Return the variables that evaluation uses: the moving average where there is one."""

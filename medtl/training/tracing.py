@@ -49,6 +49,8 @@ def toy_context(
         "params": drawn["params"],
         "pretrained": drawn["params"]["encoders"] if pretrained is None else pretrained,
         "step": jnp.zeros((), jnp.int32),
+        "progress": jnp.zeros(()),
+        "classes": {d: examples[d].classes for d in outputs},
         "class_counts": counts,
     }
     return Context(parts)
@@ -88,7 +90,8 @@ class UsedTerms:
 def used_terms(terms: Sequence[Term], context: Context, *, accumulate: int, key: str) -> UsedTerms:
     """Trace each term on a context of zeros, to see what it reads.
 
-    A term that reads a domain which the training stage does not have is left out.
+    A term that reads a domain which the training stage does not have is left out, and one that
+    reads the pretrained weights where the stage starts from random ones.
 
     Raises:
       UserError: a term fails, or reads the whole batch under gradient accumulation.
@@ -102,6 +105,9 @@ def used_terms(terms: Sequence[Term], context: Context, *, accumulate: int, key:
             jax.eval_shape(lambda: term(traced))  # noqa: B023
         except AbsentDomainError as error:
             left_out[term.name] = str(error)
+            continue
+        if "pretrained" in traced.reads and not traced.parts["pretrained"]:
+            left_out[term.name] = "the stage starts from random weights"
             continue
         over_batch = sorted(traced.reads & {"outputs", "batch"})
         if accumulate > 1 and over_batch:
@@ -120,8 +126,16 @@ def check_losses(losses: Sequence[Loss], examples: Examples, width: int) -> None
     batch = toy_batch(examples, 4)
     logits, features = jnp.zeros((4, len(examples.classes))), jnp.zeros((4, width))
     objective = Objective(tuple(losses))
-    jax.eval_shape(
-        lambda o, b: objective({"target": o}, {"target": b}, step=0, counts={"target": 4.0}),
-        Outputs(logits=logits, features=features),
-        batch,
-    )
+    counts = {"target": jnp.ones(len(examples.classes))}
+
+    def value(outputs: Outputs, batch: Any) -> Any:
+        return objective(
+            {"target": outputs},
+            {"target": batch},
+            step=0,
+            counts={"target": 4.0},
+            class_counts=counts,
+            progress=jnp.zeros(()),
+        )
+
+    jax.eval_shape(value, Outputs(logits=logits, features=features), batch)

@@ -1,5 +1,6 @@
 """Samplers draw each class as often as they promise, and a wrong one is named."""
 
+import dataclasses
 import itertools
 import pickle
 
@@ -148,3 +149,62 @@ def test_plugins_name_the_samplers(examples):
     assert np.ptp(np.bincount(batch["label"])) <= 1
     with pytest.raises(UserError, match="did you mean 'balanced'"):
         plugins.resolve("balance", "medtl.data.samplers", key="key")
+
+
+def test_square_root_draws_a_class_in_proportion_to_the_root_of_its_size():
+    labels = np.repeat([0, 1, 2], [144, 16, 4])  # roots 12 : 4 : 2 of 164 rows
+    for seed in range(5):
+        rows = samplers.square_root(labels, np.ones(164), "target", np.random.default_rng(seed))
+        np.testing.assert_allclose(
+            np.bincount(labels[rows]), 164 * np.array([12, 4, 2]) / 18, atol=1
+        )
+        assert np.ptp(np.bincount(rows, minlength=164)[:144]) <= 1
+
+
+@pytest.fixture
+def images_of_patients():
+    patients = np.repeat(["a", "b", "c", "d"], [50, 5, 5, 20])
+    labels = np.repeat([0, 0, 1, 1], [50, 5, 5, 20])
+    return labels, np.random.default_rng(0).permutation(80), patients
+
+
+def test_by_patient_takes_each_patient_as_often(images_of_patients):
+    labels, order, patients = (images_of_patients[0], *images_of_patients[1:])
+    labels, patients = labels[order], patients[order]
+    for balance, expected in ((False, [20, 20, 20, 20]), (True, [20, 20, 20, 20])):
+        for seed in range(5):
+            rng = np.random.default_rng(seed)
+            rows = samplers.by_patient(
+                labels, np.ones(80), "target", rng, patients=patients, balance=balance
+            )
+            counts = [np.sum(patients[rows] == p) for p in "abcd"]
+            np.testing.assert_allclose(counts, expected, atol=1)
+
+
+def test_by_patient_balances_the_classes_first():
+    """Three patients of one class and one of the other: 10, 10, 10 and 30 of 60 rows."""
+    patients = np.repeat(["a", "b", "c", "d"], 15)
+    labels = np.repeat([0, 0, 0, 1], 15)
+    labels[0] = -1
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        rows = samplers.by_patient(
+            labels, np.ones(60), "target", rng, patients=patients, balance=True
+        )
+        counts = [np.sum(patients[rows] == p) for p in "abcd"]
+        np.testing.assert_allclose(counts, [10, 10, 10, 30], atol=1)
+        assert 0 not in rows
+
+
+def test_an_epoch_gives_the_sampler_its_patients(examples):
+    patients = np.array([f"p{i % 7}" for i in range(len(examples))])
+    known = dataclasses.replace(examples, patient=patients)
+    plugin = plugins.resolve("by_patient", "medtl.data.samplers", key="key")
+    endless = order.order_of(known, "train", 0, plugin, "target")
+    counts = np.unique(patients[endless.epoch(0)], return_counts=True)[1]
+    assert len(counts) == 7 and np.ptp(counts) <= 1
+    again = pickle.loads(pickle.dumps(endless))
+    np.testing.assert_array_equal(again.epoch(3), endless.epoch(3))
+    without = dataclasses.replace(examples, patient=None)
+    with pytest.raises(UserError, match="by_patient needs patients, but the source data has none"):
+        order.order_of(without, "train", 0, plugin, "source").epoch(0)

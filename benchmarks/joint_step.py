@@ -1,0 +1,116 @@
+"""Time of a joint step with each term, and with combined gradients, over that of the plain step.
+
+    python benchmarks/joint_step.py [--size=224] [--batch=32] [--rounds=5] [--variants=...]
+
+ResNet-18, batch + batch examples, random data. The variants take turns, one step each, so that
+other load on the machine meets all of them; the table has the median of each, its ratio to the
+plain step (whose log has no cosine), and the floating-point operations that XLA counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from medtl import models
+from medtl.data.augment import Augmentation
+from medtl.examples import NORMALIZATIONS
+from medtl.losses import cross_entropy, terms
+from medtl.models.model import Head, Model, Outputs, init_variables
+from medtl.training import optimizers
+from medtl.training.objective import DOMAINS, Context, Loss, Objective, Term
+from medtl.training.step import Step
+
+VARIANTS = {
+    "plain": (None, "sum"),
+    "cosine/head": (None, "sum"),
+    "coral": (terms.coral, "sum"),
+    "mmd": (terms.mmd, "sum"),
+    "contrastive": (terms.contrastive, "sum"),
+    "DANN": (terms.DANN(), "sum"),
+    "gated": (None, "gated"),
+    "pcgrad": (None, "pcgrad"),
+}
+
+
+class Plain(Step):
+    """The step without the cosine."""
+
+    def _shifts(self, trained, batch):
+        return {}
+
+
+def make_batch(size: int, n: int) -> dict:
+    rng = np.random.default_rng(0)
+    return {
+        domain: {
+            "image": rng.integers(0, 255, (n, size, size, 3), dtype=np.uint8),
+            "label": rng.integers(0, 2, n).astype(np.int32),
+            "mask": np.ones(n, np.float32),
+            "weight": np.ones(n, np.float32),
+            "position": np.arange(n, dtype=np.int32),
+        }
+        for domain in DOMAINS
+    }
+
+
+def make(name: str, model: Model, variables: dict, batch: dict):
+    """Return a compiled step and its first state."""
+    term, gradients = VARIANTS[name]
+    classes = dict.fromkeys(DOMAINS, ("a", "b"))
+    params, used = dict(variables["params"]), ()
+    if term is not None:
+        used = (Term("term", term),)
+    if isinstance(term, terms.DANN):
+        n = len(batch["source"]["label"])
+        outputs = {d: Outputs(jnp.zeros((n, 2)), jnp.zeros((n, 512))) for d in DOMAINS}
+        context = Context({"outputs": outputs, "batch": batch, "progress": jnp.zeros(())})
+        params["terms"] = {"term": term.init(jax.random.key(0), context)["params"]}
+    objective = Objective((Loss("main", cross_entropy),), 1.0, "mean", {}, used)
+    trained = optimizers.trained_paths(
+        params, freeze="none", groups={}, heads={"shared"}, terms={t.name for t in used}
+    )
+    step = (Plain if name == "plain" else Step)(
+        model, objective, optax.adam(1e-4), trained, Augmentation(),
+        NORMALIZATIONS["torchvision"], steps=100, classes=classes, gradients=gradients,
+    )  # fmt: skip
+    state = step.init(jax.random.key(1), {**variables, "params": params})
+    return jax.jit(step).lower(state, batch).compile(), state
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    for flag, default in (("--size", 224), ("--batch", 32), ("--rounds", 5)):
+        parser.add_argument(flag, type=int, default=default)
+    parser.add_argument("--variants", default=",".join(VARIANTS), help="plain comes first")
+    args = parser.parse_args()
+    head = functools.partial(Head, 2)
+    backbone = models.backbone("resnet18", last_layer="layer4")
+    model = Model({"image": backbone}, {"shared": head}, dict.fromkeys(DOMAINS, "shared"))
+    image = jax.ShapeDtypeStruct((1, args.size, args.size, 3), jnp.float32)
+    variables = init_variables(model, jax.random.key(0), {"image": image})
+    batch = jax.device_put(make_batch(args.size, args.batch))
+    made = {name: make(name, model, variables, batch) for name in args.variants.split(",")}
+    seconds: dict[str, list[float]] = {name: [] for name in made}
+    for turn in range(args.rounds + 1):
+        for name, (step, state) in made.items():
+            began = time.monotonic()
+            jax.block_until_ready(step(state, batch))
+            if turn:
+                seconds[name].append(time.monotonic() - began)
+    print(f"{jax.devices()[0].device_kind}, {args.size} px, {args.batch} + {args.batch}")
+    plain = statistics.median(seconds["plain"])
+    for name, values in seconds.items():
+        median, flops = statistics.median(values), made[name][0].cost_analysis()["flops"]
+        print(f"{name:12} {median:8.3f} s  {median / plain:5.2f} x  {flops / 1e9:8.1f} GFLOP")
+
+
+if __name__ == "__main__":
+    main()
