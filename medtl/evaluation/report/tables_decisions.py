@@ -58,15 +58,16 @@ def per_1000(analysis: Mapping[str, Any]) -> Table | None:
     arms = {a: r["per_1000"] for a, r in analysis["arms"].items() if r.get("per_1000")}
     if not arms:
         return None
-    notes = Footnotes()
-    rows = [
-        (TableCell(arm), *(_whole(entry.get(name), notes) for name in _OUTCOMES))
-        for arm, entry in arms.items()
-    ]
+    notes, rows = Footnotes(), []
+    for arm, entry in arms.items():
+        people = (_whole(entry.get(name), notes) for name in _OUTCOMES)
+        metrics = analysis["arms"][arm]["metrics"]
+        values = (estimate_cell(metrics.get(name), notes) for name in ("ppv", "npv"))
+        rows.append((TableCell(arm), *people, *values))
     prevalence = wording.percent(round(next(iter(arms.values()))["prevalence"], 3))
     caption = f"Of 1,000 patients, {prevalence} of them with {analysis['positive']}"
     caption += f", at the operating threshold; with {interval_words(analysis)}"
-    return Table(caption, ("Arm", *_OUTCOMES.values()), rows, notes.all)
+    return Table(caption, ("Arm", *_OUTCOMES.values(), "PPV", "NPV"), rows, notes.all)
 
 
 def reclassified(analysis: Mapping[str, Any]) -> Table | None:
