@@ -285,7 +285,7 @@ def _renamed(name: str) -> str:
 
 
 def _checksum(array: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 def _digest(record: Mapping[str, Any]) -> str:
