@@ -156,8 +156,11 @@ def _column_findings(config: Any, examples: dict[str, Examples]) -> tuple[list[s
     section = config.data.copy_and_resolve_references()
     section.inputs = resolved_inputs(section.inputs, examples)
     tables = Tables.of(examples, section)
-    errors, notes = [], []
-    for domain, one in examples.items() if tables else ():
+    errors: list[str] = []
+    notes: list[str] = []
+    if tables is None:
+        return errors, notes
+    for domain, one in examples.items():
         try:
             notes += domains.column_notes(config, domain, one, tables)
         except UserError as error:
