@@ -137,6 +137,17 @@ def test_a_clinical_table_shows_its_schema(config, folder):
     assert page.copies is None and page.domains[0].pictures == ()
 
 
+def test_a_column_that_gives_the_label_away_is_shown(config, folder):
+    rows = [f"{i},{i % 2},{i % 2 + i % 7 / 10},{'' if i % 2 else 3}\n" for i in range(60)]
+    (folder / "t.csv").write_text("id,diagnosis,test_result,note\n" + "".join(rows))
+    config.data.target = configs.dataset(path="t.csv")
+    config.data.inputs = ("table",)
+    page = page_of(config)
+    assert page.headline == "Training would stop: 1 finding"
+    assert "values of 'test_result' predict '1' with AUROC 1.000" in page.errors[0]
+    assert "missing cells of 'note'" in page.errors[0]
+
+
 def test_domains_that_share_images(config):
     config.arms = ("transfer",)
     config.data.source = configs.dataset(path="m.csv")

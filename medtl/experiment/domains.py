@@ -1,4 +1,4 @@
-"""Loads the examples of a domain as its config says. Imports no JAX."""
+"""Loads the examples of a domain as its config says, and checks them. Imports no JAX."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from typing import Any
 
 from medtl import data
 from medtl.config import is_cross_validated
+from medtl.data import leakage
+from medtl.data.prepared import Tables
+from medtl.data.schema import Columns
 from medtl.examples import Examples
 
 
@@ -32,4 +35,30 @@ def load(config: Any, domain: str, *, rules: data.FileRules | None = None) -> Ex
         rules=rules or data.FileRules.of(c),
         all_held_out=domain == "target" and is_cross_validated(config),
         inputs=c.inputs,
+    )
+
+
+def column_notes(config: Any, domain: str, examples: Examples, tables: Tables) -> list[str]:
+    """Return notes on columns that a domain lacks, or that may give the diagnosis away.
+
+    Args:
+      config: as in `load`.
+      domain: as in `load`.
+      examples: the domain's.
+      tables: of all domains.
+
+    Raises:
+      UserError: columns give the diagnosis away and are not allowed.
+    """
+    columns, train = examples.columns or Columns((), {}), examples.indices("train")
+    lacking = tables.layout.lacking(columns)
+    where = f"{domain} {examples.name}"
+    notes = [f"{where} lacks {', '.join(lacking)}: missing there"] if lacking else []
+    return notes + leakage.check(
+        columns.take(train),
+        tables.layout.roles,
+        examples.label[train],
+        examples.classes,
+        where=where,
+        allow=config.data.allow_columns,
     )

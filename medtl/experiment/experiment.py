@@ -21,9 +21,8 @@ import jax
 from medtl import config as configs
 from medtl import data, files, plugins
 from medtl.config import check, is_cross_validated
-from medtl.data import cache, leakage, schema
+from medtl.data import cache, schema
 from medtl.data.prepared import Tables, resolved_inputs, with_present
-from medtl.data.schema import Columns
 from medtl.errors import UserError
 from medtl.evaluation import analysis, flow, predictions
 from medtl.evaluation.predictions import Predictions
@@ -316,24 +315,9 @@ def with_columns(
     for domain, e in examples.items():
         if e.columns is not None:
             print("\n".join(schema.lines(e.name, e.columns)))
-        notes = _column_notes(config, domain, e, tables) if tables else ()
+        notes = domains.column_notes(config, domain, e, tables) if tables else ()
         noted[domain] = dataclasses.replace(with_present(e, inputs), notes=(*e.notes, *notes))
     return config, noted, tables
-
-
-def _column_notes(config: Any, domain: str, e: Examples, tables: Tables) -> list[str]:
-    """Return notes on columns that a domain lacks, or that may give the diagnosis away."""
-    columns, train = e.columns or Columns((), {}), e.indices("train")
-    lacking = tables.layout.lacking(columns)
-    notes = [f"{domain} {e.name} lacks {', '.join(lacking)}: missing there"] if lacking else []
-    return notes + leakage.check(
-        columns.take(train),
-        tables.layout.roles,
-        e.label[train],
-        e.classes,
-        where=f"{domain} {e.name}",
-        allow=config.data.allow_columns,
-    )
 
 
 def _check_label_kind(config: Any, domain: str, examples: Examples) -> None:

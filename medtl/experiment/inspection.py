@@ -20,6 +20,7 @@ from PIL import Image
 from medtl import data, files
 from medtl.config import check, is_cross_validated
 from medtl.data import summary, values
+from medtl.data.prepared import Tables, resolved_inputs
 from medtl.errors import UserError
 from medtl.evaluation import wording
 from medtl.evaluation.report import inspect_page
@@ -117,6 +118,9 @@ def make_page(config: Any, loaded: dict[str, Loaded]) -> inspect_page.Page:
         )
     except UserError as error:
         errors.append(str(error))
+    of_columns = _column_findings(config, examples)
+    errors, notes = errors + of_columns[0], notes + of_columns[1]
+    notes += [f"{d}: a program drew the images" for d, e in examples.items() if e.synthetic]
     equal = _copies(examples)
     n = len(errors)
     return inspect_page.Page(
@@ -145,6 +149,23 @@ def _findings(one: Loaded, allow: Sequence[str]) -> tuple[list[str], list[str]]:
     if one.error and not any(one.error.startswith(head) for head in heads):
         refused.insert(0, one.error)
     return refused, accepted
+
+
+def _column_findings(config: Any, examples: dict[str, Examples]) -> tuple[list[str], list[str]]:
+    """Return the findings about clinical columns for which training would stop, and the notes."""
+    section = config.data.copy_and_resolve_references()
+    section.inputs = resolved_inputs(section.inputs, examples)
+    tables = Tables.of(examples, section)
+    errors: list[str] = []
+    notes: list[str] = []
+    if tables is None:
+        return errors, notes
+    for domain, one in examples.items():
+        try:
+            notes += domains.column_notes(config, domain, one, tables)
+        except UserError as error:
+            errors.append(str(error))
+    return errors, notes
 
 
 def _domain(config: Any, domain: str, examples: Examples) -> inspect_page.Domain:
