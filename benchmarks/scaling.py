@@ -94,6 +94,7 @@ def bare(config: Any, parallel: Parallel, sizes: Mapping[str, int]) -> timing.Co
         random_backbone=True,
         steps=1000,
         sizes=sizes,
+        classes=classes,
         normalization=factory.normalization(config, None),
         parallel=parallel,
     )

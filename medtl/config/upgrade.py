@@ -38,7 +38,10 @@ def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
         evaluation["tune"] = _grid(tune)
     if "lambda_" in sweep:
         sweep["grid"] = _grid({name: sweep.pop(name, ()) for name in _TRIED})
-    return _filled(SCHEMA, fields)
+    filled = _filled(SCHEMA, fields)
+    if arms := _section(filled, "arm"):  # a newer version has more arms to choose from
+        filled["arm"] = {**build(SCHEMA["arm"]), **arms}
+    return filled
 
 
 def _section(fields: Mapping[str, Any], name: str) -> dict[str, Any]:
