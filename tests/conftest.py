@@ -12,8 +12,8 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("KERAS_BACKEND", "jax")
 # A cache of its own: neither the user's, nor that of earlier tests.
-for _home in ("XDG_CACHE_HOME", "XDG_DATA_HOME"):
-    os.environ[_home] = tempfile.mkdtemp(prefix="medtl-tests-")
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="medtl-tests-")
+os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="medtl-tests-")
 
 import pytest
 from jaxtyping import install_import_hook
