@@ -5,6 +5,7 @@
 ResNet-18, batch + batch examples, random data. The variants take turns, one step each, so that
 other load on the machine meets all of them; the table has the median of each, its ratio to the
 plain step (whose log has no cosine), and the floating-point operations that XLA counts.
+--rounds=0 counts the operations alone, and compiles nothing.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def make_batch(size: int, n: int) -> dict:
 
 
 def make(name: str, model: Model, variables: dict, batch: dict):
-    """Return a compiled step and its first state."""
+    """Return a lowered step and its first state."""
     term, gradients = VARIANTS[name]
     classes = dict.fromkeys(DOMAINS, ("a", "b"))
     params, used = dict(variables["params"]), ()
@@ -82,7 +83,7 @@ def make(name: str, model: Model, variables: dict, batch: dict):
         NORMALIZATIONS["torchvision"], steps=100, classes=classes, gradients=gradients,
     )  # fmt: skip
     state = step.init(jax.random.key(1), {**variables, "params": params})
-    return jax.jit(step).lower(state, batch).compile(), state
+    return jax.jit(step).lower(state, batch), state
 
 
 def main() -> None:
@@ -98,18 +99,24 @@ def main() -> None:
     variables = init_variables(model, jax.random.key(0), {"image": image})
     batch = jax.device_put(make_batch(args.size, args.batch))
     made = {name: make(name, model, variables, batch) for name in args.variants.split(",")}
+    print(f"{jax.devices()[0].device_kind}, {args.size} px, {args.batch} + {args.batch}")
+    flops = {name: step.cost_analysis()["flops"] for name, (step, _) in made.items()}
+    for name, count in flops.items():
+        print(f"{name:12} {count / 1e9:8.2f} GFLOP  {count / flops['plain']:6.4f} x")
+    if not args.rounds:
+        return
+    compiled = {name: step.compile() for name, (step, _) in made.items()}
     seconds: dict[str, list[float]] = {name: [] for name in made}
     for turn in range(args.rounds + 1):
-        for name, (step, state) in made.items():
+        for name, step in compiled.items():
             began = time.monotonic()
-            jax.block_until_ready(step(state, batch))
+            jax.block_until_ready(step(made[name][1], batch))
             if turn:
                 seconds[name].append(time.monotonic() - began)
-    print(f"{jax.devices()[0].device_kind}, {args.size} px, {args.batch} + {args.batch}")
     plain = statistics.median(seconds["plain"])
     for name, values in seconds.items():
-        median, flops = statistics.median(values), made[name][0].cost_analysis()["flops"]
-        print(f"{name:12} {median:8.3f} s  {median / plain:5.2f} x  {flops / 1e9:8.1f} GFLOP")
+        median = statistics.median(values)
+        print(f"{name:12} {median:8.3f} s      {median / plain:6.2f} x")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,11 @@
 """Gradients of two domains: cosines, PCGrad, gating; against NumPy and two backward passes."""
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -149,3 +155,20 @@ def test_a_mode_that_has_nothing_to_combine_is_refused():
     with pytest.raises(UserError, match="share no parameter that trains"):
         factory._gradients(config, heads, model, ("source", "target"))
     assert factory._gradients(config, heads, model, ("target",)) == "sum"
+
+
+@pytest.mark.slow
+def test_terms_and_the_cosine_cost_less_than_a_seventh_of_a_joint_step():
+    """ResNet-18, 224 px, 32 + 32 images: the operations that XLA counts."""
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, str(root / "benchmarks" / "joint_step.py"), "--rounds=0"],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    shares = dict(re.findall(r"(?m)^(\S+) +[\d.]+ GFLOP +([\d.]+) x", done.stdout))
+    assert {"plain", "cosine/head", "coral", "mmd", "contrastive", "DANN"} < shares.keys()
+    for name, share in shares.items():
+        assert 1 <= float(share) < (1.7 if name in ("gated", "pcgrad") else 1.15), name
