@@ -47,6 +47,9 @@ embedded experiment on synthetic images.
                          plan: how many patients to collect, from --config.plan.FIELD=VALUE; with
                          --workdir also as curves
                          export_tfds: write the data as prepared TFDS data sets into --workdir
+                         embed: write the features of the pretrained backbone as .npz files into
+                         --workdir, or those of --manifest to --output
+                         export: write a trained model for PyTorch to --output
   --profile              write a trace of some training steps, and print the costliest operations
   --accept_code          run the code that the run folder names though it never ran here before
   --help, --version
@@ -54,10 +57,11 @@ embedded experiment on synthetic images.
 with --mode=report, which takes --config.evaluation.FIELD=VALUE and writes to --workdir:
   --predictions=FILE     a CSV with the columns arm, id, label, prob_CLASS..., from any tool
                          (default: the run's)
-with --mode=predict:
+with --mode=predict, embed and export:
   --manifest=FILE        a CSV with a column image_path
   --checkpoint=FOLDER    a stage's checkpoint (default: the target stage of the run's first arm)
-  --output=FILE          the scores (default: scored.csv in --checkpoint, else in --workdir)
+  --output=FILE          predict: the scores (default: scored.csv in --checkpoint, else in
+                         --workdir); embed: an .npz file; export: a .safetensors file
 
 examples:
   python launch.py --config=configs/covid_ct.py --config.arms=target_only --workdir=runs/linear
@@ -77,13 +81,15 @@ MODES = (
     "sweep",
     "plan",
     "export_tfds",
+    "embed",
+    "export",
 )
 _ONLY = {
-    "manifest": "predict",
-    "checkpoint": "predict",
-    "output": "predict",
-    "predictions": "report",
-    "profile": "train",
+    "manifest": ("predict", "embed"),
+    "checkpoint": ("predict", "embed", "export"),
+    "output": ("predict", "embed", "export"),
+    "predictions": ("report",),
+    "profile": ("train",),
 }
 _ILLEGAL = re.compile(r"flag --config\.(?P<path>[^=]+)=")
 _OVERRIDE = re.compile(r"--?(?P<no>no)?config\.(?P<path>[^=]*)(?P<set>=(?P<value>.*))?", re.DOTALL)
@@ -166,6 +172,9 @@ def _run(argv: list[str]) -> None:
     if values.mode in ("inspect", "export_tfds"):
         _look_at_data(values, folder)
         return
+    if values.mode in ("embed", "export"):
+        _hand_out(values, folder)
+        return
     if values.mode not in ("sweep", "check") and not values.checkpoint:
         run_folder.check_no_sweep(folder)
     if values.mode == "report":
@@ -247,6 +256,21 @@ def _look_at_data(values: flags.FlagValues, folder: Path) -> None:
     export.export(values.config, folder)
 
 
+def _hand_out(values: flags.FlagValues, folder: Path) -> None:
+    """Write features, or a trained model, for other tools."""
+    from medtl.experiment import embedding, inference
+
+    memory.keep()
+    checkpoint, accept = values.checkpoint or None, values.accept_code
+    if values.mode == "export":
+        inference.export(folder, values.output, checkpoint=checkpoint, accept_code=accept)
+    elif checkpoint:
+        stored = inference.load_checkpoint(folder, checkpoint, accept_code=accept)
+        embedding.embed_with(stored, values.manifest, values.output)
+    else:
+        embedding.embed(values.config, folder, manifest=values.manifest, output=values.output)
+
+
 def _plan(values: flags.FlagValues) -> None:
     """Print how many patients to collect; with --workdir, write the curves, too."""
     check.check_plan(values.config)
@@ -291,13 +315,17 @@ def _report(
 def _check_mode(values: flags.FlagValues) -> None:
     if values.mode not in MODES:
         raise UserError(f"--mode={values.mode}: there is no such mode{nearest(values.mode, MODES)}")
-    for name, mode in _ONLY.items():
-        if values.mode != mode and values[name].present:
-            raise UserError(f"--{name} is for --mode={mode}; the mode is {values.mode}")
-    if values.mode != "predict":
-        return
-    if not values.manifest:
+    for name, modes in _ONLY.items():
+        if values.mode not in modes and values[name].present:
+            raise UserError(f"--{name} is for --mode={' or '.join(modes)}, not {values.mode}")
+    if values.mode == "predict" and not values.manifest:
         raise UserError("--mode=predict needs --manifest=FILE, a CSV with a column image_path")
+    needs_output = values.mode == "export" or values.manifest or values.checkpoint
+    if values.mode in ("embed", "export") and needs_output and not values.output:
+        suffix = "npz" if values.mode == "embed" else "safetensors"
+        raise UserError(f"--mode={values.mode} needs --output=FILE.{suffix}")
+    if values.mode == "embed" and values.checkpoint and not values.manifest:
+        raise UserError("--mode=embed with --checkpoint needs --manifest=FILE")
     if values.checkpoint and not Path(values.checkpoint).is_dir():
         raise UserError(f"--checkpoint={values.checkpoint}: there is no such folder")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from medtl import config as configs
-from medtl import data, plugins, weights
+from medtl import data, files, plugins, weights
 from medtl.config import dataset
 from medtl.data import cache as caches
 from medtl.data import loading
@@ -88,20 +89,7 @@ def _examples(stored: Stored, manifest: str) -> Examples:
             f"{', '.join(unread)}"
         )
     layout = Layout.from_json(made["layout"]) if made else None
-    examples = data.load(
-        dataset("manifest", path=manifest, label=c.data.target.label),
-        image_size=c.data.image_size,
-        channels=c.data.channels,
-        resize=c.data.resize,
-        cache=c.data.cache,
-        cache_dir=c.data.cache_dir,
-        key="--manifest",
-        require_label=False,
-        require_train=False,
-        rules=data.FileRules.of(c.data),
-        inputs=inputs,
-        roles=layout.roles if layout else None,
-    )
+    examples = unlabelled(c, manifest, inputs, layout.roles if layout else None)
     if layout is None or made is None:
         return examples
     if lacking := layout.lacking(examples.columns):
@@ -113,22 +101,63 @@ def _examples(stored: Stored, manifest: str) -> Examples:
     return with_present(examples, inputs)
 
 
-def export(folder: str | Path, path: str | Path, *, checkpoint: str | Path | None = None) -> None:
-    """Write a trained backbone as safetensors with torchvision's names.
+def unlabelled(
+    config: Any,
+    manifest: str,
+    inputs: Sequence[str] = ("image",),
+    roles: Mapping[str, str] | None = None,
+) -> Examples:
+    """Read a manifest as the config reads its images; labels and splits are not read.
 
-    PyTorch loads it, and `config.weights.path`.
+    Args:
+      config: as `medtl.config.default` makes it.
+      manifest: the CSV file.
+      inputs: of the model.
+      roles: column -> role, as in `data.load`.
+    """
+    c = config.data
+    return data.load(
+        dataset("manifest", path=manifest, label=c.target.label),
+        image_size=c.image_size,
+        channels=c.channels,
+        resize=c.resize,
+        cache=c.cache,
+        cache_dir=c.cache_dir,
+        key="--manifest",
+        require_label=False,
+        require_train=False,
+        rules=data.FileRules.of(c),
+        inputs=inputs,
+        roles=roles,
+    )
+
+
+def export(
+    folder: str | Path,
+    path: str | Path,
+    *,
+    checkpoint: str | Path | None = None,
+    accept_code: bool = False,
+) -> None:
+    """Write a trained model, backbone and head, as safetensors with torchvision's names.
+
+    `config.weights.path` takes the file, and PyTorch by `Diagnosis` of the file that is written
+    beside it, `NAME_loader.py`. The head of a model with several inputs is left out.
 
     Args:
       folder: the run folder.
       path: the file to write.
       checkpoint: the stage's folder; None: the target stage of the first arm and seed.
+      accept_code: as in `load_checkpoint`.
 
     Raises:
       UserError: there is no such checkpoint, or its model reads no image.
     """
-    stored = load_checkpoint(folder, checkpoint)
-    if "image" not in factory.input_names(stored.config):
+    stored = load_checkpoint(folder, checkpoint, accept_code=accept_code)
+    inputs = factory.input_names(stored.config)
+    if "image" not in inputs:
         raise UserError(f"{stored.name} has no image encoder to export")
+    path = Path(path)
     weights.export(
         path,
         stored.config.model.name,
@@ -140,6 +169,24 @@ def export(folder: str | Path, path: str | Path, *, checkpoint: str | Path | Non
         last_layer=stored.config.model.last_layer,
         epsilon=stored.record["epsilon"],
         metadata={"medtl.checkpoint": stored.name},
+        head=_head(stored) if inputs == ("image",) else None,
+    )
+    if inputs != ("image",):
+        print(f"{path}: the image encoder alone, as its head also reads {', '.join(inputs[1:])}")
+        return
+    loader = path.with_name(f"{path.stem}_loader.py")
+    source = Path(weights.__file__).with_name("torch_loader.py").read_text(encoding="utf-8")
+    files.write_text(loader, source)
+    print(f"{path}: the backbone and the head; {loader} loads them in PyTorch")
+
+
+def _head(stored: Stored) -> weights.ExportedHead:
+    params = stored.variables["params"]["heads"][stored.model.head_of[stored.domain]]
+    names = [*sorted(n for n in params if n.startswith("hidden_")), "logits"]
+    return weights.ExportedHead(
+        [(params[name]["kernel"], params[name]["bias"]) for name in names],
+        stored.record["classes"][stored.domain],
+        "sigmoid" if stored.record["multi_label"][stored.domain] else "softmax",
     )
 
 

@@ -8,6 +8,6 @@ has no known input normalization is an error. Imports no JAX.
 from medtl.weights.naming import torch_name
 from medtl.weights.pretrained import Pretrained, check, load
 from medtl.weights.report import LoadReport
-from medtl.weights.torch_export import export
+from medtl.weights.torch_export import ExportedHead, export
 
-__all__ = ["LoadReport", "Pretrained", "check", "export", "load", "torch_name"]
+__all__ = ["ExportedHead", "LoadReport", "Pretrained", "check", "export", "load", "torch_name"]

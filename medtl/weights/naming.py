@@ -19,7 +19,9 @@ from medtl.models.architectures import ARCHITECTURES, Architecture
 
 Shape = tuple[int, ...]
 
-_CLASSIFIERS = ("fc.", "linear.", "classifier.", "head.", "pre_logits.")
+HEAD = "medtl_head."
+"""The prefix of an exported head, which no backbone has."""
+_CLASSIFIERS = ("fc.", "linear.", "classifier.", "head.", "pre_logits.", HEAD)
 _LEAVES = {
     ("params", "kernel"): "weight",
     ("params", "scale"): "weight",

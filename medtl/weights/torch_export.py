@@ -1,9 +1,10 @@
-"""Exports a backbone as safetensors for PyTorch's `load_state_dict` and for `weights.load`."""
+"""Exports a backbone, with or without its head, as safetensors for PyTorch and `weights.load`."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,22 @@ from medtl.examples import Normalization
 from medtl.models import architectures
 from medtl.weights import naming
 from medtl.weights.metadata import TORCH_EPSILON, normalization_text
+from medtl.weights.naming import HEAD
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportedHead:
+    """The layers between a backbone's pooled features and the probabilities.
+
+    Attributes:
+      layers: (kernel f32[in, out], bias f32[out]) of each layer; ReLU is between them.
+      classes: the names of the outputs.
+      activation: "softmax" or "sigmoid".
+    """
+
+    layers: Sequence[tuple[Any, Any]]
+    classes: Sequence[str]
+    activation: str
 
 
 def export(
@@ -26,8 +43,11 @@ def export(
     last_layer: str = "",
     epsilon: float = TORCH_EPSILON,
     metadata: Mapping[str, str] | None = None,
+    head: ExportedHead | None = None,
 ) -> None:
     """Write the variables of a backbone as float32 with torchvision's names.
+
+    `torch_loader.Diagnosis` makes a PyTorch model of the file if it has a head.
 
     The file is complete or absent; the same variables give the same bytes.
 
@@ -40,6 +60,7 @@ def export(
       last_layer: the backbone's last layer; "": all.
       epsilon: of the backbone's BatchNorm; a PyTorch module must get it too, its default is 1e-5.
       metadata: further metadata.
+      head: the head; None: the backbone alone.
 
     Raises:
       UserError: the path has another suffix or no folder, or a value is NaN or Inf.
@@ -55,7 +76,12 @@ def export(
             raise UserError(f"export: {name} of {architecture} has NaN or Inf; nothing was written")
         if name.endswith(".running_mean"):  # PyTorch requires the number of steps of a BatchNorm
             tensors[name.replace("running_mean", "num_batches_tracked")] = np.zeros((), np.int64)
+    for i, (kernel, bias) in enumerate(head.layers if head else ()):
+        tensors[f"{HEAD}{i}.weight"] = np.ascontiguousarray(np.asarray(kernel, np.float32).T)
+        tensors[f"{HEAD}{i}.bias"] = np.asarray(bias, np.float32)
     options = table_entry.options if table_entry else {}
+    kept = table_entry.layers.index(last_layer) + 1 if table_entry and last_layer else None
+    left_out = table_entry.layers[kept:] if table_entry and kept else ()
     standard = {
         "format": "pt",
         "architecture": table_entry.name if table_entry else architecture,
@@ -63,8 +89,11 @@ def export(
         **{name: str(value) for name, value in options.items()},
         "normalization": normalization_text(normalization),
         "bn_eps": repr(float(epsilon)),
+        "left_out": json.dumps(left_out),
         "medtl": __version__,
     }
+    if head:
+        standard |= {"classes": json.dumps(head.classes), "activation": head.activation}
     if clash := standard.keys() & (metadata or {}).keys():
         raise ValueError(f"export sets {sorted(clash)} itself")
     _write(path, tensors, {**(metadata or {}), **standard})
