@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from medtl.errors import UserError, damaged, nearest
-from medtl.weights import families, keras_h5
+from medtl.weights import families, keras_h5, siblings
+from medtl.weights.siblings import INDEX
 
-SUFFIXES = (".safetensors", ".npz", ".pth", ".th", ".pt", ".bin", ".h5")
+SUFFIXES = (".safetensors", ".npz", ".pth", ".th", ".pt", ".bin", ".h5", ".keras")
 _TORCH = (".pth", ".th", ".pt", ".bin")
 _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"
@@ -65,10 +66,14 @@ def check(path: str) -> None:
             f"config.weights.path: {path} is a web page, not weights; download the file itself"
         )
     suffix = Path(path).suffix
+    if path.endswith(INDEX):
+        for part in _parts(path):
+            check(part)
+        return
     if suffix == ".safetensors":
         with _open_safetensors(path):
             pass
-    elif suffix == ".h5":
+    elif suffix in (".h5", ".keras"):
         keras_h5.check(path)
     elif head.startswith(_ZIP):
         if not _is_zip(path):
@@ -109,8 +114,12 @@ def digest(path: str, sha256: str = "") -> str:
     Raises:
       UserError: they differ.
     """
-    with open(path, "rb") as file:
-        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if path.endswith(INDEX):  # of the digests of all parts
+        parts = "".join(digest(part) for part in _parts(path))
+        actual = hashlib.sha256(parts.encode()).hexdigest()
+    else:
+        with open(path, "rb") as file:
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
     if sha256 and actual != sha256.lower():
         raise UserError(
             f"config.weights.sha256: {path} has {actual}, not {sha256}; "
@@ -134,22 +143,36 @@ def read(path: str) -> WeightFile:
     """
     suffix, note = Path(path).suffix, ""
     metadata: dict[str, str] = {}
-    if suffix == ".safetensors":
+    tensors: dict[str, np.ndarray] = {}
+    if path.endswith(INDEX):
+        for part in _parts(path):
+            of_part, metadata = _read_safetensors(part)
+            tensors |= of_part
+    elif suffix == ".safetensors":
         tensors, metadata = _read_safetensors(path)
     elif suffix == ".npz":
         tensors = _read_npz(path)
-    elif suffix == ".h5":
+    elif suffix in (".h5", ".keras"):
         tensors, metadata = keras_h5.read(path)
     else:
         tensors, note = _read_torch(path)
     if not tensors:
         raise UserError(f"config.weights.path: {path} holds no tensor")
-    usual = {".npz": "", ".h5": "caffe"}.get(suffix, "torchvision")
+    usual = {".npz": "", ".h5": "caffe", ".keras": "caffe"}.get(suffix, "torchvision")
     return WeightFile(_from_timm(tensors), metadata, usual, note)
 
 
+def _parts(index: str) -> list[str]:
+    """Return the paths of the parts that an index names."""
+    paths = [str(Path(index).with_name(name)) for name in siblings.parts(index)]
+    for path in paths:
+        if not Path(path).is_file():
+            raise UserError(f"config.weights.path: {index} names {path}, which is missing")
+    return paths
+
+
 def _check_exists(path: Path) -> None:
-    if path.suffix not in SUFFIXES:
+    if path.suffix not in SUFFIXES and not path.name.endswith(INDEX):
         raise UserError(f"config.weights.path: {path} should end in {', '.join(SUFFIXES)}")
     if not path.is_file():
         siblings = [p.name for p in path.parent.glob("*") if p.suffix in SUFFIXES]

@@ -1,13 +1,17 @@
 """Keras-applications .h5 files of ResNet50/101/152 and VGG16/19 as torchvision tensors for RGB.
 
 Reads the layout of the published files (layer groups with `weight_names`) and that of Keras 3's
-`save_weights` (`.weights.h5`). Any other model is an error, ResNetV2 included.
+`save_weights` (`.weights.h5`) and `save` (`.keras`, a zip file with the former inside). Any other
+model is an error, ResNetV2 included.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import io
 import re
+import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -71,10 +75,13 @@ def _open(path: str) -> Any:
     import h5py
 
     try:
+        if path.endswith(".keras"):
+            with zipfile.ZipFile(path) as archive:
+                return h5py.File(io.BytesIO(archive.read("model.weights.h5")))
         return h5py.File(path)
-    except OSError as error:
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise UserError(
-            f"config.weights.path: {path} is truncated or no HDF5 file ({error})"
+            f"config.weights.path: {path} is truncated or no Keras file ({error})"
         ) from error
 
 
@@ -128,7 +135,12 @@ def _keras_3_layers(group: Any) -> Layers:
     It names a group by class and count; the layer's name is an attribute of its variables.
     """
     layers = {}
+    nested: Layers = {}
     for entry in group.values():
+        if "layers" in entry:  # a model that is one layer of this one
+            inner = _keras_3_layers(entry["layers"])
+            nested = max(nested, inner, key=len)
+            continue
         variables = entry.get("vars", {})
         if len(variables):
             name = variables.attrs.get("name")
@@ -138,7 +150,7 @@ def _keras_3_layers(group: Any) -> Layers:
                     "save it with a newer Keras 3"
                 )
             layers[str(name)] = [np.asarray(variables[key]) for key in sorted(variables, key=int)]
-    return layers
+    return max(layers, nested, key=len)
 
 
 def _resnet(layers: Layers) -> dict[str, np.ndarray]:

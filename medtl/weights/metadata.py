@@ -140,10 +140,14 @@ def _normalization(texts: Mapping[str, str]) -> Normalization | None:
     if match := _INPUT.fullmatch(texts.get("input", "").strip()):
         mean = _floats(match[1].split(","))
         std = _floats(match[2].split(",")) if match[2] else (1.0,) * len(mean)
-        stated = Normalization("stated", mean, std)
-        named = (row for row in NORMALIZATIONS.values() if _is_same_input(stated, row))
-        return next(named, stated)
+        return named(Normalization("stated", mean, std))
     return None
+
+
+def named(stated: Normalization) -> Normalization:
+    """Return the normalization of the table with the same numbers, or else the given one."""
+    rows = (row for row in NORMALIZATIONS.values() if _is_same_input(stated, row))
+    return next(rows, stated)
 
 
 def _floats(values: list[str] | list[float]) -> tuple[float, ...]:

@@ -12,7 +12,7 @@ import numpy as np
 from medtl.errors import UserError
 from medtl.examples import Normalization
 from medtl.models.architectures import STEMS, Architecture
-from medtl.weights import families, formats, hub, metadata, naming
+from medtl.weights import families, formats, hub, metadata, naming, siblings
 from medtl.weights.report import LoadReport
 
 
@@ -75,8 +75,8 @@ def load(
     which keeps the size of its response.
 
     Args:
-      path: .safetensors, .npz, .pth, .th, Keras-applications .h5; local, or
-        hf://org/repo/file[@revision].
+      path: .safetensors (or the index of its parts), .npz, .pth, .th, Keras-applications .h5 or
+        .keras; local, or hf://org/repo[/file][@revision].
       architecture: see `medtl.models.parse`; None for a user's own module, for which names and
         shapes alone are compared.
       variables: {"params": ..., "batch_stats": ...} of the backbone, nested dicts of anything with
@@ -96,6 +96,9 @@ def load(
     sha256 = formats.digest(local, sha256)
     file = formats.read(local)
     stated = metadata.read(file.metadata, path)
+    beside = siblings.normalization(local)
+    if stated.normalization is None and beside is not None:
+        stated = dataclasses.replace(stated, normalization=metadata.named(beside[0]))
 
     leaves = naming.leaves(variables)
     named, notes = families.renamed(
@@ -120,8 +123,13 @@ def load(
         for name, _ in report.loaded
     }
     _refuse_bad_numbers(values, path)
+    if beside is not None:
+        note = f"{note} ({beside[1]})" if note.endswith("stated by the file") else note
     report = dataclasses.replace(report, notes=(note, *report.notes))
-    return Pretrained(naming.nest(values, variables), chosen, report, sha256, path, stated.epsilon)
+    origin = hub.pinned(path, local)
+    return Pretrained(
+        naming.nest(values, variables), chosen, report, sha256, origin, stated.epsilon
+    )
 
 
 def adapt_stem(kernel: np.ndarray, channels: int) -> np.ndarray:

@@ -127,7 +127,7 @@ def test_what_cannot_be_had_is_one_error(address, environment, text, endpoint, t
 
 
 @pytest.mark.parametrize(
-    "address", ["hf://w.safetensors", "hf://lab/model", "https://x.org/w.pth", "hf://a/b/c@d@e"]
+    "address", ["hf://w.safetensors", "hf://lab", "https://x.org/w.pth", "hf://a/b/c@d@e"]
 )
 def test_other_addresses_are_refused_before_any_network(address):
     with pytest.raises(UserError, match="not of the form hf://org/repo/file"):

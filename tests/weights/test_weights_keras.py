@@ -168,3 +168,21 @@ def test_other_models_are_refused(tmp_path, layers):
         UserError, match="Keras-applications ResNet or VGG|holds neither conv1_conv nor"
     ):
         weights.load(str(path), models.parse("resnet50"), {"params": {}})
+
+
+def test_a_keras_file_is_read_also_where_the_model_is_nested(tmp_path):
+    """`model.save("x.keras")` of a backbone, and of a classifier that has it as one layer."""
+    backbone = keras.applications.VGG16(weights=None, include_top=False, input_shape=(32, 32, 3))
+    backbone.save(tmp_path / "plain.keras")
+    keras.Sequential([backbone, keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(2)]).save(
+        tmp_path / "nested.keras"
+    )
+    plain, nested = (keras_h5.read(str(tmp_path / f"{n}.keras"))[0] for n in ("plain", "nested"))
+    assert plain.keys() == nested.keys()
+    kernel = np.asarray(backbone.get_layer("block5_conv3").kernel)
+    for tensors in (plain, nested):
+        np.testing.assert_array_equal(tensors["features.28.weight"], kernel.transpose(3, 2, 0, 1))
+    content = (tmp_path / "plain.keras").read_bytes()
+    (tmp_path / "cut.keras").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match="truncated or no Keras file"):
+        weights.check(str(tmp_path / "cut.keras"))
