@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -41,17 +42,39 @@ def is_group(column: str) -> bool:
     )
 
 
+def is_quantity(label: np.ndarray) -> bool:
+    """Return whether labels are numbers to be predicted, float[N], and no classes.
+
+    >>> is_quantity(np.array([0.5, 2.0])), is_quantity(np.array([0, 1])), is_quantity(np.eye(2))
+    (True, False, False)
+    """
+    return label.ndim == 1 and label.dtype.kind == "f"
+
+
+def known(label: np.ndarray) -> np.ndarray:
+    """Return bool[N], whether a label of each example is known.
+
+    >>> known(np.array([0, -1])), known(np.array([-1.5, np.nan]))
+    (array([ True, False]), array([ True, False]))
+    """
+    if label.ndim == 2:
+        return ~np.isnan(label).all(axis=1)
+    return ~np.isnan(label) if is_quantity(label) else label >= 0
+
+
 def class_counts(label: np.ndarray, classes: Sequence[str]) -> dict[str, int]:
-    """Count the examples of each class.
+    """Count the examples of each class; a quantity has none.
 
     Args:
       label: int[N], an index into `classes`, -1 where unknown; or float[N, K] of 0, 1 or NaN
-        (unknown).
+        (unknown); or float[N], a quantity.
       classes: the K names.
 
     >>> class_counts(np.array([0, 1, 1, -1]), ("ill", "well"))
     {'ill': 1, 'well': 2}
     """
+    if is_quantity(label):
+        return {}
     n = (
         np.nansum(label, axis=0)
         if label.ndim == 2
@@ -164,12 +187,12 @@ class Examples:
         uint8[N, H, W, C]; another input has any numeric dtype and shape, e.g. "table" f32[N, F].
         `is_input` says which names are allowed.
       label: int32[N], an index into `classes`, -1 where there is no label; or float32[N, K] of 0,
-        1 or NaN (unknown) where an example may have several diagnoses.
+        1 or NaN (unknown) where an example may have several diagnoses; or float64[N], a quantity.
       id: str[N], unique.
       split: str[N], "train", "val" or "test".
       patient: str[N], or None where patients are not known.
       weight: float32[N], the example's weight in the loss.
-      classes: the K names.
+      classes: the K names; of a quantity its name alone.
       fingerprint: sha256 over ids, labels, splits and the content of the inputs.
       split_hash: sha256 over (id, split) pairs.
       synthetic: True where a program drew the images.
@@ -209,6 +232,27 @@ class Examples:
     def multi_label(self) -> bool:
         """Return whether an example may have several diagnoses."""
         return self.label.ndim == 2
+
+    @property
+    def is_quantity(self) -> bool:
+        """Return whether the label is a number to be predicted, not a class."""
+        return is_quantity(self.label)
+
+    @functools.cached_property
+    def scale(self) -> tuple[float, float]:
+        """Return mean and standard deviation of a quantity over the train rows; (0, 1) if none."""
+        train = self.label[self.split == "train"]
+        if not self.is_quantity or not len(train):
+            return 0.0, 1.0
+        return float(train.mean()), float(train.std()) or 1.0
+
+    @functools.cached_property
+    def learned(self) -> np.ndarray:
+        """Return the labels as training reads them: a quantity f32[N], standardized by `scale`."""
+        if not self.is_quantity:
+            return self.label
+        mean, deviation = self.scale
+        return ((self.label - mean) / deviation).astype(np.float32)
 
     def has(self, name: str, row: int) -> bool:
         """Return whether a row has an input, as far as `present` shows."""

@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 from tiny_run import tiny
 
-from medtl.config import check
+from medtl.config import check, tasks
 from medtl.errors import UserError
 from medtl.experiment import experiment, preflight
 from medtl.experiment.setup import Experiment
@@ -122,7 +122,7 @@ def test_a_wrong_name_or_option_is_one_clear_error(path, text, message, tmp_path
         opened(config, tmp_path, examples)
 
 
-@pytest.mark.parametrize("loss", check.ONE_DIAGNOSIS)
+@pytest.mark.parametrize("loss", tasks.ONE_DIAGNOSIS)
 def test_a_loss_for_one_diagnosis_is_refused_for_several(loss):
     config = tiny()
     config.data.target.multi_label = True

@@ -13,26 +13,15 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from medtl import data, plugins, weights
-from medtl.config import fields
+from medtl.config import fields, tasks
 from medtl.config.lookup import GRIDS, is_cross_validated, no_such_field, node_at, paths
 from medtl.config.rules import NAME, UNIQUE, Entries, Field, Grid, Node, choose
 from medtl.errors import UserError
-from medtl.evaluation.metrics.names import ALL_NAMES, NAMES
+from medtl.evaluation.metrics.names import ALL_NAMES, NAMES, QUANTITY_CRITERIA
 from medtl.examples import RESERVED, is_input
 from medtl.models import architectures
 
 LAMBDA, DECAY = "objective.lambda_", "stages.target.weight_decay"
-# Losses of medtl that take one class for each example.
-ONE_DIAGNOSIS = (
-    "balanced_softmax",
-    "class_weighted",
-    "cross_entropy",
-    "focal",
-    "generalized_cross_entropy",
-    "ldam",
-    "logit_adjusted",
-    "symmetric_cross_entropy",
-)
 _SAME_DATA = "all values are compared on the same examples"
 _SAME_NETWORK = "the network is made and its weights are loaded once for all values"
 _SAME_RULES = "it says how values are compared"
@@ -129,6 +118,7 @@ def _check_between(config: ConfigDict) -> None:
     """Check what the fields outside evaluation and sweep ask of each other."""
     for name in config.arms:
         choose(name, config.arm, "config.arms")
+    tasks.check(config)
     _check_inputs(config)
     layers = _check_model(config)
     _check_objective(config)
@@ -202,7 +192,7 @@ def _check_objective(config: ConfigDict) -> None:
         key = f"config.objective.losses.{name}.loss"
         spec = plugins.parse(entry.loss, key=key)
         for domain in domains(config):
-            is_single = not spec.module and spec.name in ONE_DIAGNOSIS
+            is_single = not spec.module and spec.name in tasks.ONE_DIAGNOSIS
             if is_single and config.data[domain].multi_label:
                 raise UserError(
                     f"{key} is {entry.loss!r}, which takes one diagnosis an example, but "
@@ -247,7 +237,10 @@ def _check_evaluation(config: ConfigDict, *, arms: Collection[str] | None) -> No
                 f"config.evaluation.metrics.{name}: medtl has a metric of that name; give yours "
                 "another"
             )
-    choose(config.checkpoint.metric, (*NAMES, *c.metrics), "config.checkpoint.metric")
+    # The predictions of another tool tell what they are of: either kind of metric may fit them.
+    names: tuple[str, ...] = NAMES if config.data.task != "regression" else QUANTITY_CRITERIA
+    names = (*NAMES, *QUANTITY_CRITERIA) if arms is None else names
+    choose(config.checkpoint.metric, (*names, *c.metrics), "config.checkpoint.metric")
     if paths(c.tune) and is_cross_validated(config):
         _check_val(config, "config.evaluation.tune chooses")
 
@@ -322,6 +315,7 @@ def check_sweep(config: ConfigDict) -> None:
       UserError: as `check`.
     """
     c, tried = config.sweep, paths(config.sweep.grid)
+    tasks.check_sweep(config)
     if c.arm:
         choose(c.arm, config.arms, "config.sweep.arm")
     if not tried:

@@ -17,6 +17,7 @@ from medtl.config.rules import (
 )
 from medtl.data import cache, images
 from medtl.data.schema import NUMBERS, ROLES
+from medtl.data.values import TASKS
 
 Section = dict[str, Node]
 
@@ -84,6 +85,19 @@ DATA: Section = {
             lambda name: name in ("image", "table", "text", "features", "auto"),
         ),
         Rule("'auto' alone", lambda names: "auto" not in names or len(names) == 1),
+        UNIQUE,
+    ),
+    "task": Field(
+        "classification",
+        "What the label is. classification: one of two or more classes, or several with"
+        " multi_label. ordinal: grades in rising order. regression: a number.",
+        one_of(*TASKS),
+    ),
+    "grades": Field(
+        (),
+        'ordinal: the grades from the lowest to the highest, e.g. ("mild", "severe"). (): the'
+        " labels are numbers.",
+        each("names", lambda name: type(name) is str and name),
         UNIQUE,
     ),
     "preprocessing": _PREPROCESSING,

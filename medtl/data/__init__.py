@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from medtl.data import cache as caches
-from medtl.data import clinical, images, kinds, leaks, splits, user
+from medtl.data import clinical, images, kinds, labels, leaks, splits, user
 from medtl.data import table as tables
 from medtl.data.values import FileRules
 from medtl.errors import UserError, nearest
@@ -109,7 +109,7 @@ def load(
     if kind.is_user:
         examples = kind.read(spec, image_size=image_size, channels=channels, resize=resize)
         shape = (image_size, image_size, channels)
-        rows = user.checked(examples, f"{key}.kind: {spec.kind}", shape)
+        rows = user.checked(examples, f"{key}.kind: {spec.kind}", shape, task=rules.task)
         rows = _complete(rows, spec, kind, key, require_label, require_train, rules)
         notes = (*examples.notes, *rows.notes)
         if require_label and "image" in examples.inputs:
@@ -191,12 +191,22 @@ def _table(
             f"config.data.inputs has {unread[0]!r}, but {key}.kind {spec.kind!r} reads "
             f"{', '.join(kind.inputs)} alone"
         )
-    if "table" in kind.inputs and (tuple(inputs) != ("image",) or spec.columns):
-        table = clinical.read(
-            spec, key=key, require_label=require_label, inputs=inputs, roles=roles
+    if rules.task == "regression" and not kind.has_task:
+        raise UserError(
+            f"config.data.task is 'regression', but {key}.kind {spec.kind!r} reads classes; "
+            "'manifest' and 'features' read numbers, and so can a function of your own"
         )
+    answer: dict[str, Any] = {"require_label": require_label}
+    answer |= {"task": rules.task} if kind.has_task else {}
+    if "table" in kind.inputs and (tuple(inputs) != ("image",) or spec.columns):
+        table = clinical.read(spec, key=key, inputs=inputs, roles=roles, **answer)
     else:
-        table = kind.read(spec, key=key, require_label=require_label, image_size=image_size)
+        table = kind.read(spec, key=key, image_size=image_size, **answer)
+    if rules.task == "ordinal" and require_label:
+        label, classes = labels.in_order(
+            table.label, table.classes, rules.grades, origin=table.origin
+        )
+        table = dataclasses.replace(table, label=label, classes=classes)
     return _complete(table, spec, kind, key, require_label, require_train, rules)
 
 

@@ -21,6 +21,7 @@ from medtl.data import labels, schema
 from medtl.data import manifest as manifests
 from medtl.data.manifest import Files
 from medtl.data.table import Table
+from medtl.data.values import TASKS
 from medtl.errors import UserError
 from medtl.examples import ImageSource, is_group
 
@@ -35,6 +36,7 @@ def read(
     require_label: bool,
     inputs: Sequence[str],
     roles: Mapping[str, str] | None = None,
+    task: str = TASKS[0],
 ) -> Table:
     """Read a table; no image is decoded.
 
@@ -45,13 +47,14 @@ def read(
       inputs: those of the model: "image", "table", "text"; or "auto" alone.
       roles: column -> role, for every column that is an input, of the run that scores; other
         columns are ignored, and those that are absent are missing. None: roles are inferred.
+      task: one of `values.TASKS`, what the label is.
 
     Raises:
       UserError: as the module's docstring lists.
     """
     fields = (spec.path, spec.label, spec.multi_label, tuple(spec.columns))
     given = None if roles is None else tuple(sorted(roles.items()))
-    return _read(fields, _stamp(spec.path), key, require_label, tuple(inputs), given)
+    return _read(fields, _stamp(spec.path), key, require_label, tuple(inputs), given, task)
 
 
 def _stamp(path: str) -> tuple[int, int] | None:
@@ -71,6 +74,7 @@ def _read(
     require_label: bool,
     inputs: tuple[str, ...],
     roles: tuple[tuple[str, str], ...] | None,
+    task: str,
 ) -> Table:
     path, label, multi_label, texts = fields
     flag = key if key.startswith("-") else f"{key}.path"
@@ -88,7 +92,9 @@ def _read(
         manifests._require(sheet, label, f"{key}.label")
     manifests._refuse_near_misses(sheet, label)
     has_image = _has_image(sheet, inputs, flag)
-    table = table_of(sheet, label, multi_label, columns, require_label, has_image=has_image)
+    table = table_of(
+        sheet, label, multi_label, columns, require_label, has_image=has_image, task=task
+    )
     _check_inputs(table, inputs, key, is_scored=roles is not None)
     return table
 
@@ -126,6 +132,7 @@ def table_of(
     require_label: bool,
     *,
     has_image: bool,
+    task: str = TASKS[0],
 ) -> Table:
     """Return the rows of a sheet with what is no input: labels, splits, patients, groups.
 
@@ -136,14 +143,13 @@ def table_of(
       columns: the roles and cells of the inputs.
       require_label: False for examples to be scored.
       has_image: whether the column `image_path` is read.
+      task: as in `read`.
     """
     n, path = len(sheet.rows), pathlib.Path(sheet.path)
     answers: np.ndarray = np.full(n, -1, np.int32)
     classes: tuple[str, ...] = ()
     if require_label:
-        answers, classes = labels.encode(
-            sheet.column(label), lambda row: sheet.where(row, label), multi_label=multi_label
-        )
+        answers, classes = manifests._answers(sheet, label, multi_label=multi_label, task=task)
     names = [""] * n
     if has_image:
         cells = sheet.column("image_path")

@@ -19,10 +19,19 @@ import numpy as np
 from medtl.data import clinical, labels, schema, splits
 from medtl.data import manifest as manifests
 from medtl.data.table import Table
+from medtl.data.values import TASKS
 from medtl.errors import UserError, nearest, quoted
 
 
-def read(spec: Any, *, key: str, require_label: bool, image_size: int, columns: str = "*") -> Table:
+def read(
+    spec: Any,
+    *,
+    key: str,
+    require_label: bool,
+    image_size: int,
+    columns: str = "*",
+    task: str = TASKS[0],
+) -> Table:
     """Read precomputed features as the input `features` f32[N, D].
 
     Args:
@@ -31,16 +40,17 @@ def read(spec: Any, *, key: str, require_label: bool, image_size: int, columns: 
       require_label: False for examples to be scored.
       image_size: not used.
       columns: CSV: a pattern of the columns' names, such as "feature_*".
+      task: one of `values.TASKS`, what the label is.
 
     Raises:
       UserError: as the module's docstring lists.
     """
     if pathlib.Path(spec.path).suffix == ".npz":
-        return _of_npz(spec.path, key, require_label)
-    return _of_csv(spec, key, require_label, columns)
+        return _of_npz(spec.path, key, require_label, task)
+    return _of_csv(spec, key, require_label, columns, task)
 
 
-def _of_csv(spec: Any, key: str, require_label: bool, pattern: str) -> Table:
+def _of_csv(spec: Any, key: str, require_label: bool, pattern: str, task: str) -> Table:
     sheet = manifests._read_sheet(spec.path, f"{key}.path")
     special = (spec.label, "id", "patient_id", "split", "weight", "site", "image_path")
     names = [n for n in sheet.columns if fnmatch.fnmatchcase(n, pattern) and n not in special]
@@ -59,7 +69,7 @@ def _of_csv(spec: Any, key: str, require_label: bool, pattern: str) -> Table:
         matrix.append(values)
     none = schema.Columns((), {})
     table = clinical.table_of(
-        sheet, spec.label, spec.multi_label, none, require_label, has_image=False
+        sheet, spec.label, spec.multi_label, none, require_label, has_image=False, task=task
     )
     return _with_features(table, np.stack(matrix, axis=1), spec.path)
 
@@ -77,7 +87,7 @@ def _with_features(table: Table, features: np.ndarray, path: str) -> Table:
     return dataclasses.replace(table, columns=None, inputs=inputs, present={})
 
 
-def _of_npz(path: str, key: str, require_label: bool) -> Table:
+def _of_npz(path: str, key: str, require_label: bool, task: str) -> Table:
     arrays = _arrays(path, key)
     if "features" not in arrays:
         raise UserError(f"{path} has no array `features`{nearest('features', arrays)}")
@@ -96,7 +106,7 @@ def _of_npz(path: str, key: str, require_label: bool) -> Table:
     if require_label:
         if "labels" not in arrays:
             raise UserError(f"{path} has no array `labels`{nearest('labels', arrays)}")
-        label, classes = _labels(arrays)
+        label, classes = _labels(arrays, path, task)
     table = Table(
         name=pathlib.Path(path).stem,
         origin=path,
@@ -123,8 +133,13 @@ def _arrays(path: str, key: str) -> Mapping[str, np.ndarray]:
         raise UserError(f"{path} cannot be read as .npz ({error})") from None
 
 
-def _labels(arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, tuple[str, ...]]:
+def _labels(
+    arrays: Mapping[str, np.ndarray], path: str, task: str
+) -> tuple[np.ndarray, tuple[str, ...]]:
     cells = arrays["labels"].reshape(-1).astype(str)
+    if task == "regression":
+        where = f"{path}, array `labels`, row "
+        return labels.quantities(cells.tolist(), lambda row: f"{where}{row}"), ("labels",)
     names = labels.sorted_classes(set(cells.tolist()))
     index = {name: i for i, name in enumerate(names)}
     label = np.array([index[cell] for cell in cells.tolist()], np.int32)

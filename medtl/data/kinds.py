@@ -39,6 +39,7 @@ class Kind:
       seed: added to the config's `split_seed`.
       is_user: `read` is a function of the user, which makes the split itself.
       inputs: the inputs that it can read; "table" and "text" by `medtl.data.clinical`.
+      has_task: `read` takes `task`, so that the label may be a quantity.
     """
 
     read: Callable[..., Any]
@@ -47,6 +48,7 @@ class Kind:
     seed: int = 0
     is_user: bool = False
     inputs: tuple[str, ...] = ("image",)
+    has_task: bool = False
 
     def fractions(self, spec: Any) -> tuple[float, ...]:
         """Return the fractions of train, val and test where the data has no split."""
@@ -62,7 +64,7 @@ def manifest() -> Kind:
 
     See `medtl.data.manifest`, and `medtl.data.clinical` where more than images are read.
     """
-    return Kind(manifests.read, inputs=("image", "table", "text"))
+    return Kind(manifests.read, inputs=("image", "table", "text"), has_task=True)
 
 
 def npz() -> Kind:
@@ -82,7 +84,7 @@ def features(columns: str = "*") -> Kind:
       columns: CSV: a pattern of the columns' names.
     """
     read = functools.partial(precomputed.read, columns=columns)
-    return Kind(read, inputs=("features",))
+    return Kind(read, inputs=("features",), has_task=True)
 
 
 def tfds() -> Kind:

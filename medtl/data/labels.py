@@ -5,13 +5,14 @@ A number is one class however it is written ("1", "1.0", "+01"), so that files a
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Collection, Sequence
 from decimal import Decimal
 
 import numpy as np
 
-from medtl.errors import UserError, quoted
+from medtl.errors import UserError, nearest, quoted
 
 # Missing values as pandas, R, SQL, Excel and the UCI repository write them.
 MISSING = frozenset({"", "nan", "<na>", "nat", "null", "n/a", "#n/a", "?"})
@@ -82,6 +83,80 @@ def encode(
     return np.array([index[name] for name in names], np.int32), classes
 
 
+def quantities(cells: Sequence[str], where: Callable[[int], str]) -> np.ndarray:
+    """Return the numbers float64[N] that a model is to predict.
+
+    Args:
+      cells: the text of each row.
+      where: row -> the words by which an error names its cell.
+
+    Raises:
+      UserError: a missing value, text, or an infinite number.
+
+    >>> quantities(["1", "-0.5e1"], str).tolist()
+    [1.0, -5.0]
+    """
+    values = [_finite(cell) for cell in cells]
+    for row, (cell, value) in enumerate(zip(cells, values, strict=True)):
+        if value is None:
+            problem = f"{quoted(cell)} is no finite number" if cell else "the cell is empty"
+            raise UserError(
+                f"{where(row)}: {problem}, which config.data.task='regression' predicts; write it "
+                "as 12.5, or leave the row out"
+            )
+    return np.array(values, np.float64)
+
+
+def _finite(cell: str) -> float | None:
+    try:
+        value = float(cell)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) and "_" not in cell else None
+
+
+def in_order(
+    label: np.ndarray, classes: Sequence[str], grades: Sequence[str], *, origin: str
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Put the classes of an ordinal label into rising order.
+
+    Args:
+      label: int[N], an index into `classes`.
+      classes: the K names.
+      grades: all names in rising order; (): the classes are numbers, which are sorted already.
+      origin: the data set, for errors.
+
+    Returns:
+      The label, and the classes in order.
+
+    Raises:
+      UserError: several labels an example, names without an order, or names that are not listed.
+
+    >>> label, grades = in_order(np.array([0, 1]), ("bad", "ok"), ("ok", "bad"), origin="a.csv")
+    >>> label.tolist(), grades
+    ([1, 0], ('ok', 'bad'))
+    """
+    key = "config.data.task is 'ordinal', but"
+    if label.ndim == 2:
+        raise UserError(f"{key} {origin} has several diagnoses an example, which have no order")
+    if not grades:
+        if text := [name for name in classes if not _NUMBER.fullmatch(name)]:
+            raise UserError(
+                f"{key} {origin} has the label {quoted(text[0])}, no number; config.data.grades "
+                f"gives the order, such as {tuple(classes)!r}"
+            )
+        return label, tuple(classes)
+    for name in classes:
+        if name not in grades:
+            raise UserError(
+                f"config.data.grades lacks {quoted(name)}, a label of {origin}"
+                f"{nearest(name, grades)}"
+            )
+    kept = tuple(grade for grade in map(spelled, grades) if grade in classes)
+    place = np.array([kept.index(name) for name in classes])
+    return place[label].astype(np.int32), kept
+
+
 def _several(
     cells: Sequence[str], where: Callable[[int], str]
 ) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -132,6 +207,6 @@ def _refuse_continuous(classes: Sequence[str], n: int, where: str) -> None:
     if len(classes) > most:
         raise UserError(
             f"{where}: this looks continuous: {n} rows have {len(classes)} different numbers from "
-            f"{classes[0]} to {classes[-1]}, which asks for regression; medtl predicts classes, so "
-            "divide the range into a few"
+            f"{classes[0]} to {classes[-1]}, which asks for regression: set "
+            "config.data.task='regression', or divide the range into a few classes"
         )

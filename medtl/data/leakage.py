@@ -17,9 +17,11 @@ from scipy.stats import rankdata
 from medtl.data import schema
 from medtl.data.schema import Columns
 from medtl.errors import UserError
+from medtl.examples import is_quantity
 
 WARNED, REFUSED = 0.9, 0.99
 _BY_CHANCE = 1e-6
+_HALVES = ("at most the median", "above the median")
 _LEAST = 10  # examples of a class and of the others: fewer separate by chance
 
 
@@ -67,7 +69,8 @@ def check(
     Args:
       columns: the train rows'.
       inputs: the columns that the model reads.
-      label: int[N], or float[N, K] of 0, 1 or NaN.
+      label: int[N], or float[N, K] of 0, 1 or NaN; a quantity float[N] counts as two classes,
+        above its median and not.
       classes: the K names.
       where: the data set, for messages.
       allow: columns that are accepted.
@@ -75,6 +78,8 @@ def check(
     Raises:
       UserError: names the columns.
     """
+    if is_quantity(label):
+        label, classes = (label > np.median(label)).astype(np.int32), _HALVES
     found = [
         f for f in findings(columns, inputs, label, classes) if f.auroc > WARNED or f.is_refused
     ]

@@ -15,7 +15,7 @@ from medtl.data.copies import Prints, nearest
 from medtl.data.splits import NAMES
 from medtl.data.table import Table
 from medtl.data.values import settle
-from medtl.examples import Examples, ImageSource
+from medtl.examples import Examples, ImageSource, is_quantity
 
 _LEAST_SIDE = 24  # pixels; smaller images are alike without being copies
 _SHOWN, _NOTED = 5, 100  # pairs in an error and in a note
@@ -216,6 +216,8 @@ def _shown(table: Table, pairs: Mapping[int, int], sign: str, allow: Sequence[st
 
     def named(row: int) -> str:
         label = table.label[row]
+        if is_quantity(table.label):
+            return f"{str(table.id[row])!r} ({split[row]}, {table.where(row)}, {label:g})"
         present = np.flatnonzero(label == 1) if label.ndim else [label]
         names = "|".join(table.classes[c] for c in present) or "|"
         return f"{str(table.id[row])!r} ({split[row]}, {table.where(row)}, {names})"

@@ -12,7 +12,7 @@ A batch of one domain is a flat dict:
 | an input's name | [B, ...], such as `image` uint8[B, H, W, C] |
 | `encoded_<input>` | f32[B, D], a frozen encoder's output, in place of that input |
 | `present_<input>` | float32[B], 0 where an example lacks the input, if there are several |
-| `label` | int32[B] or float32[B, K] |
+| `label` | int32[B] or float32[B, K]; a quantity float32[B], standardized |
 | `weight` | float32[B], 0 for padding |
 | `mask` | float32[B], 1 for an example, 0 for padding |
 | `index` | int32[B], the row in the examples, -1 for padding |
@@ -73,7 +73,7 @@ def columns(
         **inputs,
         **replaced,
         **present,
-        "label": examples.label,
+        "label": examples.learned,
         "weight": examples.weight,
     }
 

@@ -16,6 +16,7 @@ that is not a number >= 0, a missing image, and a file that is not comma-separat
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import pathlib
@@ -26,6 +27,7 @@ import numpy as np
 from medtl.data import labels, splits
 from medtl.data.paths import Finder
 from medtl.data.table import Table
+from medtl.data.values import TASKS
 from medtl.errors import UserError, nearest, quoted
 from medtl.examples import is_group
 from medtl.files import check_csv, check_length, read_csv
@@ -84,7 +86,9 @@ class _Sheet:
         return f"{self.path}, line {self.lines[row]}, column {column}"
 
 
-def read(spec: Any, *, key: str, require_label: bool, image_size: int) -> Table:
+def read(
+    spec: Any, *, key: str, require_label: bool, image_size: int, task: str = TASKS[0]
+) -> Table:
     """Read a manifest and check that each image exists; none is decoded.
 
     Args:
@@ -92,6 +96,7 @@ def read(spec: Any, *, key: str, require_label: bool, image_size: int) -> Table:
       key: the config key by which errors name this data set.
       require_label: False for a manifest to be scored; the column of labels is then ignored.
       image_size: not used.
+      task: one of `values.TASKS`, what the label is.
 
     Raises:
       UserError: as the module's docstring lists.
@@ -109,11 +114,7 @@ def read(spec: Any, *, key: str, require_label: bool, image_size: int) -> Table:
     answers: np.ndarray = np.full(n, -1, np.int32)
     classes: tuple[str, ...] = ()
     if require_label:
-        answers, classes = labels.encode(
-            sheet.column(label),
-            lambda row: sheet.where(row, label),
-            multi_label=spec.multi_label,
-        )
+        answers, classes = _answers(sheet, label, multi_label=spec.multi_label, task=task)
     folder = pathlib.Path(path).parent
     return Table(
         name=folder.resolve().name
@@ -131,6 +132,20 @@ def read(spec: Any, *, key: str, require_label: bool, image_size: int) -> Table:
         images=_files(sheet, names, folder),
         groups=_groups(sheet, label),
     )
+
+
+def _answers(
+    sheet: _Sheet, label: str, *, multi_label: bool, task: str
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return the labels and the classes; of a quantity the numbers and the column's name."""
+    cells, where = sheet.column(label), functools.partial(_where, sheet, label)
+    if task == "regression":
+        return labels.quantities(cells, where), (label,)
+    return labels.encode(cells, where, multi_label=multi_label)
+
+
+def _where(sheet: _Sheet, column: str, row: int) -> str:
+    return sheet.where(row, column)
 
 
 def _read_sheet(path: str, flag: str) -> _Sheet:

@@ -14,6 +14,7 @@ import numpy as np
 from medtl.data.table import Table
 from medtl.data.values import settle
 from medtl.errors import UserError
+from medtl.examples import is_quantity
 
 NAMES = ("train", "val", "test")
 ALIASES = {"valid": "val", "validation": "val"}
@@ -179,8 +180,14 @@ def _strata(label: np.ndarray) -> np.ndarray:
     if label.ndim == 2:
         content = np.nan_to_num(label)
     else:
+        label = _tenths(label) if is_quantity(label) else label
         content = (label[:, None] == np.unique(label)).astype(np.float64)
     return np.concatenate([content, np.ones((len(label), 1))], axis=1)
+
+
+def _tenths(label: np.ndarray) -> np.ndarray:
+    """Return int64[N], the tenth of the examples, by its quantity, to which each belongs."""
+    return np.digitize(label, np.quantile(label, np.arange(1, 10) / 10))
 
 
 def _first_of_train(table: Table, split: np.ndarray, train_size: int, seed: int, key: str) -> Table:
@@ -229,7 +236,7 @@ def _check_patients(table: Table, split: np.ndarray, allow: Sequence[str]) -> Ta
 
 def _without_absent_classes(table: Table) -> Table:
     """Leave out the classes that no example has, where an example has one diagnosis."""
-    if table.label.ndim == 2 or table.label.min() < 0:
+    if table.label.ndim == 2 or is_quantity(table.label) or table.label.min() < 0:
         return table
     present = np.flatnonzero(_present(table, np.arange(len(table))))
     absent = sorted(set(table.classes) - {table.classes[c] for c in present})
@@ -256,6 +263,9 @@ def _present(table: Table, rows: np.ndarray) -> np.ndarray:
 
 def _check_classes(table: Table, split: np.ndarray, key: str, require_train: bool) -> None:
     """Refuse an empty train, a split with one class, and a class that only val or test has."""
+    if is_quantity(table.label):
+        _check_quantity(table, split, key, require_train)
+        return
     present = {
         name: _present(table, np.flatnonzero(split == name))
         for name in NAMES
@@ -291,5 +301,23 @@ def _check_classes(table: Table, split: np.ndarray, key: str, require_train: boo
                 "but not in train; train has "
                 f"{', '.join(table.classes[k] for k in np.flatnonzero(present['train']))}"
             )
+    _check_weights(table, split, require_train)
+
+
+def _check_quantity(table: Table, split: np.ndarray, key: str, require_train: bool) -> None:
+    """Refuse an empty train, and a split in which all examples have one value."""
+    for name in NAMES:
+        values = table.label[split == name]
+        if name == "train" and require_train and not len(values):
+            raise UserError(f"{table.origin}: split train is empty; {key} needs it to train on")
+        if len(values) and values.min() == values.max():
+            raise UserError(
+                f"{table.origin}: split {name} has {len(values)} example(s), all of the value "
+                f"{values[0]:g}; {key} needs different ones in it"
+            )
+    _check_weights(table, split, require_train)
+
+
+def _check_weights(table: Table, split: np.ndarray, require_train: bool) -> None:
     if require_train and not (table.weight[split == "train"] > 0).any():
         raise UserError(f"{table.origin}, column weight: the weights of train are all 0")

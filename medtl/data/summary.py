@@ -17,7 +17,7 @@ from PIL import Image
 from medtl.data import cache, dicom, kinds, labels, nifti, rasters, schema
 from medtl.data.table import Encoded
 from medtl.data.values import FileRules, UnreadableImageError, Values
-from medtl.examples import Examples
+from medtl.examples import Examples, known
 from medtl.files import read_csv
 
 SAMPLE = 200  # images of a domain that are looked at in their files
@@ -165,7 +165,7 @@ def with_schema(column: Cells, examples: Examples) -> Cells:
     lacks = schema.is_missing(cells)
     by_class = {}
     for i, name in enumerate(examples.classes):
-        members = examples.label == i
+        members = known(examples.label) if examples.is_quantity else examples.label == i
         by_class[name] = (int(lacks[members].sum()), int(members.sum()))
     return dataclasses.replace(column, missing=int(lacks.sum()), missing_by_class=by_class)
 

@@ -37,8 +37,8 @@ class Table:
       name: the name in reports.
       origin: the path (or the words) by which an error names the data set.
       id: str[N].
-      label: int32[N], -1 unknown; or float32[N, K] of 0, 1 or NaN.
-      classes: the K names.
+      label: int32[N], -1 unknown; or float32[N, K] of 0, 1 or NaN; or float64[N], a quantity.
+      classes: the K names; of a quantity its name alone.
       split: str[N], or None where the data set has none.
       patient: str[N], "" where the patient is unknown; or None where all are.
       weight: float32[N].

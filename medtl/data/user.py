@@ -7,17 +7,21 @@ from typing import Any
 import numpy as np
 
 from medtl.data import table as tables
+from medtl.data.values import TASKS
 from medtl.errors import UserError
 from medtl.examples import RESERVED, Examples, is_group, is_input
 
 
-def checked(examples: Any, origin: str, image_shape: tuple[int, int, int]) -> tables.Table:
+def checked(
+    examples: Any, origin: str, image_shape: tuple[int, int, int], *, task: str = TASKS[0]
+) -> tables.Table:
     """Check names, lengths and shapes, and return the rows as a table without images.
 
     Args:
       examples: the function's result.
       origin: the config key and the function, for errors.
       image_shape: height, width and channels of the input "image", where there is one.
+      task: one of `values.TASKS`; the classes of an ordinal label are in rising order.
 
     Raises:
       UserError: naming the function and the wrong value.
@@ -52,6 +56,9 @@ def checked(examples: Any, origin: str, image_shape: tuple[int, int, int]) -> ta
             raise UserError(f"{origin} returned {n} ids but {len(values)} of {name}")
     if not examples.inputs:
         raise UserError(f"{origin} returned no inputs; a model needs at least one, such as 'image'")
+    if examples.is_quantity != (task == "regression"):
+        what = "numbers" if examples.is_quantity else "classes"
+        raise UserError(f"{origin} returned {what}, but config.data.task is {task!r}")
     if n:
         _check_inputs(examples, origin, image_shape)
         _check_classes(examples, origin)
@@ -71,7 +78,10 @@ def _check_inputs(examples: Examples, origin: str, image_shape: tuple[int, ...])
 
 
 def _check_classes(examples: Examples, origin: str) -> None:
-    if examples.label.ndim == 1 and examples.label.min() >= 0:
+    if examples.is_quantity:
+        if not np.isfinite(examples.label).all():
+            raise UserError(f"{origin} returned a label that is not a finite number")
+    elif examples.label.ndim == 1 and examples.label.min() >= 0:
         for c in sorted(set(range(len(examples.classes))) - set(examples.label.tolist())):
             raise UserError(
                 f"{origin} returned the class {examples.classes[c]!r}, which no example has; "

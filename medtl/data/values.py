@@ -27,13 +27,16 @@ CHECKS = (
 )
 
 
+TASKS = ("classification", "ordinal", "regression")
+
+
 class UnreadableImageError(Exception):
     """The reason why bytes are not a readable image."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FileRules:
-    """How image files are read, and what the checks of the data accept.
+    """How image files and labels are read, and what the checks of the data accept.
 
     Attributes:
       window: (low, high) in the file's own units, shown as black and white in files of more than 8
@@ -41,16 +44,22 @@ class FileRules:
         states; one that states none is refused.
       max_pixels: larger images are refused, since one image is decoded as a whole.
       allow: names of the findings that are accepted; see `CHECKS`.
+      task: one of `TASKS`, what the label is.
+      grades: of an ordinal label, from the lowest to the highest; (): they are numbers.
     """
 
     window: tuple[float | str, ...] = ()
     max_pixels: int = 200_000_000
     allow: tuple[str, ...] = ()
+    task: str = TASKS[0]
+    grades: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, section: Any) -> FileRules:
         """Read them from `config.data`."""
-        return cls(tuple(section.window), section.max_pixels, tuple(section.allow))
+        grades = tuple(section.grades)
+        allow = tuple(section.allow)
+        return cls(tuple(section.window), section.max_pixels, allow, section.task, grades)
 
 
 @dataclasses.dataclass(frozen=True)

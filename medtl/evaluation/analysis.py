@@ -16,6 +16,7 @@ from medtl.evaluation import (
     arm_calibration,
     arm_classes,
     arm_curves,
+    arm_quantities,
     arm_results,
     bootstrap,
     caveats,
@@ -36,6 +37,7 @@ from medtl.evaluation import (
 )
 from medtl.evaluation.arm_results import Evaluated
 from medtl.evaluation.predictions import Predictions
+from medtl.examples import is_quantity
 
 LEVEL = 0.95
 
@@ -146,7 +148,7 @@ def analyse(
     """
     settings = settings or Settings()
     split = _split_of(rows)
-    _check_metric(settings)
+    _check_metric(settings, is_number=any(is_quantity(p.label) for p in rows))
     notes = predictions.check(rows, classes, split=split, name=name)
     positive = positive_class(settings.positive, classes)
     options = settings.options(positive)
@@ -196,8 +198,9 @@ def _collect(
     return evaluated
 
 
-def _check_metric(settings: Settings) -> None:
-    choices = (*metrics.NAMES, *settings.extra)
+def _check_metric(settings: Settings, *, is_number: bool) -> None:
+    names = metrics.QUANTITY_CRITERIA if is_number else metrics.NAMES
+    choices = (*names, *settings.extra)
     if settings.metric not in choices:
         hint = nearest(settings.metric, choices)
         raise UserError(f"config.checkpoint.metric is {settings.metric!r}{hint}")
@@ -239,12 +242,12 @@ def _compare(
             prevalence=settings.prevalence,
             level=LEVEL,
         )
-        for c in compared
+        for c in (compared if e.task != "regression" else ())
     }
     return {
         "verdict": verdict.headline([c.judged for c in compared]),
         **made,
-        "comparisons": [c.as_dict | decided[c.judged.arm] for c in compared],
+        "comparisons": [c.as_dict | decided.get(c.judged.arm, {}) for c in compared],
     }
 
 
@@ -275,7 +278,7 @@ def _mistakes(
     shown: str,
 ) -> list[dict[str, Any]]:
     """Return the mistakes to show: with "pictures", with "ids" alone, or "none"."""
-    if shown == "none":
+    if shown == "none" or next(iter(evaluated.values())).task == "regression":
         return []
     listed = [dict(e) for e in errors] or mistakes.of_first_arm(evaluated, classes)
     return listed if shown == "pictures" else mistakes.without_pictures(listed)
@@ -368,10 +371,15 @@ def _arms_and_groups(
     split: str,
 ) -> dict[str, Any]:
     """Return the entries "arms", "subgroups", "sites" and "per_patient"."""
-    options = settings.options(next(iter(evaluated.values())).positive)
+    first = next(iter(evaluated.values()))
+    options = settings.options(first.positive)
     reference = _reference(settings.reference, list(evaluated))
     main = _only_main(options, settings)
     columns = groups.of_columns(evaluated, classes, main, settings.metric)
+    if first.task == "regression":
+        arms = {arm: _of_quantity(e, arm, resampled, columns) for arm, e in evaluated.items()}
+        of_groups = sites.subgroups_and_sites(columns, evaluated, reference)
+        return {"arms": arms, **of_groups, "per_patient": None}
     return {
         "arms": _arms(evaluated, resampled, classes, settings, options, columns),
         **sites.subgroups_and_sites(columns, evaluated, reference),
@@ -385,6 +393,17 @@ def _arms_and_groups(
             reference=reference,
             rule=settings.patient_rule,
         ),
+    }
+
+
+def _of_quantity(
+    e: Evaluated, arm: str, resampled: bootstrap.Resampled, columns: Mapping[str, groups.Grouped]
+) -> dict[str, Any]:
+    """Return an arm's entry where a number is predicted: what depends on classes is left out."""
+    return {
+        "metrics": arm_results.estimates(resampled, arm),
+        "agreement": arm_quantities.agreement_of(e),
+        "subgroups": {column: subgroups.of_arm(of, arm) for column, of in columns.items()},
     }
 
 

@@ -18,7 +18,7 @@ from medtl.evaluation import bootstrap, conformal, operating
 from medtl.evaluation.intervals import number_patients
 from medtl.evaluation.metrics import EvaluationSet, Options, kernels
 from medtl.evaluation.predictions import Predictions
-from medtl.examples import class_counts
+from medtl.examples import class_counts, is_quantity
 
 NO_VAL = "there are no predictions of val to fit it on"
 
@@ -52,6 +52,8 @@ class Evaluated:
     @property
     def task(self) -> str:
         first = self.sets[0]
+        if is_quantity(first.label):
+            return "regression"
         if first.label.ndim == 2:
             return "multi_label"
         return "two_class" if first.probability.shape[1] == 2 else "multi_class"

@@ -18,6 +18,7 @@ import concurrent.futures
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -28,8 +29,19 @@ from medtl.evaluation.intervals import (
     number_patients,
     predictive_value,
 )
-from medtl.evaluation.metrics import PROPORTIONS, EvaluationSet, Options, Scorer, kernels, support
+from medtl.evaluation.metrics import (
+    PROPORTIONS,
+    EvaluationSet,
+    Options,
+    QuantityScorer,
+    Scorer,
+    kernels,
+    quantity_support,
+    support,
+)
+from medtl.examples import is_quantity
 
+AnyScorer = Scorer | QuantityScorer
 _RATES = ("sensitivity", "specificity")
 _FEWEST = 200
 _WORK = 4e8  # examples x classes x resamples that are summed at most, but 200 resamples at least
@@ -178,11 +190,14 @@ def resample(
     """
     patients, numbered = _numbered(arms)
 
-    def scorer(data: EvaluationSet) -> Scorer:
-        return Scorer(data, classes=classes, options=options, units=patients, names=names)
+    make = _scorer_of(numbered)
+
+    def scorer(data: EvaluationSet) -> AnyScorer:
+        return make(data, classes=classes, options=options, units=patients, names=names)
 
     scorers = {arm: list(map(scorer, sets)) for arm, sets in numbered.items()}
     made = next(iter(scorers.values()))[0].names
+    support_of: Any = quantity_support if make is QuantityScorer else support
     examples = sum(len(data.label) for sets in numbered.values() for data in sets)
     resamples = min(options.resamples, max(_FEWEST, int(_WORK / max(1, examples * len(classes)))))
     by_split = {
@@ -198,7 +213,7 @@ def resample(
         draws=_draw(scorers, patients, resamples, options.seed, len(made)),
         undefined={arm: _reasons(scorers[arm], by_split[arm]) for arm in arms},
         notes={},
-        support={arm: support(scorers[arm]) for arm in arms},
+        support={arm: support_of(scorers[arm]) for arm in arms},
         patients=patients,
         resamples=resamples,
         level=options.level,
@@ -209,6 +224,12 @@ def resample(
     _adjust(result)
     notes = {arm: _notes(scorers[arm], by_split[arm], result.draws[arm]) for arm in arms}
     return dataclasses.replace(result, notes=notes)
+
+
+def _scorer_of(arms: Mapping[str, Sequence[EvaluationSet]]) -> Any:
+    """Return the class that computes the metrics of the arms' label."""
+    first = next(iter(arms.values()))[0]
+    return QuantityScorer if is_quantity(np.asarray(first.label)) else Scorer
 
 
 def _numbered(
@@ -241,9 +262,10 @@ def _pool(
     columns = [result.names.index(name) for name in names]
     if not names or len(next(iter(arms.values()))) == 1:
         return
+    make = _scorer_of(arms)
     pooled = {
         arm: [
-            Scorer(
+            make(
                 pool(sets),
                 classes=classes,
                 options=dataclasses.replace(options, extra={}),
@@ -298,7 +320,11 @@ def _at_prevalence(table: np.ndarray, names: Sequence[str], prevalence: float) -
 
 
 def _draw(
-    scorers: Mapping[str, Sequence[Scorer]], patients: int, resamples: int, seed: int, metrics: int
+    scorers: Mapping[str, Sequence[AnyScorer]],
+    patients: int,
+    resamples: int,
+    seed: int,
+    metrics: int,
 ) -> dict[str, np.ndarray]:
     """Return arm -> float64[R, M]."""
     largest = max(scorer.size for each in scorers.values() for scorer in each)
@@ -337,14 +363,14 @@ def _center(draws: np.ndarray, value: float) -> None:
         np.maximum(draws + (value - defined.mean()), 0.0, out=draws)
 
 
-def _reasons(scorers: Sequence[Scorer], by_split: np.ndarray) -> dict[str, str]:
+def _reasons(scorers: Sequence[AnyScorer], by_split: np.ndarray) -> dict[str, str]:
     """Return metric -> why it is NaN in every split: the first split's reason."""
     nowhere = np.isnan(by_split).all(axis=0)
     reasons, names = scorers[0].explain(by_split[0]), scorers[0].names
     return {name: reasons[name] for name, nan in zip(names, nowhere, strict=True) if nan}
 
 
-def _notes(scorers: Sequence[Scorer], by_split: np.ndarray, draws: np.ndarray) -> dict[str, str]:
+def _notes(scorers: Sequence[AnyScorer], by_split: np.ndarray, draws: np.ndarray) -> dict[str, str]:
     """Return metric -> where it is undefined, for those that are defined somewhere."""
     notes = {}
     missing = np.isnan(by_split)

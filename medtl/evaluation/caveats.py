@@ -17,6 +17,7 @@ from medtl.evaluation.predictions import Predictions
 FEW_PATIENTS = 20
 FEW_OF_A_CLASS = 10
 _MEASURED_BELOW = 15
+_SMALL = 0.1  # a standard deviation of labels
 # `python benchmarks/interval_coverage.py --first-table`: the metrics of the report's first table.
 COVERAGE = (87, 100)
 
@@ -43,6 +44,7 @@ def warnings(
         *_unknown_patients(first),
         *_unlabelled(rows, split),
         *_default_threshold(first, rule),
+        *_small_unit(first),
     ]
 
 
@@ -84,7 +86,8 @@ def _few(e: Evaluated, classes: Sequence[str]) -> list[str]:
                 " In simulations with 10 patients, 95 % intervals held the truth in "
                 f"{COVERAGE[0]} to {COVERAGE[1]} %, by metric."
             )
-    counts = {name: _units(e, k) for k, name in enumerate(classes)}
+    is_number = e.task == "regression"
+    counts = {} if is_number else {name: _units(e, k) for k, name in enumerate(classes)}
     few = [f"{n} with {name!r}" for name, n in counts.items() if n < FEW_OF_A_CLASS]
     if few:
         made.append(
@@ -119,11 +122,20 @@ def _unlabelled(rows: Sequence[Predictions], split: str) -> list[str]:
     left: set[str] = set()
     for p in rows:
         if p.split == split:
-            unknown = p.label < 0 if p.label.ndim == 1 else np.isnan(p.label).all(axis=1)
-            left.update(p.id[unknown].tolist())
+            left.update(p.id[~p.labelled].tolist())
     if not left:
         return []
     return [f"{len(left):,} examples of {split} without a label are left out."]
+
+
+def _small_unit(e: Evaluated) -> list[str]:
+    """Warn where the report's three decimals are too few for the unit of a predicted number."""
+    if e.task != "regression" or e.sets[0].label.std() >= _SMALL:
+        return []
+    return [
+        f"The labels have a standard deviation of {e.sets[0].label.std():.2g}, and the report "
+        "three decimals: take a smaller unit, or the numbers in metrics.json."
+    ]
 
 
 def _default_threshold(e: Evaluated, rule: str) -> list[str]:

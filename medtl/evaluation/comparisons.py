@@ -118,7 +118,7 @@ def _tests(
     tests = [first | {"se": main.se, "df": main.df}]
     if metric == "auroc" and a.task == "two_class" and a.same_examples:
         tests.append(_delong(a, b, clustered=clustered, level=level))
-    if a.task != "multi_label" and a.once:
+    if a.task not in ("multi_label", "regression") and a.once:
         tests.append(_mcnemar(a, b, clustered=clustered, level=level))
     return tests
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from medtl.evaluation.predictions import Predictions
+from medtl.examples import known
 
 _ORDER = ("train", "val", "test", "predict")
 
@@ -57,7 +58,7 @@ def count(
 
     Args:
       ids: str[N].
-      label: int[N], -1 where unknown; or float[N, K] of 0, 1 or NaN (unknown).
+      label: int[N], -1 where unknown; or float[N, K] of 0, 1 or NaN (unknown), or float[N].
       patient: str[N]; None where patients are unknown.
       positive: the positive class of two, else None.
 
@@ -65,7 +66,7 @@ def count(
     >>> count(ids, np.array([1, 1, -1]), patient, positive=1)
     {'examples': 2, 'patients': 1, 'positive_patients': 1}
     """
-    labelled = label >= 0 if label.ndim == 1 else ~np.isnan(label).all(axis=1)
+    labelled = known(label)
     of_patients: dict[str, int | None] = {"patients": None, "positive_patients": None}
     if patient is not None:
         of_patients["patients"] = len(np.unique(patient[labelled]))

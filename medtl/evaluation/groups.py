@@ -18,6 +18,7 @@ from medtl.evaluation import bootstrap
 from medtl.evaluation.arm_results import Evaluated, estimate
 from medtl.evaluation.bootstrap import Resampled
 from medtl.evaluation.metrics import EvaluationSet, Options
+from medtl.examples import is_quantity
 
 SITE = "site"
 MOST_SITES, MOST_GROUPS = 30, 12  # that are shown one by one
@@ -228,6 +229,8 @@ def _few_of_a_class(
 ) -> str:
     """Say which class has fewer than 10 patients, or with several labels lacks 10 without it."""
     total = len(np.unique(patient))
+    if is_quantity(label):
+        return ""
     if label.ndim == 1:
         count = {
             f"are {name!r}": len(np.unique(patient[label == k])) for k, name in enumerate(classes)

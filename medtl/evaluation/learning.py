@@ -16,7 +16,7 @@ import numpy as np
 from medtl.evaluation import arm_results, bootstrap, comparisons, differences, verdict, wording
 from medtl.evaluation.arm_results import Evaluated
 from medtl.evaluation.intervals import UNDEFINED_DRAWS
-from medtl.evaluation.metrics import ALL_NAMES, LOWER_IS_BETTER, Options
+from medtl.evaluation.metrics import ALL_NAMES, LOWER_IS_BETTER, QUANTITY_CRITERIA, Options
 from medtl.evaluation.predictions import Predictions
 
 _FEWEST = 3  # sizes: as many as a law has parameters
@@ -257,7 +257,7 @@ def _difference(size: Size, arm: str, reference: str, metric: str, margin: float
 
 def _fitted(sizes: Sequence[Size], arm: str, metric: str) -> Fitted:
     """Fit the law of an arm to its estimates, and to draws of patients and of trainings."""
-    if metric not in ALL_NAMES:
+    if metric not in (*ALL_NAMES, *QUANTITY_CRITERIA):
         return Fitted(undefined=f"the best value of {metric} is unknown")
     if len(sizes) < _FEWEST:
         return Fitted(undefined=f"{len(sizes)} numbers of labels do not tell it; {_FEWEST} do")

@@ -104,7 +104,8 @@ def _mean(by_seed: Mapping[Any, Mapping[str, Any]]) -> dict[str, Any]:
     names = ("n", *metric_names(entries[0]))
     mean: dict[str, Any] = {name: _mean_of_defined([e[name] for e in entries]) for name in names}
     mean["n"] = int(mean["n"]) if mean["n"].is_integer() else mean["n"]
-    mean["confusion"] = np.mean([entry["confusion"] for entry in entries], axis=0).tolist()
+    if "confusion" in entries[0]:
+        mean["confusion"] = np.mean([entry["confusion"] for entry in entries], axis=0).tolist()
     reasons: dict[str, str] = {}
     for seed, entry in by_seed.items():
         for name, reason in entry.get("undefined", {}).items():

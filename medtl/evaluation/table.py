@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medtl.evaluation.metrics import NAMES
+from medtl.evaluation.metrics import NAMES, QUANTITY_NAMES
 from medtl.evaluation.summary import metric_names
 from medtl.evaluation.wording import text_table
 
@@ -16,6 +16,10 @@ WIDTH = 100
 _HEADER = (
     ("", "", "", "", "balanced", "f1", "", "", ""),
     ("arm", "split", "n", "accuracy", "accuracy", "macro", "auroc", "auprc", "loss"),
+)
+_QUANTITY_HEADER = (
+    ("", "", "", "", "", "", "c-", "calibration", "calibration"),
+    ("arm", "split", "n", "mae", "rmse", "r2", "index", "slope", "intercept"),
 )
 
 
@@ -34,11 +38,13 @@ def render(summary: Mapping[str, Any]) -> str:
     # With one comparison the headline is its sentence.
     sentences = dict.fromkeys(verdict["sentences"] or [verdict["headline"]])
     first = next(iter(next(iter(arms.values())).values()))
-    extra = [name for name in metric_names(first) if name not in NAMES]
+    is_number = "mae" in first
+    names = QUANTITY_NAMES if is_number else NAMES
+    extra = [name for name in metric_names(first) if name not in names]
     sections = [
-        _table(_HEADER, arms, std, NAMES),
+        _table(_QUANTITY_HEADER if is_number else _HEADER, arms, std, names),
         _table([("arm", "split", "n", *extra)], arms, std, extra) if extra else [],
-        _reasons(arms, (*NAMES, *extra)),
+        _reasons(arms, (*names, *extra)),
         [line for sentence in sentences for line in _wrap(sentence)],
         [line for text in summary["evaluation"].get("warnings", ()) for line in _wrap(f"! {text}")],
     ]

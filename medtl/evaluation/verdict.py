@@ -20,6 +20,7 @@ _SINGLE = {
     "two_class": ("auroc", "sensitivity", "specificity"),
     "multi_class": ("auroc", "balanced_accuracy", "accuracy"),
     "multi_label": ("auroc", "auprc", "f1_macro"),
+    "regression": ("mae", "r2", "c_index"),
 }
 
 
@@ -200,7 +201,7 @@ def single(
     Args:
       arm: its name.
       estimates: metric -> its value with low and high.
-      task: "two_class", "multi_class" or "multi_label".
+      task: "two_class", "multi_class", "multi_label" or "regression".
       metric: the one that comes first.
       sample: how much the estimates rest on, in words: "118 patients".
       level: of the intervals.

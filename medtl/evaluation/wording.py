@@ -36,6 +36,11 @@ _METRICS = {
     ),
     "mcc": ("MCC", "MCC"),
     "kappa_quadratic": ("Kappa, quadratic", "quadratic kappa"),
+    "grade_mae": ("Grades off, mean", "mean distance in grades"),
+    "mae": ("MAE", "MAE"),
+    "rmse": ("RMSE", "RMSE"),
+    "r2": ("R²", "R²"),
+    "c_index": ("C-index", "C-index"),
     "brier": ("Brier score", "Brier score"),
     "loss": ("Log loss", "log loss"),
     "ece": ("ECE", "ECE"),
@@ -68,8 +73,10 @@ _MAIN = {
         "f1_macro",
         "accuracy",
         "kappa_quadratic",
+        "grade_mae",
         "loss",
     ),
+    "regression": ("mae", "rmse", "r2", "c_index", "calibration_slope"),
     "multi_label": ("auroc", "auprc", "f1_macro", "brier"),
 }
 

@@ -213,7 +213,8 @@ class Arm:
         score = evaluator.score(target, rows, probability)
         if not np.isnan(score):
             return True, score
-        return False, -evaluator.metrics_of(target, rows, probability)["loss"]
+        metrics = evaluator.metrics_of(target, rows, probability)
+        return False, -metrics["mae" if target.is_quantity else "loss"]
 
     def _finished(self) -> Outcome:
         """Read back a split that is done."""

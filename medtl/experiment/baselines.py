@@ -1,8 +1,8 @@
-"""Arms whose model is a scikit-learn classifier, fitted on the same inputs, splits and seeds.
+"""Arms whose model is of scikit-learn, fitted on the same inputs, splits and seeds.
 
-Inputs are those of the other arms, preprocessed alike, flat and side by side; an image gives the
-features of the frozen backbone. Refuses several diagnoses an example, and an image without a
-pretrained backbone.
+It is a classifier, or for a quantity a regressor. Inputs are those of the other arms, preprocessed
+alike, flat and side by side; an image gives the features of the frozen backbone. Refuses several
+diagnoses an example, and an image without a pretrained backbone.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from sklearn.base import is_classifier
 from sklearn.utils.validation import has_fit_parameter
 
 from medtl import plugins
@@ -24,12 +25,19 @@ def make(arm: Arm) -> Any:
     """Make an arm's classifier, unfitted; its random state is the seed where the config gives none.
 
     Raises:
-      UserError: it cannot be made, or it is no classifier with probabilities.
+      UserError: it cannot be made, or it is no classifier with probabilities, for a quantity no
+        regressor.
     """
     key = f"config.arm.{arm.name}.estimator"
     plugin = plugins.resolve(arm.section.estimator, "", key=key)
     model = plugin()
-    if not (hasattr(model, "fit") and hasattr(model, "predict_proba")):
+    if arm.examples["target"].is_quantity:
+        if not (hasattr(model, "fit") and hasattr(model, "predict")) or is_classifier(model):
+            raise UserError(
+                f"{key} is {plugin.text!r}; for config.data.task='regression' it must be a "
+                "regressor with fit and predict, such as sklearn.linear_model:Ridge"
+            )
+    elif not (hasattr(model, "fit") and hasattr(model, "predict_proba")):
         raise UserError(
             f"{key} is {plugin.text!r}; it must be a classifier with fit and predict_proba"
         )
@@ -47,7 +55,7 @@ def make(arm: Arm) -> Any:
 
 
 def fit(arm: Arm) -> Callable[[np.ndarray], np.ndarray]:
-    """Fit an arm's classifier; return the function rows int[n] -> probabilities float64[n, K].
+    """Fit an arm's model; return the function rows int[n] -> probabilities float64[n, K].
 
     It learns from train of the target, and of the source too if the arm does.
     """
@@ -65,6 +73,8 @@ def fit(arm: Arm) -> Callable[[np.ndarray], np.ndarray]:
     features = _features(arm, "target")
 
     def probabilities(rows: np.ndarray) -> np.ndarray:
+        if target.is_quantity:
+            return np.asarray(model.predict(features[rows]), np.float64).reshape(-1, 1)
         values = np.zeros((len(rows), len(target.classes)))
         values[:, model.classes_] = model.predict_proba(features[rows])
         return values
@@ -73,7 +83,7 @@ def fit(arm: Arm) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _labels(arm: Arm, domain: str) -> np.ndarray:
-    """Return the labels as indices into the target's classes."""
+    """Return the labels as indices into the target's classes; a quantity in its unit."""
     classes = arm.examples["target"].classes
     there = arm.examples[domain].classes
     if there != classes:

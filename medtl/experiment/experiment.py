@@ -247,6 +247,7 @@ def _data_card(e: Examples, config: Any) -> dict[str, Any]:
         "synthetic": e.synthetic,
         "classes": list(e.classes),
         "splits": {s: class_counts(e.label[e.indices(s)], e.classes) for s in e.splits},
+        **({"distribution": {s: _spread(e, s) for s in e.splits}} if e.is_quantity else {}),
         "patients": len(set(e.patient)) if e.patient is not None else None,
         "flow": {s: _flow(e, s, positive=number if two else None) for s in e.splits},
         "fingerprint": e.fingerprint,
@@ -256,6 +257,13 @@ def _data_card(e: Examples, config: Any) -> dict[str, Any]:
         ],
         "notes": list(e.notes),
     }
+
+
+def _spread(e: Examples, split: str) -> dict[str, float]:
+    """Describe the numbers of a split that are to be predicted."""
+    label = e.label[e.indices(split)]
+    numbers = {"mean": label.mean(), "sd": label.std(), "min": label.min(), "max": label.max()}
+    return {"examples": len(label), **{name: float(value) for name, value in numbers.items()}}
 
 
 def _flow(e: Examples, split: str, *, positive: int | None) -> dict[str, Any]:
@@ -291,7 +299,8 @@ def load_data(config: Any) -> dict[str, Examples]:
         raise UserError(
             "config.data.target has neither a val nor a test split, so nothing could be reported"
         )
-    analysis.positive_class(config.evaluation.positive, target.classes)
+    if not target.is_quantity:
+        analysis.positive_class(config.evaluation.positive, target.classes)
     for domain, e in examples.items():
         _check_label_kind(config, domain, e)
     return examples
@@ -322,6 +331,8 @@ def with_columns(
 
 def _check_label_kind(config: Any, domain: str, examples: Examples) -> None:
     """Refuse one of the two cross-entropies where the labels ask for the other."""
+    if examples.is_quantity:  # whose losses the check of the config knows
+        return
     right = "sigmoid_binary_cross_entropy" if examples.multi_label else "cross_entropy"
     wrong = "cross_entropy" if examples.multi_label else "sigmoid_binary_cross_entropy"
     for name, loss in config.objective.losses.items():
@@ -355,6 +366,9 @@ def _data_line(e: Examples) -> str:
         rows = e.indices(split)
         counts = class_counts(e.label[rows], e.classes)
         shown = ", ".join(f"{name} {n}" for name, n in counts.items())
+        if e.is_quantity:
+            mean, deviation = e.label[rows].mean(), e.label[rows].std()
+            shown = f"{e.classes[0]} {mean:.4g} ± {deviation:.3g}"
         parts.append(f"{split} {len(rows)} ({shown})")
     patients = f", {len(set(e.patient))} patients" if e.patient is not None else ""
     synthetic = " (synthetic)" if e.synthetic else ""

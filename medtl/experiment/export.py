@@ -8,6 +8,7 @@ from typing import Any
 
 from medtl.config import check
 from medtl.data import tfds_export
+from medtl.errors import UserError
 from medtl.experiment import domains
 
 
@@ -25,6 +26,10 @@ def export(config: Any, data_dir: Path) -> dict[str, Path]:
       UserError: the data are at fault, or a data set is there already.
     """
     check.check_fields(config)
+    if config.data.task == "regression":
+        raise UserError(
+            "--mode=export_tfds writes classes, but config.data.task is 'regression'; keep the CSV"
+        )
     folders: dict[str, Path] = {}
     for domain in check.domains(config):
         examples = domains.load(config, domain)

@@ -62,9 +62,14 @@ def predict(
     batches = loading.eval_batches(examples, np.arange(len(examples)), c.evaluation.batch_size)
     logits = run_batches(step, parallel.replicate(stored.variables), batches)
     multi_label = stored.record["multi_label"][domain]
-    probability = predictions.probabilities(logits, multi_label=multi_label)
+    scale = stored.record.get("scale", {}).get(domain)
+    if scale:
+        probability = predictions.in_units(logits, tuple(scale))
+    else:
+        probability = predictions.probabilities(logits, multi_label=multi_label)
     classes = tuple(stored.record["classes"][domain])
     unknown = np.full(probability.shape, np.nan) if multi_label else np.full(len(examples), -1)
+    unknown = np.full(len(examples), np.nan) if scale else unknown
     rows = predictions.Predictions(
         stored.record["arm"], "predict", examples.id, unknown, probability, stored.record["seed"]
     )

@@ -25,7 +25,7 @@ from medtl.errors import UserError
 from medtl.evaluation import wording
 from medtl.evaluation.report import inspect_page
 from medtl.evaluation.report.tables import Table, TableCell
-from medtl.examples import Examples, class_counts
+from medtl.examples import Examples, class_counts, known
 from medtl.experiment import domains, run_folder
 
 _LOOKED_OVER = tuple(
@@ -210,20 +210,22 @@ def _overview(examples: dict[str, Examples]) -> Table:
     head = ("Domain", "Examples", "Labelled", "Patients", "Most images of a patient", "Classes")
     rows = []
     for domain, e in examples.items():
-        known = ~np.isnan(e.label).all(1) if e.multi_label else e.label >= 0
+        labelled = known(e.label)
         patients = TableCell("unknown", numeric=True)
         most = TableCell("–", numeric=True)
         if e.patient is not None:
             _, sizes = np.unique(e.patient, return_counts=True)
             patients, most = _number(len(sizes)), _number(int(sizes.max()))
         first = TableCell(domain, small=e.name)
-        numbers = (_number(len(e)), _number(int(known.sum())))
+        numbers = (_number(len(e)), _number(int(labelled.sum())))
         rows.append((first, *numbers, patients, most, _number(len(e.classes))))
     return Table("The data", head, rows)
 
 
 def _in_class(examples: Examples, index: int) -> np.ndarray:
     label = examples.label
+    if examples.is_quantity:  # all have the number that is the only "class"
+        return known(label)
     return label[:, index] == 1 if examples.multi_label else label == index
 
 
@@ -242,7 +244,13 @@ def _classes(examples: Examples) -> Table:
     rest = ~np.isin(examples.split, splits)
     parts |= {"no split": rest} if rest.any() else {}
     parts |= {"all": np.ones(len(examples), bool)}
-    rows = []
+    rows: list[tuple[TableCell, ...]] = []
+    if examples.is_quantity:
+        for name, of in (("mean", np.mean), ("SD", np.std), ("least", np.min), ("most", np.max)):
+            values = (f"{of(examples.label[part]):.4g}" for part in parts.values())
+            rows.append((TableCell(name), *(TableCell(v, numeric=True) for v in values)))
+        rows.append((TableCell("all"), *(_counted(examples, part) for part in parts.values())))
+        return Table(f"{examples.classes[0]} by split", ("", *parts), rows)
     for i, name in enumerate(examples.classes):
         members = _in_class(examples, i)
         cells = [_counted(examples, members & part) for part in parts.values()]
@@ -258,7 +266,9 @@ def _classes(examples: Examples) -> Table:
 
 def _columns(examples: Examples, columns: Sequence[summary.Cells], label: str) -> Table:
     roles = summary.roles(examples, [c.name for c in columns], label)
-    classes = [] if examples.multi_label else examples.classes[:_MOST_CLASSES]
+    classes = (
+        () if examples.multi_label or examples.is_quantity else examples.classes[:_MOST_CLASSES]
+    )
     has_reasons = any(reason for _, reason in roles.values())
     rows = []
     for column in columns:
@@ -337,7 +347,7 @@ def _pictures(examples: Examples, most: int) -> list[tuple[str, list[tuple[str, 
                 for row in rows[summary.spaced(len(rows), most)].tolist()
             ]
             if images:
-                pictures.append((f"{split}, {name} ({counts[name]:,})", images))
+                pictures.append((f"{split}, {name} ({counts.get(name, len(rows)):,})", images))
     return pictures
 
 

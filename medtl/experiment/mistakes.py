@@ -31,7 +31,8 @@ def are_due(arm: Arm, outcome: Outcome) -> bool:
     is_shown &= config.evaluation.mistakes != "none"
     is_new = bool(outcome.variables) and not (arm.folder / ERRORS).exists()
     has_image = "image" in arm.examples["target"].inputs
-    return is_shown and is_new and has_image and not arm.examples["target"].multi_label
+    target = arm.examples["target"]
+    return is_shown and is_new and has_image and not (target.multi_label or target.is_quantity)
 
 
 def write(arm: Arm, outcome: Outcome) -> None:

@@ -69,9 +69,11 @@ def record(
       normalization: of the images.
       plugin_files: file or module of a plug-in string -> sha256.
     """
+    scales = {d: e.scale for d, e in examples.items() if e.is_quantity}
     return {
         "classes": {d: list(e.classes) for d, e in examples.items()},
         "multi_label": {d: e.multi_label for d, e in examples.items()},
+        **({"scale": scales} if scales else {}),
         "fingerprint": {d: e.fingerprint for d, e in examples.items()},
         "split_hash": {d: e.split_hash for d, e in examples.items()},
         "normalization": dataclasses.asdict(normalization),

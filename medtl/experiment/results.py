@@ -5,6 +5,7 @@ Refuses to put the report of foreign predictions into the folder of a run.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,8 +29,10 @@ from medtl.evaluation import (
 )
 from medtl.evaluation.predictions import Predictions
 from medtl.evaluation.report import html
+from medtl.examples import is_quantity
 from medtl.experiment import planned, run_folder
 
+_DEFAULT_METRIC = analysis.Settings.metric
 ERRORS = "errors.json"  # an arm's most confident mistakes, beside its predictions of a split
 
 
@@ -58,7 +61,7 @@ def write(
     Returns:
       The content of `metrics.json`.
     """
-    settings = analysis.Settings.of(config.evaluation, metric=config.checkpoint.metric)
+    settings = settings_of(config, rows)
     report = analysis.analyse(
         rows, classes, settings, sources=sources, errors=_errors(folder), name=name
     )
@@ -84,6 +87,19 @@ def write(
     html.write(folder, report, provenance if "config" in provenance else None)
     print(table.render(summary))
     return summary
+
+
+def settings_of(config: Any, rows: Sequence[Predictions]) -> analysis.Settings:
+    """Return how predictions are evaluated; those of numbers and of grades in their own metrics."""
+    metric = config.checkpoint.metric
+    is_number = any(is_quantity(p.label) for p in rows)
+    if is_number and metric == _DEFAULT_METRIC:
+        metric = "mae"  # of another tool, whose config names no task
+    settings = analysis.Settings.of(config.evaluation, metric=metric)
+    if is_number:
+        return dataclasses.replace(settings, positive="", prevalence=0.0, ordinal=False)
+    is_ordinal = settings.ordinal or config.data.task == "ordinal"
+    return dataclasses.replace(settings, ordinal=is_ordinal)
 
 
 def _add_of_run(report: dict[str, Any], folder: Path, config: Any) -> None:
@@ -125,6 +141,8 @@ def rebuild(folder: Path, config: Any, *, file: Path | None = None) -> dict[str,
         )
     rows, classes = predictions.read(path, multi_label=config.data.target.multi_label or None)
     provenance = _provenance(folder) if is_run else {}
+    if (named := provenance.get("data", {}).get("target", {}).get("classes")) and len(named) == 1:
+        classes = tuple(named)  # a quantity's name, which predictions.csv does not hold
     sources = (
         [name for name, arm in config.arm.items() if arm.source_stage or arm.joint]
         if is_run

@@ -278,6 +278,8 @@ class Stage:
 def counts_of(examples: Examples) -> np.ndarray:
     """Return f32[K], the number of train examples of each class."""
     label = examples.label[examples.indices("train")]
+    if examples.is_quantity:
+        return np.full(1, len(label), np.float32)
     if examples.multi_label:
         return np.nansum(label, axis=0).astype(np.float32)
     return np.bincount(label[label >= 0], minlength=len(examples.classes)).astype(np.float32)

@@ -47,12 +47,14 @@ class Head(nn.Module):
       dropout: the share of the last hidden layer's values that training sets to zero.
       prior: the initial value of the last bias, K numbers, e.g. the log frequencies of the classes;
         None: zeros.
+      use_bias: whether there is a last bias.
     """
 
     classes: int
     hidden: Sequence[int] = ()
     dropout: float = 0.0
     prior: Sequence[float] | None = None
+    use_bias: bool = True
 
     @nn.compact
     def __call__(
@@ -77,7 +79,7 @@ class Head(nn.Module):
         bias = (
             nn.initializers.zeros if prior is None else lambda *_: jnp.asarray(prior, jnp.float32)
         )
-        return nn.Dense(self.classes, name="logits", bias_init=bias)(x)
+        return nn.Dense(self.classes, self.use_bias, name="logits", bias_init=bias)(x)
 
 
 class Named(nn.Module):

@@ -64,7 +64,7 @@ class Evaluator:
         rows: np.ndarray,
         replaced: Replaced | None = None,
     ) -> np.ndarray:
-        """Return the class probabilities float64[n, K] of some examples.
+        """Return the class probabilities float64[n, K] of some examples, or numbers float64[n, 1].
 
         Args:
           variables: the model's, on the devices.
@@ -75,6 +75,8 @@ class Evaluator:
         """
         step = make_eval_step(self.model, domain, self.normalization)
         logits = self._run(("logits", domain), step, variables, examples, rows, replaced)
+        if examples.is_quantity:
+            return predictions.in_units(logits, examples.scale)
         return predictions.probabilities(logits, multi_label=examples.multi_label)
 
     def metrics_of(

@@ -24,6 +24,7 @@ from medtl.models import architectures
 from medtl.models.encoders import DEFAULTS
 from medtl.models.fusion import LateHead
 from medtl.models.model import Head, Model, init_variables
+from medtl.models.ordinal import CumulativeLinkHead
 from medtl.training import conflicts, optimizers, tracing
 from medtl.training.log import Logger
 from medtl.training.objective import AbsentDomainError, Context, Loss, Objective, Term
@@ -167,9 +168,10 @@ def model_for(
     shared = c.heads == "shared" or (c.heads == "auto" and same)
     head_of = {domain: "shared" if shared else domain for domain in classes}
     heads: dict[str, Any] = {}
+    head = CumulativeLinkHead if config.data.task == "ordinal" else Head
     for domain, name in head_of.items():  # the target is last: a shared head starts at its prior
         heads[name] = functools.partial(
-            Head,
+            head,
             len(classes[domain]),
             hidden=tuple(c.hidden),
             dropout=c.dropout,
@@ -290,7 +292,12 @@ def normalization(config: Any, loaded: weights.Pretrained | None) -> Normalizati
 
 
 def prior(examples: Examples) -> tuple[float, ...]:
-    """Return the log frequencies of the classes in train; log odds for several diagnoses."""
+    """Return the log frequencies of the classes in train; log odds for several diagnoses.
+
+    The mean of a standardized quantity is 0.
+    """
+    if examples.is_quantity:
+        return (0.0,)
     label = examples.label[examples.indices("train")]
     if examples.multi_label:
         rate = np.clip(np.nanmean(label, axis=0), 1e-6, 1 - 1e-6)

@@ -88,7 +88,7 @@ class Progress:
         shown = "  ".join(
             f"{name} {value:.4f}"
             for name, value in values.items()
-            if name in ("loss", "accuracy", "auroc")
+            if name in ("loss", "accuracy", "auroc", "mae", "r2")
         )
         keep = not self._brief or step == self._steps
         if keep or self._live:

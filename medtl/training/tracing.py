@@ -58,7 +58,7 @@ def toy_context(
 
 def toy_batch(examples: Examples, n: int) -> dict[str, Any]:
     """Return a batch of zeros with the shapes and dtypes of the examples'."""
-    label = examples.label
+    label = examples.learned
     batch: dict[str, Any] = {
         "label": jnp.zeros((n, *label.shape[1:]), label.dtype),
         "mask": jnp.ones(n),

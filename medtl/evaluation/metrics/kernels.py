@@ -116,6 +116,17 @@ def quadratic_kappa(confusion: np.ndarray) -> np.ndarray:
     return 1 - observed / np.sum(expected * distance, axis=(-2, -1))
 
 
+def grade_error(confusion: np.ndarray) -> np.ndarray:
+    """Return the mean distance of label and prediction in grades, of [..., K, K].
+
+    >>> float(grade_error(np.array([[1, 1], [0, 2]])))
+    0.25
+    """
+    grade = np.arange(confusion.shape[-1])
+    far = np.abs(grade[:, None] - grade)
+    return np.sum(confusion * far, axis=(-2, -1)) / confusion.sum(axis=(-2, -1))
+
+
 def number_of_bins(n: int, most: int) -> int:
     """Return how many bins of the ECE `n` examples fill with at least 10 each, up to `most`."""
     return max(1, min(most, n // _PER_BIN))

@@ -18,15 +18,19 @@ ALL_NAMES = (
     "specificity_at_sensitivity",
     "mcc",
     "kappa_quadratic",
+    "grade_mae",
     "brier",
     "loss",
     "ece",
     "calibration_slope",
     "calibration_intercept",
 )
-LOWER_IS_BETTER = frozenset({"brier", "loss", "ece"})
+# Of a quantity, whose prediction is a number.
+QUANTITY_NAMES = ("mae", "rmse", "r2", "c_index", "calibration_slope", "calibration_intercept")
+QUANTITY_CRITERIA = QUANTITY_NAMES[:4]
+LOWER_IS_BETTER = frozenset({"brier", "loss", "ece", "mae", "rmse", "grade_mae"})
 # Shares of something: both 0 and 1 bound them, which the others are not or are distances from.
-PROPORTIONS = frozenset(ALL_NAMES[:12])
+PROPORTIONS = frozenset({*ALL_NAMES[:12], "c_index"})
 
 
 def rank(name: str, value: float) -> float:

@@ -10,9 +10,12 @@ import numpy as np
 
 from medtl.evaluation.checks import check_label, check_probability
 from medtl.evaluation.metrics import kernels
-from medtl.evaluation.metrics.names import NAMES
-from medtl.evaluation.metrics.scorer import EvaluationSet, Options, Scorer
+from medtl.evaluation.metrics.inputs import EvaluationSet, Options
+from medtl.evaluation.metrics.names import NAMES, QUANTITY_NAMES
+from medtl.evaluation.metrics.quantities import compute_quantity
+from medtl.evaluation.metrics.scorer import Scorer
 from medtl.evaluation.metrics.user import Metric
+from medtl.examples import is_quantity
 
 
 def compute(
@@ -26,6 +29,8 @@ def compute(
     present_only: bool = False,
 ) -> dict[str, float]:
     """Return the metrics that training logs; each agrees with scikit-learn's where that is defined.
+
+    Those of a quantity are `QUANTITY_NAMES`, see `QuantityScorer`.
 
     One label per example; the class of the largest probability, the first of equals, is predicted,
     but of two classes the positive one from `threshold` on, where that is given:
@@ -70,7 +75,8 @@ def compute(
     """
     named = {"classes": classes, "positive": positive, "extra": extra, "threshold": threshold}
     entry = describe(label, probability, **named, present_only=present_only)  # type: ignore[arg-type]
-    return {name: entry[name] for name in (*NAMES, *(extra or {}))}
+    names = QUANTITY_NAMES if is_quantity(np.asarray(label)) else NAMES
+    return {name: entry[name] for name in (*names, *(extra or {}))}
 
 
 def describe(
@@ -95,6 +101,10 @@ def describe(
       also "metric[class]" -> why the mean leaves out the class.
     """
     label, probability = np.asarray(label), np.asarray(probability, np.float64)
+    if is_quantity(label):
+        values, undefined = compute_quantity(label, probability, extra=extra)
+        shown = {"undefined": undefined} if undefined else {}
+        return {"n": int(np.sum(~np.isnan(label))), **values, **shown}
     check_probability(probability, len(label), len(classes), allow_nan=True)
     check_label(label, len(label), len(classes))
     labelled = label >= 0 if label.ndim == 1 else ~np.isnan(label).all(axis=1)

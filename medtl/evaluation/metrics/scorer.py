@@ -7,96 +7,22 @@ equal scores are exact. Refuses unknown labels and probabilities that are not nu
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from medtl.errors import UserError
-from medtl.evaluation.checks import check_probability
 from medtl.evaluation.metrics import kernels
 from medtl.evaluation.metrics import ranking as ranks
+from medtl.evaluation.metrics.inputs import EvaluationSet, Options
 from medtl.evaluation.metrics.names import ALL_NAMES
 from medtl.evaluation.metrics.sums import SumTable
-from medtl.evaluation.metrics.user import Metric, value_of
+from medtl.evaluation.metrics.user import value_of
 
 _Ranked = Callable[[ranks.Ranking, ranks.Weights], np.ndarray]
 _EPS = float(np.finfo(np.float32).eps)
 _AT_THRESHOLD = frozenset(ALL_NAMES[:4]) | {"sensitivity", "specificity", "ppv", "npv", "mcc"}
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationSet:
-    """One model's predictions of one evaluation set.
-
-    Attributes:
-      label: int[N], an index into the classes; or float[N, K] of 0, 1 or NaN (unknown) for several
-        labels per example.
-      probability: float64[N, K].
-      patient: int64[N] from 0, the same numbering in all sets and arms.
-      threshold: for two classes, the probability from which on the positive class is called; NaN:
-        there is none.
-      called: bool[N], for two classes, whether the positive class is called; None: by `threshold`.
-    """
-
-    label: np.ndarray
-    probability: np.ndarray
-    patient: np.ndarray
-    threshold: float = 0.5
-    called: np.ndarray | None = None
-
-    def __post_init__(self) -> None:
-        arrays = (self.label, self.probability, self.patient)
-        label, probability, patient = (np.asarray(a) for a in arrays)
-        n, shape = len(label), list(probability.shape)
-        if probability.ndim != 2 or len(probability) != n or patient.shape != (n,):
-            raise UserError(
-                f"{n} labels, probability {shape} and patient {list(patient.shape)} differ"
-            )
-        if label.ndim == 2 and label.shape != probability.shape:
-            raise UserError(
-                f"label is {list(label.shape)} and probability {shape}; they must be equal"
-            )
-        if label.ndim == 1 and n and not (label.min() >= 0 and label.max() < shape[1]):
-            raise UserError(
-                f"label must be 0..{shape[1] - 1}: leave out examples whose label is unknown"
-            )
-        if n and not (np.issubdtype(patient.dtype, np.integer) and patient.min() >= 0):
-            raise UserError("patient must be whole numbers of at least 0")
-        check_probability(probability, n, shape[1])
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """The metrics' and the bootstrap's settings.
-
-    Attributes:
-      positive: index of the positive class in two-class tasks.
-      specificity: at which `sensitivity_at_specificity` is read.
-      sensitivity: at which `specificity_at_sensitivity` is read.
-      prevalence: of the positive class, for `ppv` and `npv` of two-class tasks; 0: that of the
-        evaluation set.
-      ordinal: the classes are grades in rising order; adds `kappa_quadratic`.
-      present_only: macro means leave out the classes that have no example.
-      bins: of the ECE, at most; fewer where they would hold less than 10 examples.
-      level: of the intervals.
-      resamples: of the bootstrap, at most; see `bootstrap.resample`.
-      seed: of the bootstrap.
-      extra: name -> metric of the user's; see `metrics.from_config`.
-    """
-
-    positive: int = 1
-    specificity: float = 0.9
-    sensitivity: float = 0.9
-    prevalence: float = 0.0
-    ordinal: bool = False
-    present_only: bool = False
-    bins: int = 15
-    level: float = 0.95
-    resamples: int = 2000
-    seed: int = 0
-    extra: Mapping[str, Metric] = dataclasses.field(default_factory=dict)
 
 
 class Scorer:
@@ -110,6 +36,7 @@ class Scorer:
       scikit-learn's `accuracy_score`, `balanced_accuracy_score`,
       `f1_score`, `matthews_corrcoef` and `cohen_kappa_score(weights="quadratic")`, but NaN where
       those put 0 for 0/0.
+    - grade_mae: mean distance between the grade that is called and the label, in grades.
     - auroc: K = 2: `roc_auc_score`; above: macro. auprc: K = 2: `average_precision_score` of the
       positive class; above: macro.
     - sensitivity, specificity, ppv, npv: K = 2: of the positive class at the set's threshold;
@@ -169,7 +96,7 @@ class Scorer:
         self.multi_label = self._label.ndim == 2
         _check(self._probability.shape[1], self.multi_label, self.classes, options)
         two = not self.multi_label and len(self.classes) == 2
-        left_out = set() if options.ordinal else {"kappa_quadratic"}
+        left_out = set() if options.ordinal else {"kappa_quadratic", "grade_mae"}
         left_out |= set() if two else {"calibration_slope", "calibration_intercept"}
         built_in = (n for n in ALL_NAMES if n not in left_out)
         self.names = (*(n for n in built_in if names is None or n in names), *options.extra)
@@ -302,6 +229,7 @@ class Scorer:
             "balanced_accuracy": self._mean(kernels.recall(confusion)),
             "mcc": kernels.matthews(confusion),
             "kappa_quadratic": kernels.quadratic_kappa(confusion),
+            "grade_mae": kernels.grade_error(confusion),
             "brier": sums["brier"][:, 0] / sums["n"][:, 0],
             "ece": _ece(sums, "bins"),
         }
@@ -417,7 +345,9 @@ def support(scorers: Sequence[Scorer]) -> np.ndarray:
     positive, negative, called, refused = (int(n) for n in sides[:, chosen].sum(axis=2).min(axis=1))
     labelled = int(sides[:2].any(axis=(0, 1)).sum())
     units = dict.fromkeys(ALL_NAMES, min(positive, negative))
-    units |= dict.fromkeys(("accuracy", "f1_weighted", "brier", "loss", "ece"), labelled)
+    units |= dict.fromkeys(
+        ("accuracy", "f1_weighted", "brier", "loss", "ece", "grade_mae"), labelled
+    )
     units |= dict.fromkeys(("sensitivity", "sensitivity_at_specificity"), positive)
     units |= dict.fromkeys(("specificity", "specificity_at_sensitivity"), negative)
     units |= {"ppv": called, "npv": refused} | dict.fromkeys(first.options.extra, labelled)

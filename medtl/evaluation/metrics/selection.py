@@ -16,7 +16,7 @@ import numpy as np
 from medtl.evaluation.metrics.names import NAMES, rank
 from medtl.evaluation.metrics.point import compute
 from medtl.evaluation.metrics.user import Metric
-from medtl.examples import class_counts
+from medtl.examples import class_counts, is_quantity
 
 _TIE = 1e-9
 
@@ -59,8 +59,8 @@ class Criterion:
             extra=extra,
             present_only=self.present_only,
         )
-        loss = values["loss"]
-        tie = 0.0 if math.isnan(loss) or self.metric == "loss" else loss / (1 + loss)
+        loss = values[_fallback(label)]
+        tie = 0.0 if math.isnan(loss) or self.metric == _fallback(label) else loss / (1 + loss)
         return rank(self.metric, values[self.metric]) - _TIE * tie
 
 
@@ -104,6 +104,8 @@ def criterion(
 
     if is_defined(Criterion(metric)):
         return Criterion(metric)
+    if is_quantity(label):
+        return Criterion("mae", note=f"no defined {metric}; the mae ranks checkpoints and settings")
     absent = [name for name, n in class_counts(label, classes).items() if not n]
     if len(absent) == len(classes):
         return Criterion("loss", note="no label; the last checkpoint is taken")
@@ -117,9 +119,16 @@ def criterion(
     return Criterion("loss", note=f"{ranked} the loss, as {metric} is undefined")
 
 
+def _fallback(label: np.ndarray) -> str:
+    """Return the metric that is defined wherever an example has a label."""
+    return "mae" if is_quantity(label) else "loss"
+
+
 def _probes(label: np.ndarray, k: int) -> list[np.ndarray]:
     """Return random probabilities float64[N, K], and some that are nearly right."""
     noise = np.random.default_rng(0).dirichlet(np.ones(k), len(label))
+    if is_quantity(label):
+        return [np.random.default_rng(0).normal(size=(len(label), 1))]
     if label.ndim == 2:
         return [noise, 0.1 * noise + 0.9 * np.nan_to_num(label)]
     return [noise, 0.1 * noise + 0.9 * (label[:, None] == np.arange(k))]

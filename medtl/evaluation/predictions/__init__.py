@@ -17,6 +17,9 @@ Where an example may have several diagnoses, "|" joins the positive ones, a lone
 them, a "?" before its name marks an unknown one, an empty cell leaves all of them unknown, and one
 class is enough.
 
+Where a number is predicted, `y_true` (empty where unknown) and `prediction` are in place of `label`
+and `prob_<class>`.
+
 Reading refuses, with line and column: a column of another name, twice, or missing; a row of another
 length; a probability that is not a number from 0 to 1; probabilities of one label that do not sum
 to 1 but for the rounding of the digits written; a label without a column of probabilities; a split
@@ -25,8 +28,8 @@ label, patient or group elsewhere.
 """
 
 from medtl.evaluation.predictions.consistency import check
-from medtl.evaluation.predictions.frame import Predictions, probabilities
+from medtl.evaluation.predictions.frame import Predictions, in_units, probabilities
 from medtl.evaluation.predictions.reading import read
 from medtl.evaluation.predictions.writing import write
 
-__all__ = ["Predictions", "check", "probabilities", "read", "write"]
+__all__ = ["Predictions", "check", "in_units", "probabilities", "read", "write"]

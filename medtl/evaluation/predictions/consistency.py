@@ -9,6 +9,7 @@ import numpy as np
 
 from medtl.errors import UserError, nearest
 from medtl.evaluation.predictions.frame import Predictions
+from medtl.examples import is_quantity
 
 _VAL = "val"
 _ByModel = Mapping[tuple, Predictions]
@@ -179,14 +180,16 @@ def _shared_patients(folds: Sequence[Predictions]) -> list[str]:
 def _one_class(predictions: Sequence[Predictions], classes: Sequence[str]) -> list[str]:
     arms: dict[str, list[str]] = {}
     for p in predictions:
-        known = p.label[p.label >= 0] if p.label.ndim == 1 else p.label[~np.isnan(p.label)]
+        known = p.label[p.labelled] if p.label.ndim == 1 else p.label[~np.isnan(p.label)]
         if not len(known):
             note = f"{p.where}: none of {len(p.id)} examples has a label"
             arms.setdefault(note, []).append(p.arm)
         elif p.label.ndim == 1 and np.all(known == known[0]):
-            note = f"{p.where}: all of {len(known)} labelled examples are {classes[known[0]]!r}"
+            shown = f"{known[0]:g}" if is_quantity(p.label) else repr(classes[known[0]])
+            note = f"{p.where}: all of {len(known)} labelled examples are {shown}"
             arms.setdefault(note, []).append(p.arm)
-    return _with_arms(arms, "metrics that need two classes are undefined")
+    kind = "values" if is_quantity(predictions[0].label) else "classes"
+    return _with_arms(arms, f"metrics that need two {kind} are undefined")
 
 
 def _in_val(evaluated: Mapping[str, _ByModel], val: Mapping[str, _ByModel]) -> list[str]:

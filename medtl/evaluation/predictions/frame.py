@@ -7,6 +7,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from medtl.examples import known
+
+TRUE, PREDICTED = "y_true", "prediction"  # the columns of a quantity
 MODEL = ("seed", "repeat", "fold", "size")  # the columns that tell an arm's models apart
 PROB = "prob_"
 
@@ -19,8 +22,8 @@ class Predictions:
       arm, split: their names.
       id: str[N], unique.
       label: int[N], an index into the classes, -1 where unknown; or float[N, K] of 0, 1 or NaN
-        (unknown).
-      probability: float[N, K].
+        (unknown); or float[N], a quantity, NaN where unknown.
+      probability: float[N, K]; of a quantity float[N, 1], the predicted numbers.
       seed: of the run; None where unknown.
       repeat, fold: of the cross-validation; None where there is none.
       size: the number of target labels the model was trained on; None where unknown.
@@ -54,7 +57,7 @@ class Predictions:
     @property
     def labelled(self) -> np.ndarray:
         """bool[N], whether a label of the example is known."""
-        return self.label >= 0 if self.label.ndim == 1 else ~np.isnan(self.label).all(axis=1)
+        return known(self.label)
 
     @property
     def without_patient(self) -> np.ndarray:
@@ -94,3 +97,17 @@ def probabilities(logits: np.ndarray, *, multi_label: bool) -> np.ndarray:
 
     z = logits.astype(np.float64)
     return expit(z) if multi_label else softmax(z, axis=1)
+
+
+def in_units(outputs: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
+    """Turn outputs f32[N, 1] for a standardized quantity into numbers in its units, float64[N, 1].
+
+    Args:
+      outputs: the model's.
+      scale: mean and standard deviation that the label was standardized by.
+
+    >>> in_units(np.array([[0.0], [2.0]], np.float32), (100.0, 10.0)).tolist()
+    [[100.0], [120.0]]
+    """
+    mean, deviation = scale
+    return mean + deviation * outputs.astype(np.float64)

@@ -13,7 +13,7 @@ import numpy as np
 from medtl import files
 from medtl.errors import UserError, nearest
 from medtl.evaluation.predictions.csv_columns import Codes, Columns, read_columns
-from medtl.evaluation.predictions.frame import MODEL, PROB, Predictions, alone
+from medtl.evaluation.predictions.frame import MODEL, PREDICTED, PROB, TRUE, Predictions, alone
 from medtl.examples import is_group
 
 _REQUIRED = ("arm", "id", "label")
@@ -61,8 +61,12 @@ def read(
     ('net', 'test', [0], ('ill', 'well'))
     """
     table = read_columns(
-        pathlib.Path(path), check=_check_header, number=lambda name: name.startswith(PROB)
+        pathlib.Path(path),
+        check=_check_header,
+        number=lambda name: name.startswith(PROB) or name == PREDICTED,
     )
+    if table.numeric == (PREDICTED,):
+        return _numbers(table, arms), (PREDICTED,)
     table = _with_other_class(table, multi_label)
     classes = tuple(name.removeprefix(PROB) for name in table.numeric)
     _check_filled(table)
@@ -76,6 +80,28 @@ def read(
     same_label = np.unique(distinct, axis=0, return_inverse=True)[1].reshape(-1)
     _check_same(table, "label", same_label[table.code["label"]])
     return _by_model(table, by_text, key, frame), classes
+
+
+def _numbers(table: Columns, arms: Collection[str] | None) -> list[Predictions]:
+    """Return the predictions of a quantity."""
+    _check_filled(table)
+    _check_arms(table, arms)
+    if not (finite := np.isfinite(table.numbers[:, 0])).all():
+        where = table.where(int(np.argmin(finite)), PREDICTED)
+        raise UserError(f"{where}: it is no finite number")
+    by_text = np.full(len(table.text[TRUE]), np.nan)
+    for code, text in enumerate(table.text[TRUE]):
+        try:
+            by_text[code] = float(text) if text else np.nan
+        except ValueError:
+            by_text[code] = np.inf
+        if np.isinf(by_text[code]) or (text and np.isnan(by_text[code])):
+            raise UserError(f"{table.first(TRUE, code)}: {text!r} is no finite number")
+    key, frame = _frames(table)
+    _check_once(table, frame)
+    same = np.unique(np.nan_to_num(by_text, nan=np.inf), return_inverse=True)[1].reshape(-1)
+    _check_same(table, TRUE, same[table.code[TRUE]])
+    return _by_model(table, by_text, key, frame)
 
 
 def _by_model(
@@ -96,7 +122,7 @@ def _by_model(
     text = {name: np.array(table.text[name]) for name in ("id", *described)}
     order = np.argsort(frame, kind="stable")
     parts = np.split(order, np.cumsum(np.bincount(frame))[:-1])
-    predictions = []
+    predictions, is_number = [], table.numeric == (PREDICTED,)
     for fields, rows in zip(key, parts, strict=True):
         ids = text["id"][table.code["id"][rows]]
         groups = {name: text[name][table.code[name][rows]] for name in described}
@@ -107,8 +133,10 @@ def _by_model(
         predictions.append(
             Predictions(
                 id=ids,
-                label=by_text[table.code["label"][rows]],
-                probability=np.minimum(table.numbers[rows], 1.0),
+                label=by_text[table.code[TRUE if is_number else "label"][rows]],
+                probability=table.numbers[rows]
+                if is_number
+                else np.minimum(table.numbers[rows], 1.0),
                 patient=patient,
                 groups=groups,
                 **fields,
@@ -142,11 +170,17 @@ def _check_header(path: pathlib.Path, line: int, header: list[str]) -> None:
             "arm, id, label, prob_<class>..."
         )
     files.check_csv(path, line, header)
-    columns = (*_REQUIRED, *_OPTIONAL)
+    is_number = PREDICTED in header or TRUE in header
+    required = ("arm", "id", TRUE, PREDICTED) if is_number else _REQUIRED
+    columns = (*required, *_OPTIONAL)
     strange = [
         n for n in header if not (n in columns or is_group(n) or (n.startswith(PROB) and n != PROB))
     ]
-    for name in _REQUIRED:
+    if is_number and (more := [n for n in header if n.startswith(PROB)]):
+        raise UserError(
+            f"{where} has {more[0]!r} beside {PREDICTED!r}; a file has one kind of them"
+        )
+    for name in required:
         if name not in header:
             raise UserError(f"{where} has no column {name!r}{nearest(name, strange)}")
     if "" in strange:
@@ -155,7 +189,7 @@ def _check_header(path: pathlib.Path, line: int, header: list[str]) -> None:
     for name in strange:
         hint = nearest(name, (*columns, "prob_<class>", "subgroup_<name>"))
         raise UserError(f"{where}: column {name!r} is not known{hint}")
-    if not any(name.startswith(PROB) for name in header):
+    if not is_number and not any(name.startswith(PROB) for name in header):
         raise UserError(
             f"{where} has no column prob_<class>; each class needs one, with its probabilities"
         )

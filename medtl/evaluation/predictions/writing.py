@@ -12,8 +12,8 @@ import numpy as np
 
 from medtl import files
 from medtl.errors import UserError
-from medtl.evaluation.predictions.frame import MODEL, PROB, Predictions
-from medtl.examples import is_group
+from medtl.evaluation.predictions.frame import MODEL, PREDICTED, PROB, TRUE, Predictions
+from medtl.examples import is_group, is_quantity
 
 _CHUNK = 1 << 16  # rows that are text at one time
 
@@ -23,9 +23,10 @@ def write(
 ) -> None:
     """Write predictions.csv atomically.
 
-    The columns are arm, split, id, label, prob_<class>..., then patient_id and the groups that any
-    of the predictions has, even if all its values are empty, those of size, repeat and fold that
-    hold something, and seed where there are several. Probabilities have the digits that give back
+    The columns are arm, split, id, label, prob_<class>... (of a quantity y_true, prediction), then
+    patient_id and the groups that any of the predictions has, even if all its values are empty,
+    those of size, repeat and fold that hold something, and seed where there are several.
+    Probabilities have the digits that give back
     each float32 or float64.
 
     Args:
@@ -61,7 +62,10 @@ def write(
         rows = csv.writer(
             file, lineterminator="\n", quoting=csv.QUOTE_ALL if lone_return else csv.QUOTE_MINIMAL
         )
-        rows.writerow(["arm", "split", "id", "label", *(PROB + name for name in classes), *more])
+        answer = ["label", *(PROB + name for name in classes)]
+        if any(is_quantity(p.label) for p in predictions):
+            answer = [TRUE, PREDICTED]
+        rows.writerow(["arm", "split", "id", *answer, *more])
         for p in predictions:
             for start in range(0, len(p.id), _CHUNK):
                 rows.writerows(_rows(p, slice(start, start + _CHUNK), classes, more))
@@ -110,6 +114,8 @@ def _rows(
     n = len(label)
     if label.ndim == 2:
         labels = [_joined(values, classes) for values in label.tolist()]
+    elif is_quantity(label):
+        labels = ["" if np.isnan(value) else repr(value) for value in label.tolist()]
     else:
         labels = [classes[k] if k >= 0 else "" for k in label.tolist()]
     single = probability.dtype.itemsize <= 4

@@ -218,7 +218,8 @@ def _counts(analysis: Part, record: Part | None) -> Answer:
         return Answer(ABSENT, "Patients are unknown (no patient_id): only images can be counted.")
     classes = [f"{name} {wording.count(n)}" for name, n in analysis["class_counts"].items()]
     text = f"{analysis['split']}: {wording.count(analysis['n'])} images of "
-    return _filled(f"{text}{wording.count(patients)} patients; {', '.join(classes)}.", "arms")
+    of_classes = f"; {', '.join(classes)}" if classes else ""
+    return _filled(f"{text}{wording.count(patients)} patients{of_classes}.", "arms")
 
 
 def _characteristics(analysis: Part, record: Part | None) -> Answer:
@@ -244,6 +245,8 @@ def _heterogeneity(analysis: Part, record: Part | None) -> Answer:
 
 
 def _cross_table(analysis: Part, record: Part | None) -> Answer:
+    if _first(analysis)[1].get("agreement"):
+        return _filled("The predictions of every arm against the labels.", "agreement")
     if not _first(analysis)[1].get("confusion"):
         return Answer(ABSENT, "There is no confusion matrix.")
     return _filled("The confusion matrix of every arm.", "confusion")

@@ -24,7 +24,7 @@ class Definition:
 
 def definitions(analysis: Analysis) -> list[Definition]:
     """Return the definitions of what this analysis shows, in the report's order."""
-    return [one for one in (*_METRICS, *_PARTS) if one.shown(analysis)]
+    return [one for one in (*_METRICS, *_QUANTITIES, *_PARTS) if one.shown(analysis)]
 
 
 def _metric(*names: str) -> Callable[[Analysis], bool]:
@@ -96,6 +96,12 @@ _METRICS: tuple[Definition, ...] = (
         ["Cohen J. Psychol Bull 1968;70:213."],
     ),
     Definition(
+        "Grades off, mean",
+        "The mean distance, in grades, between the predicted and the true grade.",
+        _metric("grade_mae"),
+        ["Baccianella S, et al. ISDA 2009:283."],
+    ),
+    Definition(
         "Log loss",
         "The mean of −log of the probability that the true class was given.",
         _metric("loss"),
@@ -106,6 +112,42 @@ _METRICS: tuple[Definition, ...] = (
         "Functions in a file of the user's, named in the config; their intervals come from the "
         "same resamples.",
         _entry("settings", "extra"),
+    ),
+)
+_QUANTITIES: tuple[Definition, ...] = (
+    Definition(
+        "MAE and RMSE",
+        "The mean distance between prediction and label, and the root of the mean of its square, "
+        "which weighs large errors more; both in the unit of the label.",
+        _metric("mae", "rmse"),
+        ["Willmott CJ, Matsuura K. Clim Res 2005;30:79."],
+    ),
+    Definition(
+        "R²",
+        "1 − the squared errors over those of the mean of the evaluated labels: 1 is perfect, 0 as "
+        "good as that mean; it may be negative.",
+        _metric("r2"),
+        ["Chicco D, et al. PeerJ Comput Sci 2021;7:e623."],
+    ),
+    Definition(
+        "C-index",
+        "Of the pairs of examples with different labels, the share in which the larger label has "
+        "the larger prediction; equal predictions count half. The labels are not censored.",
+        _metric("c_index"),
+        ["Harrell FE, et al. JAMA 1982;247:2543."],
+    ),
+    Definition(
+        "Calibration of a number",
+        "The slope of the least-squares line of the labels on the predictions, 1 if right, and the "
+        "mean of label − prediction, 0 if right.",
+        _metric("mae"),
+    ),
+    Definition(
+        "Limits of agreement",
+        "The mean difference of predictions and labels ± 1.96 standard deviations; about 95 % of "
+        "differences are within, where they are normal.",
+        _entry("arms", "*", "agreement"),
+        ["Bland JM, Altman DG. Lancet 1986;327:307."],
     ),
 )
 _PARTS: tuple[Definition, ...] = (

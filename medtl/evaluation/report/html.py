@@ -21,6 +21,7 @@ from medtl.evaluation import wording
 from medtl.evaluation.report import (
     checklist,
     figures_decisions,
+    figures_quantities,
     pack,
     statement,
     tables,
@@ -187,6 +188,7 @@ def _figures(analysis: Mapping[str, Any], figures: Figures) -> dict[str, Any]:
         "decision": [figure for figure in (figures.decision(), benefit) if figure],
         "learning_figures": figures.learning(),
         "sites": figures_decisions.sites(figures),
+        "agreement": figures_quantities.agreement(figures),
     }
 
 
@@ -240,7 +242,7 @@ def _counts(analysis: Mapping[str, Any]) -> str:
     classes = ", ".join(
         f"{name} {wording.count(c)}" for name, c in analysis["class_counts"].items()
     )
-    return f"{who}, split {analysis['split']}: {classes}."
+    return f"{who}, split {analysis['split']}{f': {classes}' if classes else ''}."
 
 
 def _thresholds(analysis: Mapping[str, Any]) -> list[str]:

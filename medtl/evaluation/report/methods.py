@@ -63,6 +63,8 @@ def _estimates(analysis: Mapping[str, Any]) -> Iterator[Method]:
 def _operating(analysis: Mapping[str, Any]) -> Iterator[Method]:
     """Name the specificity, sensitivity and prevalence of the metrics that depend on one."""
     settings = analysis.get("settings") or {}
+    if analysis["task"] == "regression":
+        settings = {}
     parts = []
     if wording.is_known(settings.get("specificity")):
         share = wording.percent(settings["specificity"])

@@ -65,7 +65,8 @@ def _data(a: Part) -> Iterator[str]:
     elif design["kind"] == "cross_validation":
         how = f"in a {design['folds']}-fold cross-validation"
         how += f", repeated {design['repeats']} times" if design.get("repeats", 1) > 1 else ""
-        how += ", stratified by class and grouped by patient" if a.get("patients") else ""
+        strata = "tenths of the label" if a["task"] == "regression" else "class"
+        how += f", stratified by {strata} and grouped by patient" if a.get("patients") else ""
     else:
         how = f"on the {a['split']} split"
     yield f"The models were evaluated on {who} {how}."
@@ -169,6 +170,12 @@ def _calibration(a: Part) -> Iterator[str]:
         "calibration_slope": "the slope",
         "calibration_intercept": "the intercept of logistic recalibration",
     }
+    if a["task"] == "regression":
+        names = {
+            "calibration_slope": "the slope of the labels on the predictions",
+            "calibration_intercept": "the mean difference of labels and predictions",
+            "mae": "limits of agreement (Bland and Altman)",
+        }
     measured = [words for name, words in names.items() if _is_defined(first["metrics"].get(name))]
     parts = first.get("calibration") or {}
     if parts.get("smooth"):

@@ -5,7 +5,7 @@ As in `tables`, an entry that the analysis lacks has no table.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medtl.evaluation import wording
@@ -161,7 +161,14 @@ def group_differences(analysis: Mapping[str, Any], column: str) -> Table | None:
 def data(domain: str, card: Mapping[str, Any]) -> Table:
     """Make the counts of one domain: a row per split, a column per class."""
     classes = list(card.get("classes") or ())
-    rows = []
+    rows: list[Sequence[TableCell]] = []
+    if distribution := card.get("distribution"):
+        for split, d in distribution.items():
+            values = [wording.number(d[name]) for name in ("mean", "sd", "min", "max")]
+            numbers = [wording.count(d["examples"]), *values]
+            rows.append((TableCell(split), *(TableCell(n, numeric=True) for n in numbers)))
+        caption = f"{domain}: {card.get('name', '')}, {wording.listed(classes)}"
+        return Table(caption, ("Split", "Examples", "Mean", "SD", "Min", "Max"), rows)
     for split, counts in (card.get("splits") or {}).items():
         names = classes or list(counts)
         cells = [TableCell(wording.count(counts.get(name, 0)), numeric=True) for name in names]
