@@ -26,7 +26,7 @@ from sklearn.preprocessing import (
     StandardScaler,
 )
 
-from medtl.data import schema
+from medtl.data import schema, telltale
 from medtl.data.schema import Columns
 
 _QUANTILES = 200
@@ -58,6 +58,7 @@ class Layout:
       bins: of the piecewise-linear encoding.
       text_features: the number of hashed n-grams.
       scale_categories: whether one-hot columns are standardized.
+      masked: words that are left out of texts, see `telltale.pattern`.
     """
 
     features: tuple[Feature, ...]
@@ -66,14 +67,16 @@ class Layout:
     bins: int
     text_features: int
     scale_categories: bool = False
+    masked: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, columns: Mapping[str, Columns], config: Any) -> Layout:
+    def of(cls, columns: Mapping[str, Columns], config: Any, masked: Sequence[str] = ()) -> Layout:
         """Return the layout for the columns of all domains.
 
         Args:
           columns: domain -> columns.
           config: `config.data.preprocessing`.
+          masked: words that are left out of texts.
         """
         features, texts = [], []
         for name, role in _roles(columns).items():
@@ -93,7 +96,13 @@ class Layout:
             features.append(Feature(name, categories, may_lack))
         c = config
         return cls(
-            tuple(features), tuple(texts), c.numbers, c.bins, c.text_features, c.scale_categories
+            features=tuple(features),
+            texts=tuple(texts),
+            numbers=c.numbers,
+            bins=c.bins,
+            text_features=c.text_features,
+            scale_categories=c.scale_categories,
+            masked=tuple(masked),
         )
 
     @classmethod
@@ -107,7 +116,8 @@ class Layout:
             )
             for f in fields["features"]
         )
-        return cls(**{**fields, "features": features, "texts": tuple(fields["texts"])})
+        listed = {name: tuple(fields.get(name, ())) for name in ("texts", "masked")}
+        return cls(**{**fields, **listed, "features": features})
 
     @property
     def numeric(self) -> list[Feature]:
@@ -148,6 +158,7 @@ class Layout:
         counts = None
         if self.texts:
             cells = [columns.cells.get(name, np.full(n, "", object)) for name in self.texts]
+            cells = [telltale.masked(values, self.masked) for values in cells]
             counts = _count([" \n ".join(parts) for parts in zip(*cells, strict=True)], self)
         return Encoded(numbers, codes, counts)
 

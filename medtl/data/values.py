@@ -22,6 +22,7 @@ CHECKS = (
     "duplicate_images",
     "near_duplicate_images",
     "shared_with_source",
+    "text_names_class",
     "identifying_tags",
     "burned_in_annotation",
 )
