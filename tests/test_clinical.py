@@ -83,8 +83,8 @@ def test_a_column_that_the_source_lacks_is_missing_there(tmp_path, table, capsys
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("fusion", "margin"), [("concat", 0.05), ("late", 0.05), ("gated", 0.02)])
-def test_fusion_beats_each_modality_also_where_some_are_missing(tmp_path, fusion, margin):
+@pytest.mark.parametrize("fusion", ["concat", "late", "gated"])
+def test_fusion_beats_each_modality_also_where_some_are_missing(tmp_path, fusion):
     path = write_clinical(tmp_path / "data", 800, lacks=1 / 3)
     config = clinical(
         path,
@@ -99,7 +99,7 @@ def test_fusion_beats_each_modality_also_where_some_are_missing(tmp_path, fusion
     summary = experiment.train(config, tmp_path / "run")
     auroc = {name: entry["test"]["auroc"] for name, entry in summary["arms"].items()}
     for name in ("image", "table", "text"):
-        assert auroc["own"] > auroc[name] + margin, auroc
+        assert auroc["own"] > auroc[name] + 0.05, auroc
 
 
 def test_classifiers_of_scikit_learn_are_arms_on_the_same_folds(tmp_path, table):

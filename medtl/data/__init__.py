@@ -193,7 +193,12 @@ def _table(
         )
     if "table" in kind.inputs and (tuple(inputs) != ("image",) or spec.columns):
         table = clinical.read(
-            spec, key=key, require_label=require_label, inputs=inputs, roles=roles
+            spec,
+            key=key,
+            require_label=require_label,
+            inputs=inputs,
+            roles=roles,
+            allow=rules.allow,
         )
     else:
         table = kind.read(spec, key=key, require_label=require_label, image_size=image_size)

@@ -23,6 +23,7 @@ CHECKS = (
     "near_duplicate_images",
     "shared_with_source",
     "text_names_class",
+    "rows_without_inputs",
     "identifying_tags",
     "burned_in_annotation",
 )
