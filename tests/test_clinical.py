@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from clinical_run import clinical, write_clinical
+from clinical_run import clinical, scores, write_clinical
 
 from medtl import cli
 from medtl.config import arm, check, dataset, stage
@@ -18,11 +18,6 @@ from medtl.training.checkpoint import Store
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
     return write_clinical(tmp_path_factory.mktemp("here"))
-
-
-def scores(path):
-    with open(path, newline="") as file:
-        return {row["id"]: float(row["prob_ill"]) for row in csv.DictReader(file)}
 
 
 def test_a_table_is_trained_resumed_and_predicted_with_the_same_preprocessing(tmp_path, table):

@@ -26,7 +26,11 @@ from medtl.errors import UserError
 from medtl.examples import ImageSource, is_group
 
 AUTO = "auto"
-OF_CELLS = {"table": ("numeric", "categorical"), "text": ("text",)}
+OF_CELLS = {
+    "table": ("numeric", "categorical"),
+    "text": ("text",),
+    "features": ("embedding",),
+}
 
 
 def read(
@@ -44,7 +48,7 @@ def read(
       spec: a `medtl.config.dataset`; `path`, `label`, `multi_label` and `columns` are read.
       key: the config key by which errors name this data set.
       require_label: False for examples to be scored; the column of labels is then ignored.
-      inputs: those of the model: "image", "table", "text"; or "auto" alone.
+      inputs: those of the model: "image", "table", "text", "features"; or "auto" alone.
       roles: column -> role, for every column that is an input, of the run that scores; other
         columns are ignored, and those that are absent are missing. None: roles are inferred.
       allow: names of `values.CHECKS`.

@@ -117,6 +117,8 @@ def findings(
         rows = ~missing
         yield from _of_one_class(name, "missing cells", missing, label, classes)
         yield from _of_one_class(name, "known cells", rows, label, classes)
+        if values.ndim == 2:  # the numbers of an embedding
+            continue
         if values.dtype != object:
             yield from _best(name, "values", values[rows], label[rows], classes)
         elif len(set(values[rows])) <= schema.CATEGORIES:

@@ -13,7 +13,7 @@ from medtl.data.preprocessing import Encoded, Fitted, Layout, apply, fit
 from medtl.data.schema import Columns
 from medtl.examples import Examples
 
-OF_CELLS = ("table", "text")
+OF_CELLS = ("table", "text", "features")
 
 
 def resolved_inputs(inputs: Sequence[str], examples: Mapping[str, Examples]) -> tuple[str, ...]:
@@ -69,6 +69,8 @@ class Tables:
             layout = dataclasses.replace(layout, features=())
         if "text" not in config.inputs:
             layout = dataclasses.replace(layout, texts=())
+        if "features" not in config.inputs:
+            layout = dataclasses.replace(layout, embeddings=())
         encoded = {d: layout.encode(c, len(examples[d])) for d, c in columns.items()}
         return cls(layout, encoded, config.preprocessing.scope)
 

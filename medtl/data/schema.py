@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
+from medtl.data import embeddings
 from medtl.errors import UserError, nearest, quoted
 from medtl.examples import is_group
 
-INPUTS = ("image", "numeric", "categorical", "text")
+INPUTS = ("image", "numeric", "categorical", "text", "embedding")
 ROLES = (*INPUTS, "label", "id", "patient_id", "split", "weight", "subgroup", "site", "ignore")
 NUMBERS = ("standard", "quantile", "piecewise_linear")  # how numbers become inputs
 CODES = 10  # at most so many whole numbers are codes, such as 1 to 4 for a type of pain
@@ -58,8 +59,9 @@ class Columns:
 
     Attributes:
       schema: every column, in the order of the file.
-      cells: numeric, categorical and text columns by name: float64[N], NaN where missing, if all
-        cells are numbers; else object[N] of str, "" where missing.
+      cells: the columns that are inputs, but images, by name: float64[N], NaN where missing, if
+        all cells are numbers; embeddings float32[N, D], a row of NaN where missing; else object[N]
+        of str, "" where missing.
     """
 
     schema: tuple[Column, ...]
@@ -132,6 +134,8 @@ def infer(
             continue
         text = column(name)
         values = numbers(text) if role in ("", "numeric", "categorical") else None
+        if values is None and role in ("", "embedding"):
+            values = _embeddings(name, text, role, where)
         if values is None:
             _refuse_few_words(name, text, role, where)
             values = np.array([_filled(cell) for cell in text], object)
@@ -162,6 +166,8 @@ def _by_name(name: str, given: Mapping[str, str], label: str) -> tuple[str, str]
 def _by_cells(name: str, values: np.ndarray) -> tuple[str, str]:
     """Return the role and the reason that the cells show."""
     present = values[~is_missing(values)]
+    if values.ndim == 2:
+        return "embedding", f"lists of {values.shape[1]} numbers"
     if not len(present):
         return "ignore", "every cell is empty"
     distinct = np.unique(present) if values.dtype != object else set(present)
@@ -205,7 +211,9 @@ def numbers(cells: Sequence[str]) -> np.ndarray | None:
 
 def is_missing(values: np.ndarray) -> np.ndarray:
     """Return bool[N], whether each cell of a column of `Columns.cells` is missing."""
-    return values == "" if values.dtype == object else np.isnan(values)
+    if values.dtype == object:
+        return values == ""
+    return np.isnan(values if values.ndim == 1 else values[:, 0])
 
 
 def canonical(values: np.ndarray) -> np.ndarray:
@@ -237,6 +245,18 @@ def _is_number(text: str) -> bool:
 def _filled(cell: str, *, is_number: bool = False) -> str:
     lower = cell.lower()
     return "" if lower in MISSING or (is_number and lower == _NONE) else cell
+
+
+def _embeddings(
+    name: str, cells: Sequence[str], role: str, where: Callable[[int, str], str]
+) -> np.ndarray | None:
+    """Return float32[N, D] of a column of lists; None where its cells do not look like that."""
+    filled = [_filled(cell) for cell in cells]
+    if not any(filled):
+        return None
+    if role or embeddings.looks_like([cell for cell in filled if cell]):
+        return embeddings.parse(filled, lambda row: where(row, name))
+    return None
 
 
 def _refuse_few_words(

@@ -81,15 +81,17 @@ def _examples(stored: Stored, manifest: str) -> Examples:
     """
     c, made = stored.config, stored.record.get("preprocessing")
     inputs = factory.input_names(c)
+    is_features = inputs == ("features",) and made is None
     unread = [n for n in inputs if n != "image" and (n not in OF_CELLS or made is None)]
-    if unread:
+    if unread and not is_features:
         raise UserError(
             f"--mode=predict reads images and tables, but {stored.name} also needs "
             f"{', '.join(unread)}"
         )
     layout = Layout.from_json(made["layout"]) if made else None
+    kind = c.data[stored.domain].kind if is_features else "manifest"
     examples = data.load(
-        dataset("manifest", path=manifest, label=c.data.target.label),
+        dataset(kind, path=manifest, label=c.data.target.label),
         image_size=c.data.image_size,
         channels=c.data.channels,
         resize=c.data.resize,
@@ -103,6 +105,8 @@ def _examples(stored: Stored, manifest: str) -> Examples:
         roles=layout.roles if layout else None,
     )
     if layout is None or made is None:
+        if is_features:
+            _check_length(stored, examples, manifest)
         return examples
     if lacking := layout.lacking(examples.columns):
         print(f"{manifest} lacks {', '.join(lacking)}: missing there")
@@ -111,6 +115,14 @@ def _examples(stored: Stored, manifest: str) -> Examples:
     cells = {n: v for n, v in apply(layout, fitted, encoded).items() if n in inputs}
     examples = dataclasses.replace(examples, inputs={**examples.inputs, **cells})
     return with_present(examples, inputs)
+
+
+def _check_length(stored: Stored, examples: Examples, path: str) -> None:
+    """Refuse features of another number than those of training."""
+    there = stored.record.get("features", {}).get(stored.domain)
+    here = np.asarray(examples.inputs["features"]).shape[1]
+    if there is not None and here != there:
+        raise UserError(f"{path} has {here} features, but {stored.name} reads {there}")
 
 
 def export(folder: str | Path, path: str | Path, *, checkpoint: str | Path | None = None) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 import medtl
@@ -74,6 +75,11 @@ def record(
         "multi_label": {d: e.multi_label for d, e in examples.items()},
         "fingerprint": {d: e.fingerprint for d, e in examples.items()},
         "split_hash": {d: e.split_hash for d, e in examples.items()},
+        "features": {
+            d: np.shape(e.inputs["features"])[1]
+            for d, e in examples.items()
+            if "features" in e.inputs
+        },
         "normalization": dataclasses.asdict(normalization),
         "epsilon": factory.epsilon(loaded),
         "weights": {"path": loaded.path, "sha256": loaded.sha256} if loaded else None,
