@@ -70,3 +70,9 @@ def clinical(path, source=None, **fields):
     c.evaluation.resamples = 200
     c.parallel = "none"
     return changed(c, **fields)
+
+
+def scores(path):
+    """Return id -> the probability of "ill" in a table of predictions."""
+    with open(path, newline="") as file:
+        return {row["id"]: float(row["prob_ill"]) for row in csv.DictReader(file)}

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from clinical_run import clinical, write_clinical
+from clinical_run import clinical, scores, write_clinical
 
 from medtl import cli
 from medtl.config import arm, check, dataset, stage
@@ -18,11 +18,6 @@ from medtl.training.checkpoint import Store
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
     return write_clinical(tmp_path_factory.mktemp("here"))
-
-
-def scores(path):
-    with open(path, newline="") as file:
-        return {row["id"]: float(row["prob_ill"]) for row in csv.DictReader(file)}
 
 
 def test_a_table_is_trained_resumed_and_predicted_with_the_same_preprocessing(tmp_path, table):
@@ -83,8 +78,8 @@ def test_a_column_that_the_source_lacks_is_missing_there(tmp_path, table, capsys
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("fusion", "margin"), [("concat", 0.05), ("late", 0.05), ("gated", 0.02)])
-def test_fusion_beats_each_modality_also_where_some_are_missing(tmp_path, fusion, margin):
+@pytest.mark.parametrize("fusion", ["concat", "late", "gated"])
+def test_fusion_beats_each_modality_also_where_some_are_missing(tmp_path, fusion):
     path = write_clinical(tmp_path / "data", 800, lacks=1 / 3)
     config = clinical(
         path,
@@ -99,7 +94,7 @@ def test_fusion_beats_each_modality_also_where_some_are_missing(tmp_path, fusion
     summary = experiment.train(config, tmp_path / "run")
     auroc = {name: entry["test"]["auroc"] for name, entry in summary["arms"].items()}
     for name in ("image", "table", "text"):
-        assert auroc["own"] > auroc[name] + margin, auroc
+        assert auroc["own"] > auroc[name] + 0.05, auroc
 
 
 def test_classifiers_of_scikit_learn_are_arms_on_the_same_folds(tmp_path, table):

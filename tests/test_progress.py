@@ -2,6 +2,9 @@
 
 import io
 
+from clinical_run import clinical, write_clinical
+
+from medtl.experiment import experiment
 from medtl.training.progress import Progress
 
 
@@ -84,3 +87,11 @@ def test_waiting_is_shown_for_training_only(monkeypatch):
     progress.end("done")
     assert "features of x  image 64/96  16 images/s  2s left" in stream.getvalue()
     assert stream.getvalue().endswith("done\n")
+
+
+def test_rows_of_a_table_are_not_called_images(tmp_path, capsys):
+    path = write_clinical(tmp_path / "data", 60, images=False)
+    experiment.train(clinical(path, stages__target__epochs=2), tmp_path / "run")
+    output = capsys.readouterr().out
+    assert " examples/s" in output
+    assert "images/s" not in output

@@ -42,6 +42,21 @@ DATASET: Section = {
         " inputs.",
         each("texts COLUMN=ROLE", lambda text: type(text) is str and "=" in text),
     ),
+    "synonyms": Field(
+        (),
+        'Words that name a class in texts, each "CLASS=WORDS", such as "icu=intensive care";'
+        ' "icu=intubat*" is the beginning of a word. Texts with such words, or with the name of a'
+        " class, are refused unless `data.allow` has `text_names_class`.",
+        each(
+            "texts CLASS=WORDS",
+            lambda text: (
+                type(text) is str
+                and all(part.strip("* ") for part in text.split("=", 1))
+                and "=" in text
+            ),
+        ),
+        UNIQUE,
+    ),
     "multi_label": Field(False, 'An example has several diagnoses; a manifest joins them by "|".'),
     "split": Field(
         (),
@@ -72,6 +87,9 @@ _PREPROCESSING: Section = {
         "domain", "Fitted on train of each domain alone, or of both.", one_of("domain", "pooled")
     ),
     "text_features": Field(2048, "Hashed word and character n-grams of a text.", at_least(2)),
+    "mask_synonyms": Field(
+        False, "Leave the names of classes and `data.DOMAIN.synonyms` out of texts."
+    ),
 }
 
 DATA: Section = {

@@ -199,7 +199,9 @@ def _table(
     answer: dict[str, Any] = {"require_label": require_label}
     answer |= {"task": rules.task} if kind.has_task else {}
     if "table" in kind.inputs and (tuple(inputs) != ("image",) or spec.columns):
-        table = clinical.read(spec, key=key, inputs=inputs, roles=roles, **answer)
+        table = clinical.read(
+            spec, key=key, inputs=inputs, roles=roles, allow=rules.allow, **answer
+        )
     else:
         table = kind.read(spec, key=key, image_size=image_size, **answer)
     if rules.task == "ordinal" and require_label:

@@ -2,7 +2,7 @@
 
 Beside what `medtl.data.manifest` reads, every column has a role, see `medtl.data.schema`. A row may
 lack some of the inputs. Refuses what a manifest refuses, an input for which no column exists, and a
-row without any input. Imports no JAX.
+row without any input, unless that is allowed. Imports no JAX.
 """
 
 from __future__ import annotations
@@ -21,12 +21,16 @@ from medtl.data import labels, schema
 from medtl.data import manifest as manifests
 from medtl.data.manifest import Files
 from medtl.data.table import Table
-from medtl.data.values import TASKS
+from medtl.data.values import TASKS, settle
 from medtl.errors import UserError
 from medtl.examples import ImageSource, is_group
 
 AUTO = "auto"
-OF_CELLS = {"table": ("numeric", "categorical"), "text": ("text",)}
+OF_CELLS = {
+    "table": ("numeric", "categorical"),
+    "text": ("text",),
+    "features": ("embedding",),
+}
 
 
 def read(
@@ -37,6 +41,7 @@ def read(
     inputs: Sequence[str],
     roles: Mapping[str, str] | None = None,
     task: str = TASKS[0],
+    allow: Sequence[str] = (),
 ) -> Table:
     """Read a table; no image is decoded.
 
@@ -44,17 +49,20 @@ def read(
       spec: a `medtl.config.dataset`; `path`, `label`, `multi_label` and `columns` are read.
       key: the config key by which errors name this data set.
       require_label: False for examples to be scored; the column of labels is then ignored.
-      inputs: those of the model: "image", "table", "text"; or "auto" alone.
+      inputs: those of the model: "image", "table", "text", "features"; or "auto" alone.
       roles: column -> role, for every column that is an input, of the run that scores; other
         columns are ignored, and those that are absent are missing. None: roles are inferred.
       task: one of `values.TASKS`, what the label is.
+      allow: names of `values.CHECKS`.
 
     Raises:
       UserError: as the module's docstring lists.
     """
     fields = (spec.path, spec.label, spec.multi_label, tuple(spec.columns))
     given = None if roles is None else tuple(sorted(roles.items()))
-    return _read(fields, _stamp(spec.path), key, require_label, tuple(inputs), given, task)
+    table = _read(fields, _stamp(spec.path), key, require_label, tuple(inputs), given, task)
+    note = _check_inputs(table, inputs, key, is_scored=roles is not None, allow=allow)
+    return dataclasses.replace(table, notes=(*table.notes, note)) if note else table
 
 
 def _stamp(path: str) -> tuple[int, int] | None:
@@ -92,11 +100,9 @@ def _read(
         manifests._require(sheet, label, f"{key}.label")
     manifests._refuse_near_misses(sheet, label)
     has_image = _has_image(sheet, inputs, flag)
-    table = table_of(
+    return table_of(
         sheet, label, multi_label, columns, require_label, has_image=has_image, task=task
     )
-    _check_inputs(table, inputs, key, is_scored=roles is not None)
-    return table
 
 
 _SPECIAL = ("image_path", "id", "patient_id", "weight", "split")
@@ -222,7 +228,10 @@ def _present(columns: schema.Columns, image: np.ndarray | None) -> dict[str, np.
     return present
 
 
-def _check_inputs(table: Table, inputs: Sequence[str], key: str, *, is_scored: bool) -> None:
+def _check_inputs(
+    table: Table, inputs: Sequence[str], key: str, *, is_scored: bool, allow: Sequence[str]
+) -> str:
+    """Refuse inputs without a column; return a note on rows that have none of the inputs."""
     names = list(table.present) if AUTO in inputs else list(inputs)
     absent = [name for name in names if name not in table.present]
     if absent and not is_scored:
@@ -232,12 +241,14 @@ def _check_inputs(table: Table, inputs: Sequence[str], key: str, *, is_scored: b
             f"config.data.inputs; {key}.columns can give one the role"
         )
     shown = [table.present[name] for name in names if name in table.present]
-    empty = ~np.any(shown, axis=0) if shown else np.ones(len(table), bool)
-    for row in np.flatnonzero(empty).tolist():
-        raise UserError(
-            f"{table.origin}, {table.where(row)}: the row has none of the inputs "
-            f"{', '.join(names)} ({int(empty.sum())} rows have none); leave it out"
-        )
+    empty = np.flatnonzero(~np.any(shown, axis=0) if shown else np.ones(len(table), bool))
+    if not len(empty):
+        return ""
+    finding = (
+        f"{table.origin}, {table.where(empty[0])}: the row has none of the inputs "
+        f"{', '.join(names)} ({len(empty)} rows have none)"
+    )
+    return settle(finding, "leave it out", "rows_without_inputs", allow)
 
 
 def with_blanks(

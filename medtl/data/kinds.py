@@ -38,7 +38,7 @@ class Kind:
       split: the fractions of train, val and test where the config names none.
       seed: added to the config's `split_seed`.
       is_user: `read` is a function of the user, which makes the split itself.
-      inputs: the inputs that it can read; "table" and "text" by `medtl.data.clinical`.
+      inputs: the inputs that it can read; those of columns by `medtl.data.clinical`.
       has_task: `read` takes `task`, so that the label may be a quantity.
     """
 
@@ -64,7 +64,7 @@ def manifest() -> Kind:
 
     See `medtl.data.manifest`, and `medtl.data.clinical` where more than images are read.
     """
-    return Kind(manifests.read, inputs=("image", "table", "text"), has_task=True)
+    return Kind(manifests.read, inputs=("image", "table", "text", "features"), has_task=True)
 
 
 def npz() -> Kind:

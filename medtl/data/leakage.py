@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator
 import numpy as np
 from scipy.stats import rankdata
 
-from medtl.data import schema
+from medtl.data import schema, telltale
 from medtl.data.schema import Columns
 from medtl.errors import UserError
 from medtl.examples import is_quantity
@@ -31,7 +31,7 @@ class Finding:
 
     Attributes:
       column: its name.
-      kind: "values", or "missing cells" or "known cells".
+      kind: "values", "missing cells", "known cells", or "texts with 'WORD'".
       name: the class.
       auroc: 0.5 to 1: below 0.5 counts as its distance from 1.
       count: the number of missing or known cells, if all are of that class; 0: they are not.
@@ -62,6 +62,7 @@ def check(
     classes: tuple[str, ...],
     *,
     where: str,
+    texts: Collection[str] = (),
     allow: Collection[str] = (),
 ) -> list[str]:
     """Refuse columns that give the label away; return lines on those that are allowed or close.
@@ -73,6 +74,7 @@ def check(
         above its median and not.
       classes: the K names.
       where: the data set, for messages.
+      texts: the columns of which each word is looked at, too.
       allow: columns that are accepted.
 
     Raises:
@@ -81,7 +83,9 @@ def check(
     if is_quantity(label):
         label, classes = (label > np.median(label)).astype(np.int32), _HALVES
     found = [
-        f for f in findings(columns, inputs, label, classes) if f.auroc > WARNED or f.is_refused
+        f
+        for f in findings(columns, inputs, label, classes, texts)
+        if f.auroc > WARNED or f.is_refused
     ]
     refused = [f for f in found if f.is_refused and f.column not in allow]
     if refused:
@@ -98,9 +102,13 @@ def check(
 
 
 def findings(
-    columns: Columns, inputs: Collection[str], label: np.ndarray, classes: tuple[str, ...]
+    columns: Columns,
+    inputs: Collection[str],
+    label: np.ndarray,
+    classes: tuple[str, ...],
+    texts: Collection[str] = (),
 ) -> Iterator[Finding]:
-    """Yield, for each input column, its values' and its missing cells' best AUROC.
+    """Yield, for each input column, its values', words' and missing cells' best AUROC.
 
     A category's score is the share of the class among its examples without the example itself, so
     that rare categories do not separate by chance. Arguments as those of `check`.
@@ -114,11 +122,15 @@ def findings(
         rows = ~missing
         yield from _of_one_class(name, "missing cells", missing, label, classes)
         yield from _of_one_class(name, "known cells", rows, label, classes)
+        if values.ndim == 2:  # the numbers of an embedding
+            continue
         if values.dtype != object:
             yield from _best(name, "values", values[rows], label[rows], classes)
         elif len(set(values[rows])) <= schema.CATEGORIES:
             codes = np.unique(values[rows].astype(str), return_inverse=True)[1]
             yield from _best(name, "values", codes, label[rows], classes, is_coded=True)
+        if name in texts and values.dtype == object:
+            yield from _best_word(name, values[rows], label[rows], classes)
 
 
 def _of_one_class(
@@ -144,15 +156,8 @@ def _best(
     is_coded: bool = False,
 ) -> Iterator[Finding]:
     best = Finding(column, kind, "", 0.0)
-    numbered = list(enumerate(classes))
-    if len(classes) == 2 and label.ndim == 1:
-        numbered = numbered[1:]  # the other has the same area
-    for k, name in numbered:
-        is_class = label[:, k] == 1 if label.ndim == 2 else label == k
-        known = ~np.isnan(label[:, k]) if label.ndim == 2 else label >= 0
-        y, x = is_class[known], score[known]
-        if min(y.sum(), len(y) - y.sum()) < _LEAST:
-            continue
+    for name, known, y in _by_class(label, classes):
+        x = score[known]
         if is_coded:
             x = _share_of_others(x.astype(int), y)
         area = auroc(y, x)
@@ -161,6 +166,33 @@ def _best(
             best = Finding(column, kind, name, area)
     if best.name:
         yield best
+
+
+def _best_word(
+    column: str, values: np.ndarray, label: np.ndarray, classes: tuple[str, ...]
+) -> Iterator[Finding]:
+    best = Finding(column, "", "", 0.0)
+    for name, known, y in _by_class(label, classes):
+        word, area = telltale.best_word(values[known], y)
+        if area > best.auroc:
+            best = Finding(column, f"texts with {word!r}", name, area)
+    if best.name:
+        yield best
+
+
+def _by_class(
+    label: np.ndarray, classes: tuple[str, ...]
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Yield the classes with enough examples: name, known rows, and which of these are of it."""
+    numbered = list(enumerate(classes))
+    if len(classes) == 2 and label.ndim == 1:
+        numbered = numbered[1:]  # the other has the same area
+    for k, name in numbered:
+        is_class = label[:, k] == 1 if label.ndim == 2 else label == k
+        known = ~np.isnan(label[:, k]) if label.ndim == 2 else label >= 0
+        y = is_class[known]
+        if min(y.sum(), len(y) - y.sum()) >= _LEAST:
+            yield name, known, y
 
 
 def _share_of_others(codes: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from medtl.data import telltale
 from medtl.data.preprocessing import Encoded, Fitted, Layout, apply, fit
 from medtl.data.schema import Columns
 from medtl.examples import Examples
 
-OF_CELLS = ("table", "text")
+OF_CELLS = ("table", "text", "features")
 
 
 def resolved_inputs(inputs: Sequence[str], examples: Mapping[str, Examples]) -> tuple[str, ...]:
@@ -63,11 +64,13 @@ class Tables:
         if not any(e.columns for e in examples.values()) or not set(OF_CELLS) & set(config.inputs):
             return None
         columns = {d: e.columns or Columns((), {}) for d, e in examples.items()}
-        layout = Layout.of(columns, config.preprocessing)
+        layout = Layout.of(columns, config.preprocessing, _masked(examples, config))
         if "table" not in config.inputs:
             layout = dataclasses.replace(layout, features=())
         if "text" not in config.inputs:
             layout = dataclasses.replace(layout, texts=())
+        if "features" not in config.inputs:
+            layout = dataclasses.replace(layout, embeddings=())
         encoded = {d: layout.encode(c, len(examples[d])) for d, c in columns.items()}
         return cls(layout, encoded, config.preprocessing.scope)
 
@@ -97,3 +100,15 @@ class Tables:
             "layout": dataclasses.asdict(self.layout),
             "fitted": {domain: f.to_json() for domain, f in fitted.items()},
         }
+
+
+def _masked(examples: Mapping[str, Examples], config: Any) -> list[str]:
+    """Return the words that are left out of the texts of all domains."""
+    if not config.preprocessing.mask_synonyms:
+        return []
+    found = set()
+    for domain, e in examples.items():
+        key = f"config.data.{domain}.synonyms"
+        for names in telltale.words(e.classes, config[domain].synonyms, key=key).values():
+            found |= set(names)
+    return sorted(found)

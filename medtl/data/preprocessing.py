@@ -1,10 +1,10 @@
-"""Clinical columns -> the inputs "table" and "text", fitted on the train part of each split alone.
+"""Clinical columns -> the inputs "table", "text" and "features".
 
-The layout (which columns, categories and indicators) comes from all rows without their labels, so
-that every split has inputs of one width; the numbers (means, quantiles, bins, idf) and whether a
-category or a missing value occurred are fitted by scikit-learn on train rows. A category or a
-missing value that train lacks gives zeros. The fitted arrays are JSON in the checkpoint. Imports no
-JAX.
+They are fitted on the train part of each split alone. The layout (which columns, categories and
+indicators) comes from all rows without their labels, so that every split has inputs of one width;
+the numbers (means, quantiles, bins, idf) and whether a category or a missing value occurred are
+fitted by scikit-learn on train rows. A category or a missing value that train lacks gives zeros.
+The fitted arrays are JSON in the checkpoint. Imports no JAX.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from sklearn.preprocessing import (
     StandardScaler,
 )
 
-from medtl.data import schema
+from medtl.data import schema, telltale
 from medtl.data.schema import Columns
+from medtl.errors import UserError
 
 _QUANTILES = 200
 
@@ -58,6 +59,8 @@ class Layout:
       bins: of the piecewise-linear encoding.
       text_features: the number of hashed n-grams.
       scale_categories: whether one-hot columns are standardized.
+      masked: words that are left out of texts, see `telltale.pattern`.
+      embeddings: the columns of embeddings with their lengths, side by side as they are.
     """
 
     features: tuple[Feature, ...]
@@ -66,20 +69,26 @@ class Layout:
     bins: int
     text_features: int
     scale_categories: bool = False
+    masked: tuple[str, ...] = ()
+    embeddings: tuple[tuple[str, int], ...] = ()
 
     @classmethod
-    def of(cls, columns: Mapping[str, Columns], config: Any) -> Layout:
+    def of(cls, columns: Mapping[str, Columns], config: Any, masked: Sequence[str] = ()) -> Layout:
         """Return the layout for the columns of all domains.
 
         Args:
           columns: domain -> columns.
           config: `config.data.preprocessing`.
+          masked: words that are left out of texts.
         """
-        features, texts = [], []
+        features, texts, embeddings = [], [], []
         for name, role in _roles(columns).items():
             cells = [c.cells[name] for c in columns.values() if name in c.cells]
             if role == "text":
                 texts.append(name)
+                continue
+            if role == "embedding":
+                embeddings.append((name, _length(name, cells)))
                 continue
             # A column that a domain lacks is missing there.
             may_lack = any(
@@ -93,7 +102,14 @@ class Layout:
             features.append(Feature(name, categories, may_lack))
         c = config
         return cls(
-            tuple(features), tuple(texts), c.numbers, c.bins, c.text_features, c.scale_categories
+            features=tuple(features),
+            texts=tuple(texts),
+            numbers=c.numbers,
+            bins=c.bins,
+            text_features=c.text_features,
+            scale_categories=c.scale_categories,
+            masked=tuple(masked),
+            embeddings=tuple(embeddings),
         )
 
     @classmethod
@@ -107,7 +123,9 @@ class Layout:
             )
             for f in fields["features"]
         )
-        return cls(**{**fields, "features": features, "texts": tuple(fields["texts"])})
+        listed = {name: tuple(fields.get(name, ())) for name in ("texts", "masked")}
+        listed["embeddings"] = tuple((name, d) for name, d in fields.get("embeddings", ()))
+        return cls(**{**fields, **listed, "features": features})
 
     @property
     def numeric(self) -> list[Feature]:
@@ -122,6 +140,7 @@ class Layout:
         """Column -> role, to read a table that is to be scored."""
         roles = dict.fromkeys((f.name for f in self.numeric), "numeric")
         roles |= dict.fromkeys((f.name for f in self.categorical), "categorical")
+        roles |= dict.fromkeys((name for name, _ in self.embeddings), "embedding")
         return roles | dict.fromkeys(self.texts, "text")
 
     def lacking(self, columns: Columns) -> list[str]:
@@ -148,8 +167,24 @@ class Layout:
         counts = None
         if self.texts:
             cells = [columns.cells.get(name, np.full(n, "", object)) for name in self.texts]
+            cells = [telltale.masked(values, self.masked) for values in cells]
             counts = _count([" \n ".join(parts) for parts in zip(*cells, strict=True)], self)
-        return Encoded(numbers, codes, counts)
+        return Encoded(numbers, codes, counts, self._vectors(columns, n))
+
+    def _vectors(self, columns: Columns, n: int) -> np.ndarray | None:
+        """Return the embeddings f32[n, D] side by side, 0 where missing; None: there are none."""
+        if not self.embeddings:
+            return None
+        blocks = []
+        for name, length in self.embeddings:
+            values = columns.cells.get(name, np.zeros((n, length), np.float32))
+            if values.ndim == 2 and values.shape[1] == length:
+                blocks.append(np.nan_to_num(values))
+            elif schema.is_missing(values).all():
+                blocks.append(np.zeros((n, length), np.float32))
+            else:
+                raise UserError(f"column {name!r}: the model reads embeddings of {length} numbers")
+        return np.concatenate(blocks, axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,16 +195,19 @@ class Encoded:
       numbers: float64[N, F], NaN where missing.
       codes: int64[N, C], the position among the categories, -1 where missing, K where unknown.
       counts: the n-grams of the texts, sparse [N, V]; None: the layout has no text.
+      vectors: the embeddings, f32[N, D]; None: the layout has none.
     """
 
     numbers: np.ndarray
     codes: np.ndarray
     counts: sparse.csr_matrix | None
+    vectors: np.ndarray | None = None
 
     def take(self, rows: np.ndarray) -> Encoded:
         """Return the given rows."""
         counts = None if self.counts is None else self.counts[rows]
-        return Encoded(self.numbers[rows], self.codes[rows], counts)
+        vectors = None if self.vectors is None else self.vectors[rows]
+        return Encoded(self.numbers[rows], self.codes[rows], counts, vectors)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,7 +316,7 @@ def _fit_numbers(layout: Layout, numbers: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def apply(layout: Layout, fitted: Fitted, encoded: Encoded) -> dict[str, np.ndarray]:
-    """Return the inputs: `table` f32[N, D] and `text` f32[N, V], where the layout has them."""
+    """Return the inputs that the layout has: `table`, `text` and `features`, f32[N, D] each."""
     inputs = {}
     if layout.features:
         inputs["table"] = _table(layout, fitted.arrays, encoded)
@@ -286,6 +324,8 @@ def apply(layout: Layout, fitted: Fitted, encoded: Encoded) -> dict[str, np.ndar
         weights = TfidfTransformer()
         weights.idf_ = fitted.arrays["idf"]
         inputs["text"] = weights.transform(encoded.counts).toarray().astype(np.float32)
+    if encoded.vectors is not None:
+        inputs["features"] = encoded.vectors
     return inputs
 
 
@@ -369,6 +409,14 @@ def _count(texts: Sequence[str], layout: Layout) -> sparse.csr_matrix:
     return sparse.hstack([words.transform(texts), characters.transform(texts)]).tocsr()
 
 
+def _length(name: str, cells: Sequence[np.ndarray]) -> int:
+    """Return the length of a column's embeddings, one in all domains."""
+    lengths = {values.shape[1] if values.ndim == 2 else 0 for values in cells}
+    if len(lengths) > 1:
+        raise UserError(f"column {name!r} holds embeddings of {sorted(lengths)} numbers (0: none)")
+    return lengths.pop()
+
+
 def _roles(columns: Mapping[str, Columns]) -> dict[str, str]:
     """Return the role of each input column, one for all domains."""
     of_name: dict[str, list[str]] = {}
@@ -380,6 +428,8 @@ def _roles(columns: Mapping[str, Columns]) -> dict[str, str]:
     for name, given in of_name.items():
         if len(set(given)) == 1:
             roles[name] = given[0]
+        elif "embedding" in given:
+            roles[name] = "embedding"
         elif "text" in given:
             roles[name] = "text"
         else:

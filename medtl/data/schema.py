@@ -7,19 +7,20 @@ numbers with a few cells that are none. Imports no JAX.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import fnmatch
-import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
+from medtl.data import embeddings
 from medtl.errors import UserError, nearest, quoted
 from medtl.examples import is_group
 
-INPUTS = ("image", "numeric", "categorical", "text")
+INPUTS = ("image", "numeric", "categorical", "text", "embedding")
 ROLES = (*INPUTS, "label", "id", "patient_id", "split", "weight", "subgroup", "site", "ignore")
 NUMBERS = ("standard", "quantile", "piecewise_linear")  # how numbers become inputs
 CODES = 10  # at most so many whole numbers are codes, such as 1 to 4 for a type of pain
@@ -27,6 +28,7 @@ CATEGORIES = 50  # at most so many different words are categories
 MISSING = frozenset(
     ("", "na", "n/a", "#n/a", "nan", "null", "nil", "?", "-", "--", ".", "missing", "unknown")
 )
+_LONGEST = max(map(len, MISSING))
 _NONE = "none"  # missing among numbers; among words it may be an answer
 _BY_NAME = {"image_path": "image"} | {
     name: name for name in ("id", "patient_id", "split", "weight", "site")
@@ -58,8 +60,9 @@ class Columns:
 
     Attributes:
       schema: every column, in the order of the file.
-      cells: numeric, categorical and text columns by name: float64[N], NaN where missing, if all
-        cells are numbers; else object[N] of str, "" where missing.
+      cells: the columns that are inputs, but images, by name: float64[N], NaN where missing, if
+        all cells are numbers; embeddings float32[N, D], a row of NaN where missing; else object[N]
+        of str, "" where missing.
     """
 
     schema: tuple[Column, ...]
@@ -132,9 +135,12 @@ def infer(
             continue
         text = column(name)
         values = numbers(text) if role in ("", "numeric", "categorical") else None
+        if values is None and role in ("", "embedding"):
+            values = _embeddings(name, text, role, where)
         if values is None:
             _refuse_few_words(name, text, role, where)
-            values = np.array([_filled(cell) for cell in text], object)
+            filled = {cell: _filled(cell) for cell in set(text)}
+            values = np.array([filled[cell] for cell in text], object)
         if not role:
             role, reason = _by_cells(name, values)
         schema.append(Column(name, role, reason, float(np.mean(is_missing(values)))))
@@ -162,6 +168,8 @@ def _by_name(name: str, given: Mapping[str, str], label: str) -> tuple[str, str]
 def _by_cells(name: str, values: np.ndarray) -> tuple[str, str]:
     """Return the role and the reason that the cells show."""
     present = values[~is_missing(values)]
+    if values.ndim == 2:
+        return "embedding", f"lists of {values.shape[1]} numbers"
     if not len(present):
         return "ignore", "every cell is empty"
     distinct = np.unique(present) if values.dtype != object else set(present)
@@ -195,9 +203,9 @@ def numbers(cells: Sequence[str]) -> np.ndarray | None:
     try:
         values = np.array([float(cell) if cell else math.nan for cell in cells])
     except ValueError:
-        words = ["nan" if _filled(cell, is_number=True) == "" else cell for cell in cells]
+        words = (cell if _filled(cell, is_number=True) else "nan" for cell in cells)
         try:
-            values = np.array([float(cell) for cell in words])
+            values = np.array([float(cell) for cell in words])  # stops at the first word
         except ValueError:
             return None
     return values if not np.isinf(values).any() else None
@@ -205,7 +213,9 @@ def numbers(cells: Sequence[str]) -> np.ndarray | None:
 
 def is_missing(values: np.ndarray) -> np.ndarray:
     """Return bool[N], whether each cell of a column of `Columns.cells` is missing."""
-    return values == "" if values.dtype == object else np.isnan(values)
+    if values.dtype == object:
+        return values == ""
+    return np.isnan(values if values.ndim == 1 else values[:, 0])
 
 
 def canonical(values: np.ndarray) -> np.ndarray:
@@ -215,7 +225,8 @@ def canonical(values: np.ndarray) -> np.ndarray:
     ['1', '1', 'low']
     """
     if values.dtype != object:
-        return np.array(["" if np.isnan(x) else f"{x:.12g}" for x in values], object)
+        distinct, row = np.unique(values, return_inverse=True)
+        return np.array(["" if np.isnan(x) else f"{x:.12g}" for x in distinct], object)[row]
     names = {value: _canonical(value) for value in set(values)}
     return np.array([names[value] for value in values], object)
 
@@ -235,8 +246,23 @@ def _is_number(text: str) -> bool:
 
 
 def _filled(cell: str, *, is_number: bool = False) -> str:
+    if len(cell) > _LONGEST:  # most numbers are longer
+        return cell
     lower = cell.lower()
     return "" if lower in MISSING or (is_number and lower == _NONE) else cell
+
+
+def _embeddings(
+    name: str, cells: Sequence[str], role: str, where: Callable[[int, str], str]
+) -> np.ndarray | None:
+    """Return float32[N, D] of a column of lists; None where its cells do not look like that."""
+    first = next(filter(_filled, cells), "")
+    if not first or not (role or embeddings.looks_like([first])):
+        return None
+    filled = [_filled(cell) for cell in cells]
+    if role or embeddings.looks_like([cell for cell in filled if cell]):
+        return embeddings.parse(filled, lambda row: where(row, name))
+    return None
 
 
 def _refuse_few_words(
@@ -245,15 +271,15 @@ def _refuse_few_words(
     """Refuse a column whose cells are numbers but for at most one in ten, or that must be."""
     if role in ("categorical", "text"):
         return
-    present = [(row, cell) for row, cell in enumerate(cells) if _filled(cell, is_number=True)]
-    most = len(present) if role == "numeric" else len(present) // 10
-    # Words are not read to the end.
-    odd = list(itertools.islice((p for p in present if not _is_number(p[1])), most + 1))
-    if role == "numeric" or (len(present) >= 10 and len(odd) <= most):
-        row, cell = odd[0]
+    counts = collections.Counter(cells)
+    present = {cell: n for cell, n in counts.items() if _filled(cell, is_number=True)}
+    odd = {cell: n for cell, n in present.items() if not _is_number(cell)}
+    n, n_odd = sum(present.values()), sum(odd.values())
+    if role == "numeric" or (n >= 10 and n_odd <= n // 10):
+        row, cell = next((i, cell) for i, cell in enumerate(cells) if cell in odd)
         raise UserError(
-            f"{where(row, name)}: {quoted(cell)} is not a number, as {len(present) - len(odd)} of "
-            f"{len(present)} cells are; write a number, leave it empty, or set the column's role: "
+            f"{where(row, name)}: {quoted(cell)} is not a number, as {n - n_odd} of "
+            f"{n} cells are; write a number, leave it empty, or set the column's role: "
             f"columns=({f'{name}=categorical'!r},)"
         )
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from medtl import data
 from medtl.config import is_cross_validated
-from medtl.data import leakage
+from medtl.data import leakage, telltale
 from medtl.data.prepared import Tables
 from medtl.data.schema import Columns
 from medtl.examples import Examples
@@ -51,14 +51,32 @@ def column_notes(config: Any, domain: str, examples: Examples, tables: Tables) -
       UserError: columns give the diagnosis away and are not allowed.
     """
     columns, train = examples.columns or Columns((), {}), examples.indices("train")
-    lacking = tables.layout.lacking(columns)
+    layout, key = tables.layout, f"config.data.{domain}.synonyms"
+    lacking = layout.lacking(columns)
     where = f"{domain} {examples.name}"
     notes = [f"{where} lacks {', '.join(lacking)}: missing there"] if lacking else []
+    notes += telltale.check(
+        columns,
+        layout.texts,
+        examples.label,
+        telltale.words(examples.classes, config.data[domain].synonyms, key=key),
+        ids=examples.id,
+        where=where,
+        allow=config.data.allow,
+        mask=config.data.preprocessing.mask_synonyms,
+    )
+    read = {
+        name: telltale.masked(columns.cells[name], layout.masked)
+        for name in layout.texts
+        if name in columns.cells
+    }
+    columns = Columns(columns.schema, {**columns.cells, **read})
     return notes + leakage.check(
         columns.take(train),
-        tables.layout.roles,
+        layout.roles,
         examples.label[train],
         examples.classes,
         where=where,
+        texts=layout.texts,
         allow=config.data.allow_columns,
     )

@@ -87,15 +87,19 @@ def _examples(stored: Stored, manifest: str) -> Examples:
     """
     c, made = stored.config, stored.record.get("preprocessing")
     inputs = factory.input_names(c)
+    is_features = inputs == ("features",) and made is None
     unread = [n for n in inputs if n != "image" and (n not in OF_CELLS or made is None)]
-    if unread:
+    if unread and not is_features:
         raise UserError(
             f"--mode=predict reads images and tables, but {stored.name} also needs "
             f"{', '.join(unread)}"
         )
     layout = Layout.from_json(made["layout"]) if made else None
-    examples = unlabelled(c, manifest, inputs, layout.roles if layout else None)
+    kind = c.data[stored.domain].kind if is_features else "manifest"
+    examples = unlabelled(c, manifest, inputs, layout.roles if layout else None, kind=kind)
     if layout is None or made is None:
+        if is_features:
+            _check_length(stored, examples, manifest)
         return examples
     if lacking := layout.lacking(examples.columns):
         print(f"{manifest} lacks {', '.join(lacking)}: missing there")
@@ -106,11 +110,21 @@ def _examples(stored: Stored, manifest: str) -> Examples:
     return with_present(examples, inputs)
 
 
+def _check_length(stored: Stored, examples: Examples, path: str) -> None:
+    """Refuse features of another number than those of training."""
+    there = stored.record.get("features", {}).get(stored.domain)
+    here = np.asarray(examples.inputs["features"]).shape[1]
+    if there is not None and here != there:
+        raise UserError(f"{path} has {here} features, but {stored.name} reads {there}")
+
+
 def unlabelled(
     config: Any,
     manifest: str,
     inputs: Sequence[str] = ("image",),
     roles: Mapping[str, str] | None = None,
+    *,
+    kind: str = "manifest",
 ) -> Examples:
     """Read a manifest as the config reads its images; labels and splits are not read.
 
@@ -119,10 +133,11 @@ def unlabelled(
       manifest: the CSV file.
       inputs: of the model.
       roles: column -> role, as in `data.load`.
+      kind: the reader, a plug-in string.
     """
     c = config.data
     return data.load(
-        dataset("manifest", path=manifest, label=c.target.label),
+        dataset(kind, path=manifest, label=c.target.label),
         image_size=c.image_size,
         channels=c.channels,
         resize=c.resize,

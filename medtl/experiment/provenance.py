@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 import medtl
@@ -76,6 +77,11 @@ def record(
         **({"scale": scales} if scales else {}),
         "fingerprint": {d: e.fingerprint for d, e in examples.items()},
         "split_hash": {d: e.split_hash for d, e in examples.items()},
+        "features": {
+            d: np.asarray(e.inputs["features"]).shape[1]
+            for d, e in examples.items()
+            if "features" in e.inputs
+        },
         "normalization": dataclasses.asdict(normalization),
         "epsilon": factory.epsilon(loaded),
         "weights": {"path": loaded.path, "sha256": loaded.sha256} if loaded else None,

@@ -226,6 +226,11 @@ class Experiment:
         """Whether the source's inputs depend on the split of the target."""
         return self.tables is not None and self.tables.scope == "pooled"
 
+    @property
+    def word_for_examples(self) -> str:
+        """Return "images", or "examples" where the model reads none."""
+        return "images" if "image" in self.inputs else "examples"
+
     def with_trial(self, trial: Trial) -> Experiment:
         """Return the experiment with a trial's values; data and weights are shared.
 

@@ -105,7 +105,9 @@ class Stage:
         e, c = self.arm.experiment, self.arm.config
         e.cache.trained.add(store.folder)
         is_brief = bool(self.arm.split.path)
-        progress = Progress(self._title, self.steps, start=first, brief=is_brief)
+        progress = Progress(
+            self._title, self.steps, start=first, brief=is_brief, examples=e.word_for_examples
+        )
         loggers = e.components.make_loggers(store.folder, c)
         feed = self.feed(first, progress)
         if e.profile is not None:

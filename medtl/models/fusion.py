@@ -13,10 +13,12 @@ from medtl.examples import PRESENT
 
 
 class Gated(nn.Module):
-    """The gated sum `Σ_m z_m tanh(W_m x_m)`, with `z = softmax(V [x_1, ..., x_M])`.
+    """The gated sum `Σ_m p_m z_m ⊙ tanh(W_m x_m)`, with `z_m = σ(V_m [x_1, ..., x_M, p])`.
 
-    After the gated multimodal unit of Arevalo et al. 2017, arXiv:1702.01992, with one gate for each
-    input, so that the gate of an absent one is 0 and the others sum to 1. Its width is that of the
+    The gated multimodal unit of Arevalo et al. 2017, arXiv:1702.01992, figure 2a, for any number of
+    inputs. `p_m` is 1 for a present input, else 0: an absent one adds nothing, and the gates of the
+    others see that it is absent. Gates that sum to 1 would average the inputs instead: two of three
+    would give larger logits than all three, although they know less. Its width is that of the
     widest input.
     """
 
@@ -29,12 +31,15 @@ class Gated(nn.Module):
           present: f32[B, M]; None: all are.
         """
         width = max(x.shape[-1] for x in features)
-        gates = nn.Dense(len(features), name="gates")(jnp.concatenate(features, axis=-1))
-        if present is not None:
-            gates = jnp.where(present > 0, gates, -1e9)
-        gates = nn.softmax(gates)
-        values = [jnp.tanh(nn.Dense(width, name=f"input_{m}")(x)) for m, x in enumerate(features)]
-        return jnp.einsum("bm,mbw->bw", gates, jnp.stack(values))
+        if present is None:
+            present = jnp.ones((len(features[0]), len(features)), jnp.float32)
+        seen = jnp.concatenate([*features, present], axis=-1)
+        fused = jnp.zeros((len(seen), width), jnp.float32)
+        for m, x in enumerate(features):
+            gate = nn.sigmoid(nn.Dense(width, name=f"gate_{m}")(seen))
+            value = jnp.tanh(nn.Dense(width, name=f"input_{m}")(x))
+            fused += present[:, m, None] * gate * value
+        return fused
 
 
 class LateHead(nn.Module):

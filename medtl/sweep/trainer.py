@@ -93,7 +93,8 @@ def train_heads(arms: Sequence[Arm], trials: Sequence[Trial]) -> Trained:
     interval = max(1, -(-steps // config.evaluation.times))
     best = _Best(arms, len(trials))
     images = sum(batch_sizes(config, "target", tuple(program.data)).values())
-    progress = Progress(f"{len(arms)} x {len(trials)} heads", steps)
+    title = f"{len(arms)} x {len(trials)} heads"
+    progress = Progress(title, steps, examples=experiment.word_for_examples)
     val = [arm.examples["target"].indices("val") for arm in arms]
     batch_size = config.evaluation.batch_size
     orders = _orders(arms, tuple(program.data), interval)

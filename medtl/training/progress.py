@@ -11,7 +11,7 @@ from typing import TextIO
 
 
 class Progress:
-    """Show the step, loss parts, images per second, the share of time without data, the time left.
+    """Show the step, loss parts, examples per second, the share of waiting, the time left.
 
     The rate counts the time of training alone, without evaluation and saving.
 
@@ -23,6 +23,7 @@ class Progress:
       every: seconds between plain lines.
       brief: keep only the last evaluation's line, and do not announce compiling.
       unit: what is counted; the share of waiting is shown for steps only.
+      examples: the word for what the rate counts.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Progress:
         every: float = 15.0,
         brief: bool = False,
         unit: str = "step",
+        examples: str = "images",
     ):
         self._label, self._steps, self._start, self._brief, self._unit = (
             label,
@@ -43,12 +45,13 @@ class Progress:
             brief,
             unit,
         )
+        self._word = examples
         self._stream = sys.stdout if stream is None else stream
         self._live = self._stream.isatty()
         self._every = 0.5 if self._live else every
         self._began: float | None = None
         self._shown = time.monotonic()
-        self._images = 0
+        self._examples = 0
         self._waited = 0.0
         self._apart = 0.0
         self._width = 0
@@ -66,12 +69,12 @@ class Progress:
         yield
         self._apart += time.monotonic() - began
 
-    def count(self, step: int, images: int) -> None:
-        """Count images; the first dispatch, which compiles, is left out of the rate."""
+    def count(self, step: int, examples: int) -> None:
+        """Count examples; the first dispatch, which compiles, is left out of the rate."""
         if self._began is None:
             self._began, self._start, self._waited, self._apart = time.monotonic(), step, 0.0, 0.0
         else:
-            self._images += images
+            self._examples += examples
 
     def show(self, step: int, values: Mapping[str, float]) -> None:
         """Show the state of training, if it is time to."""
@@ -119,7 +122,7 @@ class Progress:
             if self._unit == "step"
             else ""
         )
-        return f"  {self._images / training:.0f} images/s{waiting}  {duration(left)} left"
+        return f"  {self._examples / training:.0f} {self._word}/s{waiting}  {duration(left)} left"
 
     def _write(self, text: str, *, keep: bool) -> None:
         if self._live:

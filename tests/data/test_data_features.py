@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from clinical_run import clinical
+from clinical_run import clinical, scores
 from PIL import Image
 
 from medtl import data
 from medtl.config import check, dataset
 from medtl.errors import UserError
-from medtl.experiment import experiment
+from medtl.experiment import experiment, inference
 
 SETTINGS = dict(
     image_size=8,
@@ -42,6 +42,57 @@ def test_features_of_an_npz_are_an_input_as_they_are(tmp_path, arrays):
     config = clinical("", data__inputs=("features",), data__target=spec, model__encoders={})
     summary = experiment.train(config, tmp_path / "run")
     assert summary["arms"]["own"]["test"]["auroc"] > 0.9
+
+
+def test_features_are_scored_as_in_training(tmp_path, arrays):
+    np.savez(tmp_path / "f.npz", **arrays, ids=[f"case_{i}" for i in range(90)])
+    spec = dataset("features", path=str(tmp_path / "f.npz"))
+    config = clinical("", data__inputs=("features",), data__target=spec, model__encoders={})
+    experiment.train(config, tmp_path / "run")
+    new = {"features": arrays["features"], "ids": [f"case_{i}" for i in range(90)]}
+    np.savez(tmp_path / "new.npz", **new)
+    scored = scores(inference.predict(tmp_path / "run", manifest=tmp_path / "new.npz"))
+    reported = scores(tmp_path / "run" / "predictions.csv")
+    assert {n: scored[n] for n in reported} == pytest.approx(reported, abs=1e-6)
+    np.savez(tmp_path / "new.npz", **new | {"features": arrays["features"][:, :4]})
+    with pytest.raises(UserError, match="has 4 features, but .* reads 5"):
+        inference.predict(tmp_path / "run", manifest=tmp_path / "new.npz")
+
+
+@pytest.mark.parametrize("mark", [", ", " "])
+def test_a_column_of_embeddings_is_an_input_and_scored_alike(tmp_path, arrays, mark):
+    rows = ["id,age,note,diagnosis"]
+    for i, (row, label) in enumerate(zip(arrays["features"], arrays["labels"], strict=True)):
+        vector = "" if i % 9 == 0 else "[" + mark.join(f"{x:.6f}" for x in row) + "]"
+        rows.append(f'{i},{40 + i % 7},"{vector}",{label}')
+    path = tmp_path / "clinical.csv"
+    path.write_text("\n".join(rows))
+    config = clinical(path, data__inputs=("auto",), model__modality_dropout=0.2)
+    summary = experiment.train(config, tmp_path / "run")
+    assert summary["config"]["data"]["inputs"] == ("table", "features")
+    assert summary["arms"]["own"]["test"]["auroc"] > 0.85
+    scored = scores(inference.predict(tmp_path / "run", manifest=path))
+    reported = scores(tmp_path / "run" / "predictions.csv")
+    assert {n: scored[n] for n in reported} == pytest.approx(reported, abs=1e-6)
+    path.write_text("\n".join([rows[0], rows[1], '7,40,"[1, 2]",ill']))
+    with pytest.raises(UserError, match="column 'note': the model reads embeddings of 5 numbers"):
+        inference.predict(tmp_path / "run", manifest=path)
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("[1.0, ..., 2.0]", "line 3, column note: .* is no list of numbers; pandas shortens"),
+        ("[1, 2, 3]", "an embedding of 3 numbers, that of .*line 2, column note has 2"),
+        ("[1, nan]", "holds a value that is not finite"),
+    ],
+)
+def test_malformed_embeddings_are_refused_with_their_cell(tmp_path, cell, message):
+    path = tmp_path / "clinical.csv"
+    path.write_text(f'id,note,diagnosis\n0,"[1, 2]",a\n1,"{cell}",b\n')
+    spec = dataset("manifest", path=str(path), columns=("note=embedding",))
+    with pytest.raises(UserError, match=message):
+        data.load(spec, **SETTINGS, inputs=("features",))
 
 
 def test_features_of_a_csv_file_are_the_columns_of_a_pattern(tmp_path, arrays):
