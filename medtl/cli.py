@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from medtl.errors import UserError, nearest
 from medtl.evaluation import plan
 from medtl.evaluation.report import plan_page
 from medtl.experiment import results, run_folder, trust
-from medtl.training import memory, stopping
+from medtl.training import launching, memory, stopping
 
 HELP = """\
 medtl: transfer learning for medical diagnosis. It trains pretrained weights -> source stage ->
@@ -57,6 +58,11 @@ embedded experiment on synthetic images.
 with --mode=report, which takes --config.evaluation.FIELD=VALUE and writes to --workdir:
   --predictions=FILE     a CSV with the columns arm, id, label, prob_CLASS..., from any tool
                          (default: the run's)
+with --mode=train and evaluate, in several processes (docs/accelerators.md); under SLURM and Open
+MPI no flag is needed:
+  --coordinator=HOST:PORT  of the first process; auto: JAX asks the cluster; none: one process
+  --process_id=I         the number of this process, from 0 on
+  --process_count=N      the number of processes
 with --mode=predict, embed and export:
   --manifest=FILE        a CSV with a column image_path
   --checkpoint=FOLDER    a stage's checkpoint (default: the target stage of the run's first arm)
@@ -91,6 +97,7 @@ _ONLY = {
     "predictions": ("report",),
     "profile": ("train",),
 }
+_SEVERAL = ("coordinator", "process_id", "process_count")
 _ILLEGAL = re.compile(r"flag --config\.(?P<path>[^=]+)=")
 _OVERRIDE = re.compile(r"--?(?P<no>no)?config\.(?P<path>[^=]*)(?P<set>=(?P<value>.*))?", re.DOTALL)
 _DISK_FULL = "free space there, or give another --workdir or --config.data.cache_dir"
@@ -111,7 +118,8 @@ def run(argv: Sequence[str] | None = None) -> int:
       argv: the arguments without the program's name; by default those of `sys.argv`.
 
     Returns:
-      The exit code: 0; 1 where the machine is at fault (disk full, no permission, out of memory);
+      The exit code: 0; 1 where the machine is at fault (disk full, no permission, out of memory,
+      another process of the run ended);
       2 after a user's mistake; 130 after Ctrl-C, 143 after SIGTERM.
     """
     if os.getcwd() not in sys.path:  # for `my_package.losses:focal`, as with `python -m`
@@ -121,17 +129,22 @@ def run(argv: Sequence[str] | None = None) -> int:
             _run(list(sys.argv[1:] if argv is None else argv))
     except UserError as error:
         print(f"medtl: error: {error}", file=sys.stderr)
-        return 2
+        return launching.leave(2, together=False)
     except KeyboardInterrupt as stopped:
         print(f"medtl: stopped; {str(stopped) or 'the same command resumes'}", file=sys.stderr)
-        return getattr(stopped, "exit_code", 130)
+        code = getattr(stopped, "exit_code", 130)
+        return launching.leave(code, together=getattr(stopped, "is_agreed", False))
     except Exception as error:
+        if launching.is_loss(error):
+            print(f"medtl: error: {launching.LOST}", file=sys.stderr)
+            return launching.leave(1, together=False)
         message = _machine_message(error)
-        if message is None:
+        if message is None and not launching.is_joined():
             raise
-        print(f"medtl: error: {message}; then run the same command again", file=sys.stderr)
-        return 1
-    return 0
+        text = message and f"medtl: error: {message}; then run the same command again"
+        print(text or traceback.format_exc(), file=sys.stderr)
+        return launching.leave(1, together=False)
+    return launching.leave(0, together=True)
 
 
 def _machine_message(error: Exception) -> str | None:
@@ -234,12 +247,17 @@ def _start(values: flags.FlagValues, folder: Path, command: str) -> None:
 
         preview.preview(values.config)
     else:
-        from medtl.experiment import experiment
+        with launching.joined(_launch(values)):
+            from medtl.experiment import experiment
 
-        if values.mode == "train":
-            experiment.train(values.config, folder, command=command, profile=values.profile)
-        else:
-            experiment.evaluate(run_folder.load_config(folder), folder, command=command)
+            if values.mode == "train":
+                experiment.train(values.config, folder, command=command, profile=values.profile)
+            else:
+                experiment.evaluate(run_folder.load_config(folder), folder, command=command)
+
+
+def _launch(values: flags.FlagValues) -> launching.Launch | None:
+    return launching.launch_of(values.coordinator, values.process_id, values.process_count)
 
 
 def _look_at_data(values: flags.FlagValues, folder: Path) -> None:
@@ -318,6 +336,10 @@ def _check_mode(values: flags.FlagValues) -> None:
     for name, modes in _ONLY.items():
         if values.mode not in modes and values[name].present:
             raise UserError(f"--{name} is for --mode={' or '.join(modes)}, not {values.mode}")
+    if values.mode in ("train", "evaluate"):
+        _launch(values)
+    elif given := [name for name in _SEVERAL if values[name].present]:
+        raise UserError(f"--{given[0]} is for --mode=train and evaluate, not {values.mode}")
     if values.mode == "predict" and not values.manifest:
         raise UserError("--mode=predict needs --manifest=FILE, a CSV with a column image_path")
     needs_output = values.mode == "export" or values.manifest or values.checkpoint
@@ -372,7 +394,7 @@ def _parse(argv: list[str], config: ConfigDict) -> flags.FlagValues:
     flags.DEFINE_string("mode", "train", "", flag_values=values)
     for name in ("profile", "accept_code"):
         flags.DEFINE_bool(name, False, "", flag_values=values)
-    for name in _ONLY.keys() - {"profile"}:
+    for name in (*_SEVERAL, *(_ONLY.keys() - {"profile"})):
         flags.DEFINE_string(name, "", "", flag_values=values)
     names = [f"--{name}" for name in (*values, "config", "help", "version")]
     arguments = ["medtl", *_spell_out(argv, config)]

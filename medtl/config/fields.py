@@ -41,7 +41,7 @@ from medtl.evaluation.metrics.names import NAMES
 from medtl.models import DTYPES, FUSIONS
 
 DOMAINS = ("source", "target")
-PARALLEL = ("pmap", "mesh", "none")
+PARALLEL = ("pmap", "mesh", "fsdp", "none")
 REDUCTIONS = ("mean", "sum")
 
 
@@ -387,7 +387,11 @@ SCHEMA: Section = {
     "weights": _WEIGHTS,
     "objective": _OBJECTIVE,
     "stages": {name: changed(STAGE, learning_rate=1e-3) for name in DOMAINS},
-    "parallel": Field("pmap", "How steps use devices; none: one device.", one_of(*PARALLEL)),
+    "parallel": Field(
+        "pmap",
+        "How steps use devices; fsdp: each holds a part of the state; none: one device.",
+        one_of(*PARALLEL),
+    ),
     "loggers": Field(
         (),
         "Metric writers: writer(folder, config) with write(step, scalars) and close().",

@@ -16,7 +16,7 @@ A batch of one domain is a flat dict:
 | `weight` | float32[B], 0 for padding |
 | `mask` | float32[B], 1 for an example, 0 for padding |
 | `index` | int32[B], the row in the examples, -1 for padding |
-| `position` | int32[B], 0 to B - 1 |
+| `position` | int32[B], 0 to B - 1; in a part of a batch from its first row on |
 
 Padding repeats the batch's first row, so that no loss sees an input that could not occur.
 """
@@ -32,7 +32,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from medtl.data.order import From, Listed, order_of
+from medtl.data.order import From, Listed, Part, order_of
 from medtl.data.samplers import Sampler
 from medtl.examples import ENCODED, PRESENT, Examples, ImageSource
 
@@ -131,6 +131,7 @@ def train_batches(
     replaced: Mapping[str, np.ndarray] | None = None,
     sampler: Sampler | None = None,
     domain: str = "target",
+    part: Part | None = None,
 ) -> Generator[Batch, None, None]:
     """Yield full batches of one split without end.
 
@@ -144,14 +145,17 @@ def train_batches(
       replaced: frozen encoders' outputs; see `columns`.
       sampler: draws the rows of an epoch, see `medtl.data.samplers`; None: `samplers.shuffled`.
       domain: passed to the sampler.
+      part: the rows of each batch to read, padded; None: all.
 
     Raises:
       UserError: the split is empty, or the sampler returns something else than positions.
     """
+    part = part or Part(0, batch_size)
     order = order_of(examples, split, seed, sampler, domain)
-    opened = _opened(columns(examples, replaced), From(order, start_step * batch_size), workers)
+    read = From(order, start_step, batch_size, part)
+    opened = _opened(columns(examples, replaced), read, workers)
     for step in itertools.count(start_step):
-        yield batch_of(opened, order.span(step * batch_size, (step + 1) * batch_size))
+        yield _part_of_batch(opened, read.rows(step), part, batch_size)
 
 
 def train_rows(
@@ -163,15 +167,18 @@ def train_rows(
     start_step: int = 0,
     sampler: Sampler | None = None,
     domain: str = "target",
+    part: Part | None = None,
 ) -> Generator[Batch, None, None]:
     """Yield "mask", "index" and "position" of the batches of `train_batches`.
 
     For columns that are on the device already, where `gather` takes the rows. Arguments and errors
     as in `train_batches`.
     """
+    part = part or Part(0, batch_size)
     order = order_of(examples, split, seed, sampler, domain)
+    read = From(order, start_step, batch_size, part)
     for step in itertools.count(start_step):
-        yield batch_of({}, order.span(step * batch_size, (step + 1) * batch_size))
+        yield _part_of_batch({}, read.rows(step), part, batch_size)
 
 
 def eval_batches(
@@ -181,6 +188,7 @@ def eval_batches(
     *,
     workers: int = 0,
     replaced: Mapping[str, np.ndarray] | None = None,
+    part: Part | None = None,
 ) -> Generator[Batch, None, None]:
     """Yield every row of `indices` once, in that order; the last batch is padded to `batch_size`.
 
@@ -190,10 +198,29 @@ def eval_batches(
       batch_size: B.
       workers: as in `train_batches`.
       replaced: as in `train_batches`.
+      part: as in `train_batches`.
     """
-    opened = _opened(columns(examples, replaced), Listed(indices), workers)
+    part = part or Part(0, batch_size)
+    batches = []  # rows to read, and the size of the batch of all parts
     for start in range(0, len(indices), batch_size):
-        yield batch_of(opened, indices[start : start + batch_size], batch_size)
+        size = min(batch_size, len(indices) - start)
+        first, n = part.read(size)
+        batches.append((indices[start + first : start + first + n], size))
+    listed = Listed(np.concatenate([rows for rows, _ in batches] or [indices]))
+    opened = _opened(columns(examples, replaced), listed, workers)
+    for rows, size in batches:
+        yield _part_of_batch(opened, rows, part, size)
+
+
+def _part_of_batch(columns: Mapping[str, Any], rows: np.ndarray, part: Part, size: int) -> Batch:
+    """Gather a part of a batch of `size`; its positions are those in the batch."""
+    batch = batch_of(columns, rows, part.stop - part.start)
+    batch["position"] += np.int32(part.start)
+    if part.start >= size:  # padding alone
+        batch["mask"][:], batch["index"][:] = 0, -1
+        if "weight" in batch:
+            batch["weight"][:] = 0
+    return batch
 
 
 @dataclasses.dataclass(frozen=True)

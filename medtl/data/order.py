@@ -130,17 +130,57 @@ class Endless:
 
 
 @dataclasses.dataclass(frozen=True)
+class Part:
+    """The rows of a batch that one of several processes reads.
+
+    Attributes:
+      start: the first, of the batch and its padding.
+      stop: the one after the last.
+    """
+
+    start: int
+    stop: int
+
+    def read(self, size: int) -> tuple[int, int]:
+        """Return the first row to read of a batch of `size`, and their number.
+
+        A part that is padding alone reads the batch's first row, which is an input that occurs.
+
+        >>> Part(0, 4).read(6), Part(4, 8).read(6), Part(8, 12).read(6)
+        ((0, 4), (4, 2), (0, 1))
+        """
+        return (0, 1) if self.start >= size else (self.start, min(self.stop, size) - self.start)
+
+
+@dataclasses.dataclass(frozen=True)
 class From:
-    """An endless sequence from a position on, with the length that Grain asks for."""
+    """An endless sequence from a step on, with the length that Grain asks for.
+
+    Attributes:
+      order: the rows of all batches.
+      step: the first step.
+      size: rows of a batch.
+      part: the rows of each batch that are in the sequence.
+    """
 
     order: Endless
-    first: int
+    step: int
+    size: int
+    part: Part
 
     def __len__(self) -> int:
-        return 2**62 - self.first
+        return 2**62 - self.step * self.size
 
     def __getitem__(self, position: int) -> int:
-        return self.order[self.first + position]
+        first, n = self.part.read(self.size)
+        step, row = divmod(position, n)
+        return self.order[(self.step + step) * self.size + first + row]
+
+    def rows(self, step: int) -> np.ndarray:
+        """Return int64[n], the rows of the part at a step."""
+        first, n = self.part.read(self.size)
+        at = step * self.size + first
+        return self.order.span(at, at + n)
 
 
 @dataclasses.dataclass(frozen=True)

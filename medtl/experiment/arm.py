@@ -27,7 +27,7 @@ from medtl.experiment.splits import Split
 from medtl.experiment.stage import Stage, Weights
 from medtl.experiment.trials import Trial, trials
 from medtl.models.model import Model
-from medtl.training import factory
+from medtl.training import factory, hosts
 
 _DONE = "done.json"
 
@@ -104,7 +104,7 @@ class Arm:
 
     def outcome(self) -> Outcome:
         """Return the arm's predictions; train what is not trained yet."""
-        if self.split.path and (self.folder / _DONE).exists():
+        if self.split.path and hosts.agreed((self.folder / _DONE).exists()):
             return self._finished()
         if self.split.path and not self.experiment.training:
             raise UserError(f"{self.folder} holds no finished split; train first")
@@ -127,7 +127,7 @@ class Arm:
 
         The checkpoints of the data's own split stay.
         """
-        if not self.split.path:
+        if not self.split.path or not hosts.is_first():
             return
         if outcome.variables is not None:
             classes = self.examples["target"].classes
@@ -200,7 +200,7 @@ class Arm:
 
     def _probabilities(self, weights: Weights, rows: np.ndarray) -> np.ndarray:
         e = self.experiment
-        variables = e.parallel.replicate(weights.variables)
+        variables = e.parallel.place(weights.variables)
         target = self.examples["target"]
         replaced = e.replaced("target", encoded=weights.is_loaded)
         return e.evaluator.probabilities(variables, "target", target, rows, replaced)

@@ -6,13 +6,14 @@ resumes where it was stopped.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ from medtl.experiment.setup import Experiment, reported_splits, uses_source
 from medtl.experiment.splits import Split
 from medtl.experiment.trials import Trial, trials, with_values
 from medtl.profiling.trace import Profile
-from medtl.training import parallel
+from medtl.training import hosts, parallel
 from medtl.training.factory import Components
 from medtl.training.objective import DOMAINS
 
@@ -63,7 +64,7 @@ def train(
       profile: trace some steps of the first training stage, into `folder/profile`.
 
     Returns:
-      The content of `metrics.json`.
+      The content of `metrics.json`; {} in all processes but the first.
 
     Raises:
       UserError: the config, the data, the weights or the folder is at fault, or a loss became NaN.
@@ -83,20 +84,50 @@ def _run(
     check.check(config)
     run_folder.check(folder, config)
     experiment, splits_by_seed = open_experiment(config, folder, training=training)
-    with run_folder.opened(folder, config):
-        if training:
-            trust.remember(configs.plugin_strings(config))
-        if is_cross_validated(config):
-            text = io.StringIO()
-            rows = splits.fold_rows(experiment.examples["target"], splits_by_seed[config.seeds[0]])
-            csv.writer(text, lineterminator="\n").writerows(rows)
-            files.write_text(folder / "folds.csv", text.getvalue())
-        if training:
-            planned.write(folder, config)
-        if profile:
-            experiment = dataclasses.replace(experiment, profile=Profile(folder / "profile"))
+    with _opened(folder, config):
+        if hosts.is_first():
+            if training:
+                trust.remember(configs.plugin_strings(config))
+            if is_cross_validated(config):
+                _write_folds(folder, experiment, splits_by_seed[config.seeds[0]])
+            if training:
+                planned.write(folder, config)
+            if profile:
+                experiment = dataclasses.replace(experiment, profile=Profile(folder / "profile"))
         command = command or f"medtl.experiment.experiment.train(config, {str(folder)!r})"
         return _run_arms(experiment, splits_by_seed, began, command)
+
+
+@contextlib.contextmanager
+def _opened(folder: Path, config: Any) -> Iterator[None]:
+    """Open the run folder in the first process; refuse it in all of them.
+
+    Raises:
+      UserError: as `run_folder.opened`, or another process does not see the folder.
+    """
+    with contextlib.ExitStack() as stack:
+        problem = None
+        if hosts.is_first():
+            try:
+                stack.enter_context(run_folder.opened(folder, config))
+            except UserError as error:
+                problem = str(error)
+        problem = hosts.agreed(problem)
+        if problem is not None:
+            raise UserError(problem)
+        if not hosts.everywhere(run_folder.appears(folder)):
+            raise UserError(
+                f"--workdir={folder} is not seen by all {hosts.count()} processes; give a folder "
+                "on a file system that their machines share"
+            )
+        yield
+
+
+def _write_folds(folder: Path, experiment: Experiment, made: Sequence[Split]) -> None:
+    text = io.StringIO()
+    rows = splits.fold_rows(experiment.examples["target"], made)
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    files.write_text(folder / "folds.csv", text.getvalue())
 
 
 def open_experiment(
@@ -171,7 +202,7 @@ def _run_arms(
                 arm = Arm(experiment, split, seed, name)
                 outcome = arm.outcome()
                 arm.keep(outcome)
-                if mistakes.are_due(arm, outcome):
+                if hosts.is_first() and mistakes.are_due(arm, outcome):
                     unexplained.append((arm, outcome))
                 if split.path:  # its predictions are on disk
                     _explain(unexplained)
@@ -181,6 +212,8 @@ def _run_arms(
                     tuned.append({**setting, **outcome.tuned})
     if experiment.profile is not None:
         experiment.profile.close()
+    if not hosts.is_first():
+        return {}
     classes = experiment.examples["target"].classes
     # Predictions are on disk before anything that can fail begins.
     predictions.write(folder / "predictions.csv", made, classes)

@@ -109,7 +109,7 @@ def _seconds_per_step(stage: Stage) -> float:
     """Run a few steps of a copy of the state, and time those after the first, which compiles."""
     feed = stage.feed(0, Progress("", 0, stream=io.StringIO()))
     try:
-        state = feed(stage.arm.experiment.parallel.replicate(stage.state()), 1).state
+        state = feed(stage.arm.experiment.parallel.place(stage.state()), 1).state
         jax.block_until_ready(state)
         began, steps = time.monotonic(), 0
         while steps < 3:
@@ -129,7 +129,7 @@ def _memory(stage: Stage) -> int | None:
         batch, _ = next(streamed.batches)
     finally:
         streamed.close()
-    state = stage.arm.experiment.parallel.replicate(stage.state())
+    state = stage.arm.experiment.parallel.place(stage.state())
     stats = one.lower(state, batch).compile(compiler_options()).memory_analysis()
     if stats is None:
         return None

@@ -21,7 +21,7 @@ from medtl.errors import UserError
 from medtl.examples import Examples, Normalization
 from medtl.experiment import run_folder
 from medtl.experiment.trials import with_values
-from medtl.training import factory
+from medtl.training import factory, hosts
 
 _IDENTITY = {
     "classes": "the classes have",
@@ -45,11 +45,12 @@ def versions() -> dict[str, str]:
         "scikit-learn",
     )
     device = jax.local_devices()[0]
+    spread = f" of {hosts.count()} processes" if hosts.count() > 1 else ""
     return {
         "python": platform.python_version(),
         "medtl": medtl.__version__,
         **{name: metadata.version(name) for name in packages},
-        "device": f"{jax.local_device_count()} x {device.device_kind} ({device.platform})",
+        "device": f"{jax.device_count()} x {device.device_kind} ({device.platform}){spread}",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
     }
 

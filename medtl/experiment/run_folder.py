@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ except ImportError:  # Windows has none; no folder is locked there
 CONFIG = "config.json"
 INSPECTION = "inspect.html"  # of --mode=inspect
 SWEEP = "sweep.json"
-_PERMISSIONS = {"data.allow", "data.max_pixels"}
+# Fields that permit data, and the way of using devices: the numbers are the same, up to rounding.
+_MAY_DIFFER = {"data.allow", "data.max_pixels", "parallel"}
 _ABSENT = object()
 
 
@@ -64,6 +66,14 @@ def opened(folder: str | os.PathLike, config: ConfigDict) -> Iterator[Path]:
             text = json.dumps(config.to_dict(), indent=2, sort_keys=True)
             files.write_text(folder / CONFIG, f"{text}\n")
         yield folder
+
+
+def appears(folder: Path, seconds: float = 30.0) -> bool:
+    """Return whether a folder that another machine opened is seen here, at the latest then."""
+    until = time.monotonic() + seconds  # file systems in a network keep what they saw for a while
+    while not (found := (folder / CONFIG).exists()) and time.monotonic() < until:
+        time.sleep(0.5)
+    return found
 
 
 def check(folder: str | os.PathLike, config: ConfigDict) -> None:
@@ -140,13 +150,13 @@ def load_config(folder: str | os.PathLike) -> ConfigDict:
 def differences(there: ConfigDict, here: ConfigDict) -> list[str]:
     """Return "FIELD is VALUE there and VALUE here" for each differing field, sorted by field.
 
-    Fields that accept data but change nothing that is computed may differ.
+    Fields that accept data, and `parallel`, change nothing that is computed, and may differ.
     """
     old, new = dict(leaves(there)), dict(leaves(here))
     return [
         f"{field} is {_show(old.get(field, _ABSENT))} there "
         f"and {_show(new.get(field, _ABSENT))} here"
-        for field in sorted((old.keys() | new.keys()) - _PERMISSIONS)
+        for field in sorted((old.keys() | new.keys()) - _MAY_DIFFER)
         if old.get(field, _ABSENT) != new.get(field, _ABSENT)
     ]
 

@@ -297,9 +297,10 @@ class Experiment:
             for other in [k for k in cache if k[:2] != key[:2]]:
                 del cache[other]
             loaded = self.loaded if pretrained else None
-            cache[key] = factory.variables(
-                model, self.inputs, self.components, self.examples, seed, loaded
-            )
+            with self.parallel.on_host():
+                cache[key] = factory.variables(
+                    model, self.inputs, self.components, self.examples, seed, loaded
+                )
         return cache[key]
 
     def frozen_features(self, domain: str) -> np.ndarray:

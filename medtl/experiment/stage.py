@@ -13,7 +13,7 @@ import numpy as np
 from medtl.errors import UserError
 from medtl.examples import Examples
 from medtl.experiment import provenance
-from medtl.training import factory, loop, tracing
+from medtl.training import factory, hosts, loop, tracing
 from medtl.training.checkpoint import Store
 from medtl.training.evaluator import Replaced, Validation
 from medtl.training.loop import STAGES
@@ -75,7 +75,7 @@ class Stage:
         """
         e, step, state = self.arm.experiment, self.compiled.step, self.state()
         with Store(self.folder) as store:
-            first = store.last_step
+            first = hosts.agreed(store.last_step)
             if not e.training and first != self.steps:
                 done = f"{first or 0} of {self.steps} steps"
                 raise UserError(f"{store.folder} holds no finished stage ({done}); train first")
@@ -108,12 +108,12 @@ class Stage:
         progress = Progress(
             self._title, self.steps, start=first, brief=is_brief, examples=e.word_for_examples
         )
-        loggers = e.components.make_loggers(store.folder, c)
+        loggers = e.components.make_loggers(store.folder, c) if hosts.is_first() else []
         feed = self.feed(first, progress)
         if e.profile is not None:
             feed = e.profile.around(feed, self._title, left=self.steps - first)
         loop.fit(
-            e.parallel.replicate(state),
+            e.parallel.place(state),
             feed,
             loop.Schedule(
                 self.steps, -(-self.steps // c.evaluation.times), c.checkpoint.every_steps
@@ -203,7 +203,9 @@ class Stage:
         """Return the state before the first step, on the host."""
         variables = self.start.variables
         key = jax.random.fold_in(jax.random.key(self.arm.seed), 1 + STAGES.index(self.name))
-        return self.compiled.step.init(key, variables, self._values, pretrained=self._pretrained)
+        with self.arm.experiment.parallel.on_host():
+            step = self.compiled.step
+            return step.init(key, variables, self._values, pretrained=self._pretrained)
 
     @property
     def _pretrained(self) -> dict[str, Any]:

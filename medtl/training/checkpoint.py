@@ -4,7 +4,8 @@ A checkpoint holds the training state as host arrays under the names of its tree
 Orbax has been seen to restore a part of a tree without an error; so names, shapes and dtypes are
 recorded beside the arrays and compared here, with a checksum of each array and of the record: a
 flipped bit is an error, not another model. Refuses a checkpoint of another model by name. The
-content does not depend on the number of devices.
+content does not depend on the number of devices and processes. All processes save and restore
+together, in one folder that all of them see.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from flax import traverse_util
 from orbax.checkpoint import checkpoint_managers as policies
 
 from medtl.errors import UserError
+from medtl.training import hosts, launching
 
 State = Any
 # Names in checkpoints of version 0.1, as regular expressions, and today's.
@@ -115,7 +117,7 @@ class Store:
           score: the higher the better; None, or NaN where it is undefined: the state is not ranked.
             The last state is handed on where none is.
         """
-        arrays = {name: np.array(leaf, copy=True) for name, leaf in _named(state).items()}
+        arrays = {name: hosts.fetched(leaf) for name, leaf in _named(state).items()}
         spec = {name: [list(a.shape), str(a.dtype)] for name, a in arrays.items()}
         ranked = None
         if score is not None and math.isfinite(score):
@@ -164,6 +166,8 @@ class Store:
         except UserError:
             raise
         except Exception as error:  # JSON, missing keys and files, compressed data, ...
+            if launching.is_loss(error):
+                raise
             reason = (str(error).splitlines() or [""])[0][:160] or type(error).__name__
             raise UserError(
                 f"checkpoint {self.folder}/checkpoints/{step} is damaged ({reason}); delete that "

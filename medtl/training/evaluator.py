@@ -20,7 +20,7 @@ from medtl.evaluation import metrics, predictions
 from medtl.examples import Examples, Normalization
 from medtl.models import saliency
 from medtl.models.model import Model
-from medtl.training import features
+from medtl.training import features, hosts
 from medtl.training.parallel import Parallel
 from medtl.training.progress import Progress
 from medtl.training.step import TrainState, prepare
@@ -139,16 +139,18 @@ class Evaluator:
             assert self.loaded is not None
             path = features.path(self.config, examples, self.loaded, self.normalization)
             values = features.read(path, len(examples))
-            if values is None:
+            is_found = hosts.everywhere(values is not None)
+            if values is None or not is_found:
                 began = time.monotonic()
-                variables = self.parallel.replicate(initial())
+                variables = self.parallel.place(initial())
                 title = f"features of {examples.name}"
                 progress = Progress(title, len(examples), unit="image")
                 rows = np.arange(len(examples))
                 values = self._run(
                     "features", self._encode, variables, examples, rows, progress=progress
                 )
-                kept = f"; kept in {path}" if features.keep(path, values) else ""
+                is_kept = hosts.is_first() and features.keep(path, values)
+                kept = f"; kept in {path}" if is_kept else ""
                 seconds = time.monotonic() - began
                 progress.end(f"{title}: {len(examples)} images in {seconds:.0f} s, once{kept}")
             self._features[domain] = values
@@ -198,6 +200,7 @@ class Evaluator:
             self.config.evaluation.batch_size,
             workers=self.config.data.workers,
             replaced=replaced,
+            part=self.parallel.part(self.config.evaluation.batch_size),
         )
         return run_batches(self._compiled[key], variables, batches, progress)
 
@@ -224,8 +227,8 @@ def run_batches(
     """Return [N, ...]: the compiled `step(variables, batch)` for the real rows of all batches."""
     results, done = [], 0
     for batch in batches:
-        rows = int(batch["mask"].sum())
-        results.append(step(variables, batch)[:rows])
+        results.append(step(variables, batch))
+        rows = len(results[-1])
         done += rows
         if progress is not None:
             progress.count(done, rows)

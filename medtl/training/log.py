@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 import jax
 import numpy as np
@@ -33,10 +33,15 @@ class Logger(Protocol):
 class Log:
     """`log.jsonl`, one JSON object a line, and further writers of the same metrics.
 
-    Lines after the step at which a run resumes are dropped from `log.jsonl`.
+    Lines after the step at which a run resumes are dropped from `log.jsonl`. Without a path nothing
+    is written: of several processes only the first has one.
     """
 
-    def __init__(self, path: Path, step: int, loggers: Sequence[Logger]):
+    def __init__(self, path: Path | None, step: int, loggers: Sequence[Logger]):
+        self._loggers = loggers
+        self._file: TextIO | None = None
+        if path is None:
+            return
         kept = ""
         if step > 0 and path.exists():
             for line in path.read_text().splitlines(keepends=True):
@@ -45,14 +50,14 @@ class Log:
                 kept += line
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_text(path, kept)
-        self._path, self._loggers = path, loggers
+        self._file = path.open("a")
 
     def __enter__(self) -> Log:
-        self._file = self._path.open("a")
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        if self._file:
+            self._file.close()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self._line({"step": step, **values})
@@ -66,10 +71,12 @@ class Log:
             logger.write(step, {f"val/{name}": value for name, value in metrics.items()})
 
     def _line(self, entry: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(plain(entry), allow_nan=False) + "\n")
+        if self._file:
+            self._file.write(json.dumps(plain(entry), allow_nan=False) + "\n")
 
     def flush(self) -> None:
-        self._file.flush()
+        if self._file:
+            self._file.flush()
 
 
 def flush(pending: list[tuple[int, int, Any]], log: Log, store: Store) -> dict[str, float]:

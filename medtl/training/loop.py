@@ -18,7 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from medtl.data import loading
+from medtl.data.order import Part
 from medtl.examples import Examples
+from medtl.training import hosts
 from medtl.training.checkpoint import Store
 from medtl.training.log import Log, Logger, flush
 from medtl.training.objective import DOMAINS, Batch
@@ -209,6 +211,7 @@ class Source:
                 **self._order(d),
                 workers=self.config.data.workers,
                 replaced=replaced.get(d),
+                part=self._part(d),
             )
             for d, e in self.examples.items()
         }
@@ -219,7 +222,7 @@ class Source:
     def resident(self, loop: Callable[..., Any], data: Mapping[str, Any]) -> Resident:
         """Return a feed over `data`, domain -> columns [N, ...], which is on the devices."""
         streams = {
-            d: loading.train_rows(e, "train", self._sizes[d], **self._order(d))
+            d: loading.train_rows(e, "train", self._sizes[d], **self._order(d), part=self._part(d))
             for d, e in self.examples.items()
         }
         return Resident(loop, data, self._sharded(streams), self.parallel.stack)
@@ -238,10 +241,18 @@ class Source:
 
     def _sharded(self, streams: Mapping[str, Iterator[Any]]) -> Iterator[tuple[Any, int]]:
         """Yield batches of all domains, cut for the devices, and the number of their examples."""
-        examples, parts = sum(self._sizes.values()), self.config.stages[self.stage].accumulate
+        examples = sum(self._sizes.values())
         while True:
             batch = {d: next(stream) for d, stream in streams.items()}
-            yield self.parallel.shard(batch, multiple=parts), examples
+            yield self.parallel.shard(batch, multiple=self._accumulate), examples
+
+    @property
+    def _accumulate(self) -> int:
+        return self.config.stages[self.stage].accumulate
+
+    def _part(self, domain: str) -> Part | None:
+        """Return the rows of each batch that this process reads."""
+        return self.parallel.part(self._sizes[domain], multiple=self._accumulate)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,11 +313,13 @@ def fit(
         stack.callback(feed.close)
         for logger in loggers:
             stack.callback(logger.close)
-        log = stack.enter_context(Log(store.folder / "log.jsonl", int(state.step), loggers))
+        path = store.folder / "log.jsonl" if hosts.is_first() else None
+        log = stack.enter_context(Log(path, int(state.step), loggers))
         state = _steps(state, feed, schedule, evaluate, record, store, progress, log, stop)
     if schedule.steps == 0 and store.last_step is None:
         store.save(0, state, record, score=evaluate(state)[1])
     store.wait()
+    stop.signal_number = int(hosts.largest(stop.signal_number or 0)) or None
     if stop:
         raise stop.stopped()
     return state
@@ -326,8 +339,9 @@ def _steps(
     step = int(state.step)
     pending: list[tuple[int, int, Any]] = []  # step before, steps, metrics
     flushed = saved = time.monotonic()
+    meetings = hosts.Meetings(step)
     while step < schedule.steps:
-        taken = feed(state, schedule.until_due(step))
+        taken = feed(state, min(schedule.until_due(step), meetings.until(step, schedule.steps)))
         # The old state's buffers were donated: from here on only the new state exists.
         state = taken.state
         pending.append((step, taken.steps, taken.metrics))
@@ -337,28 +351,33 @@ def _steps(
             jax.block_until_ready(pending[-1 - AHEAD][2])
         last = step == schedule.steps
         evaluating = last or step % schedule.evaluate_every == 0
-        save_due = bool(stop) or (schedule.save_every > 0 and step % schedule.save_every == 0)
+        met, signal = meetings.hold(step, stop.signal_number or 0, taken.metrics)
+        save_due = bool(signal) or (schedule.save_every > 0 and step % schedule.save_every == 0)
         progress.count(step, taken.examples)
         # Metrics are checked for NaN before anything is evaluated or saved.
-        if evaluating or save_due or time.monotonic() - flushed > 0.5:
+        # Several processes check at the same steps, so that all of them end for the same reason.
+        is_late = met if hosts.count() > 1 else time.monotonic() - flushed > 0.5
+        if evaluating or save_due or is_late:
             values = flush(pending, log, store)
             flushed = time.monotonic()
             if not evaluating:
                 progress.show(step, values)
-        score = None
+        score, late = None, False
         if evaluating:
             with progress.apart():
                 metrics, score = evaluate(state)
+                late = time.monotonic() - saved > SAVE_SECONDS
+                score, late = hosts.agreed((score, late))
             if metrics:
                 log.write_validation(step, metrics)
                 progress.line(step, metrics)
-        late = evaluating and time.monotonic() - saved > SAVE_SECONDS
         # The log is written before the checkpoint: a resumed run drops the lines after it.
         if save_due or late or last or store.improves(score):
             with progress.apart():
                 store.save(step, state, record, score=score)
             saved = time.monotonic()
-        if save_due and stop:
+        if signal:
             store.wait()
+            stop.signal_number = signal  # another process may have got it
             raise stop.stopped(f"step {step} is saved; the same command resumes")
     return state

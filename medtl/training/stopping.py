@@ -22,11 +22,13 @@ class Stopped(KeyboardInterrupt):
     Attributes:
       exit_code: 128 + the signal's number, which schedulers take for a stop from outside: 130 for
         Ctrl-C, 143 for SIGTERM.
+      is_agreed: whether all processes of the run end at the same step.
     """
 
-    def __init__(self, signal_number: int, message: str = ""):
+    def __init__(self, signal_number: int, message: str = "", *, is_agreed: bool = False):
         super().__init__(message)
         self.exit_code = 128 + signal_number
+        self.is_agreed = is_agreed
 
 
 class Request:
@@ -43,7 +45,7 @@ class Request:
 
     def stopped(self, message: str = "") -> Stopped:
         """Return the exception that ends the run."""
-        return Stopped(self.signal_number or signal.SIGINT, message)
+        return Stopped(self.signal_number or signal.SIGINT, message, is_agreed=True)
 
 
 @contextlib.contextmanager
