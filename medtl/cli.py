@@ -173,6 +173,7 @@ def _run(argv: list[str]) -> None:
         return
     if values.mode in ("train", "check", "sweep"):
         check.check(values.config)
+        check.check_installed(values.config)
         if values.mode == "sweep" or (
             values.mode == "check" and configs.paths(values.config.sweep.grid)
         ):

@@ -66,6 +66,17 @@ def check(config: ConfigDict) -> None:
         weights.check(config.weights.path, sha256=config.weights.sha256)
 
 
+def check_installed(config: ConfigDict) -> None:
+    """Refuse metric writers whose library is not installed; only training needs it.
+
+    Raises:
+      UserError: names the library and the extra.
+    """
+    field = fields.SCHEMA["loggers"]
+    assert isinstance(field, Field) and field.plugin is not None
+    field.plugin.check_installed(config.loggers, "config.loggers")
+
+
 def check_fields(config: ConfigDict) -> None:
     """Refuse fields that do not exist and values that a field cannot have; reads no file.
 

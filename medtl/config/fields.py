@@ -43,6 +43,12 @@ from medtl.models import DTYPES, FUSIONS
 DOMAINS = ("source", "target")
 PARALLEL = ("pmap", "mesh", "none")
 REDUCTIONS = ("mean", "sum")
+# Metric writer -> the module that it imports and the extra that brings it.
+WRITERS = {
+    "tensorboard": ("tensorboardX", "tensorboard"),
+    "wandb": ("wandb", "wandb"),
+    "mlflow": ("mlflow", "mlflow"),
+}
 
 
 def default() -> ConfigDict:
@@ -390,8 +396,9 @@ SCHEMA: Section = {
     "parallel": Field("pmap", "How steps use devices; none: one device.", one_of(*PARALLEL)),
     "loggers": Field(
         (),
-        "Metric writers: writer(folder, config) with write(step, scalars) and close().",
-        PluginString(),
+        "Metric writers: tensorboard, wandb, mlflow, or writer(folder, config) with"
+        " write(step, scalars) and close().",
+        PluginString("medtl.training.writers", tuple(WRITERS), needs=WRITERS),
     ),
     "checkpoint": _CHECKPOINT,
     "evaluation": _EVALUATION,

@@ -81,6 +81,8 @@ def _run(
 ) -> dict[str, Any]:
     began = time.monotonic()
     check.check(config)
+    if training:
+        check.check_installed(config)
     run_folder.check(folder, config)
     experiment, splits_by_seed = open_experiment(config, folder, training=training)
     with run_folder.opened(folder, config):
