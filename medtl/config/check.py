@@ -150,7 +150,7 @@ def _check_between(config: ConfigDict) -> None:
                 raise UserError(f"{key}.freeze is {stage.freeze!r}; it must be the name of a layer")
         else:
             choose(stage.freeze, ("none", "backbone", *layers), f"{key}.freeze")
-        if stage.accumulate > stage.batch_size:
+        if stage.accumulate > stage.batch_size != fields.AUTO:
             raise UserError(
                 f"{key}.accumulate is {stage.accumulate}; it must be at most the batch size, "
                 f"{stage.batch_size}"
@@ -290,6 +290,8 @@ def _check_grid(config: ConfigDict, name: str) -> None:
             )
         for value in values:
             field.check(value, key)
+        if path.endswith(".batch_size") and fields.AUTO in values:
+            raise UserError(f"{key} tries 0, which is 'auto'; give numbers")
         UNIQUE.check(values, key)
         for value in values:
             try:

@@ -28,6 +28,7 @@ from medtl.evaluation import analysis, flow, predictions
 from medtl.evaluation.predictions import Predictions
 from medtl.examples import Examples, class_counts
 from medtl.experiment import (
+    batch_fit,
     domains,
     mistakes,
     planned,
@@ -84,7 +85,9 @@ def _run(
     if training:
         check.check_installed(config)
     run_folder.check(folder, config)
+    config = run_folder.resolved(folder, config)
     experiment, splits_by_seed = open_experiment(config, folder, training=training)
+    config = run_folder.with_sizes(config, experiment.config)
     with run_folder.opened(folder, config):
         if training:
             trust.remember(configs.plugin_strings(config))
@@ -146,6 +149,7 @@ def open_experiment(
         train_size=max(splits.largest_train(made) for made in by_seed.values()),
         tables=tables,
     )
+    experiment = batch_fit.fixed(experiment, arms or config.arms)
     every_split = [split for made in by_seed.values() for split in made]
     tried = tuned if settings is None else settings
     preflight.check(experiment, arms or config.arms, tried, every_split)
