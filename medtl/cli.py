@@ -19,7 +19,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from medtl import __version__, data, plugins
+from medtl import __version__, data, plugins, terminal
 from medtl import config as configs
 from medtl.config import check, lookup
 from medtl.config.rules import KINDS
@@ -111,9 +111,14 @@ def run(argv: Sequence[str] | None = None) -> int:
     """
     if os.getcwd() not in sys.path:  # for `my_package.losses:focal`, as with `python -m`
         sys.path.append(os.getcwd())
+    with terminal.escaping():
+        return _exit_code(list(sys.argv[1:] if argv is None else argv))
+
+
+def _exit_code(argv: list[str]) -> int:
     try:
         with stopping.raised():
-            _run(list(sys.argv[1:] if argv is None else argv))
+            _run(argv)
     except UserError as error:
         print(f"medtl: error: {error}", file=sys.stderr)
         return 2

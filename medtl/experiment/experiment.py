@@ -94,7 +94,10 @@ def _run(
         if is_cross_validated(config):
             text = io.StringIO()
             rows = splits.fold_rows(experiment.examples["target"], splits_by_seed[config.seeds[0]])
-            csv.writer(text, lineterminator="\n").writerows(rows)
+            csv.writer(text, lineterminator="\n").writerows(
+                [files.harmless(cell) if isinstance(cell, str) else cell for cell in row]
+                for row in rows
+            )
             files.write_text(folder / "folds.csv", text.getvalue())
         if training:
             planned.write(folder, config)

@@ -63,7 +63,8 @@ def read(
     table = read_columns(
         pathlib.Path(path), check=_check_header, number=lambda name: name.startswith(PROB)
     )
-    table = _with_other_class(table, multi_label)
+    text = {name: list(map(files.as_written, cells)) for name, cells in table.text.items()}
+    table = _with_other_class(dataclasses.replace(table, text=text), multi_label)
     classes = tuple(name.removeprefix(PROB) for name in table.numeric)
     _check_filled(table)
     _check_arms(table, arms)
