@@ -20,7 +20,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from medtl import __version__, data, plugins
+from medtl import __version__, data, plugins, terminal
 from medtl import config as configs
 from medtl.config import check, lookup
 from medtl.config.rules import KINDS
@@ -100,6 +100,7 @@ _ONLY = {
 _SEVERAL = ("coordinator", "process_id", "process_count")
 _ILLEGAL = re.compile(r"flag --config\.(?P<path>[^=]+)=")
 _OVERRIDE = re.compile(r"--?(?P<no>no)?config\.(?P<path>[^=]*)(?P<set>=(?P<value>.*))?", re.DOTALL)
+_AUTO = re.compile(r"stages\.\w+\.batch_size")
 _DISK_FULL = "free space there, or give another --workdir or --config.data.cache_dir"
 _NOT_ALLOWED = "allow access, or give another --workdir or --config.data.cache_dir"
 _LESS_MEMORY = "set config.data.cache='stream' or reduce the batch_size of config.stages"
@@ -124,9 +125,14 @@ def run(argv: Sequence[str] | None = None) -> int:
     """
     if os.getcwd() not in sys.path:  # for `my_package.losses:focal`, as with `python -m`
         sys.path.append(os.getcwd())
+    with terminal.escaping():
+        return _exit_code(list(sys.argv[1:] if argv is None else argv))
+
+
+def _exit_code(argv: list[str]) -> int:
     try:
         with stopping.raised():
-            _run(list(sys.argv[1:] if argv is None else argv))
+            _run(argv)
     except UserError as error:
         print(f"medtl: error: {error}", file=sys.stderr)
         return launching.leave(2, together=False)
@@ -155,14 +161,13 @@ def _machine_message(error: Exception) -> str | None:
         return f"{where}{error.strerror}; {_ADVICE[error.errno]}"
     if "No space left on device" in text:  # the writer of checkpoints raises other classes
         return f"No space left on device; {_DISK_FULL}"
+    if isinstance(error, memory.OutOfMemoryError):
+        return str(error)
     if isinstance(error, MemoryError):
         return f"the machine is out of memory{f' ({text})' if text else ''}; {_LESS_MEMORY}"
-    # The class is compared by name, so that JAX is not imported.
-    is_jax = type(error).__name__ in ("XlaRuntimeError", "JaxRuntimeError")
-    if is_jax and "RESOURCE_EXHAUSTED" in text:
-        needed = re.search(r"allocat\w+ [\d.]+ ?\w*(?:bytes|B)\b", text)
+    if memory.is_exhausted(error):
         return (
-            f"the device is out of memory{f' ({needed[0]})' if needed else ''}; reduce the "
+            f"the device is out of memory{memory.requested(text)}; reduce the "
             "batch_size of config.stages, raise its accumulate, or set config.model.remat=True"
         )
     return None
@@ -195,6 +200,7 @@ def _run(argv: list[str]) -> None:
         return
     if values.mode in ("train", "check", "sweep"):
         check.check(values.config)
+        check.check_installed(values.config)
         if values.mode == "sweep" or (
             values.mode == "check" and configs.paths(values.config.sweep.grid)
         ):
@@ -228,8 +234,8 @@ def _start(values: flags.FlagValues, folder: Path, command: str) -> None:
             sweep.sweep(values.config, folder, command=command)
         except KeyboardInterrupt as stopped:
             stopped.args = (
-                "the same command begins the sweep again; finished features and source stages are "
-                "kept",
+                "the same command goes on after the settings that are done; heads of a frozen "
+                "backbone, which one program trains together, begin again",
             )
             raise
     elif values.mode == "predict":
@@ -440,6 +446,8 @@ def _spell_out(argv: list[str], config: ConfigDict) -> list[str]:
                 name = f"config.{override['path']}"
                 if override["set"]:
                     arg = f"--{name}={_as_tuple(override['value'])}"
+            elif _AUTO.fullmatch(override["path"]) and override["value"] == "auto":
+                arg = f"--config.{override['path']}={configs.AUTO}"
         arguments[name] = arg
     return list(arguments.values())
 

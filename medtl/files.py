@@ -88,15 +88,23 @@ def read_csv(path: str | os.PathLike, *, key: str = "") -> Iterator[tuple[int, l
       whose cells are all empty are left out.
 
     Raises:
-      UserError: the file is absent, cannot be read, is not UTF-8, or has a malformed row.
+      UserError: the file is absent, cannot be read, is not UTF-8, or has a malformed row, or one
+        that a stray quote made of several.
     """
     line, named = 1, f"{key}: " if key else ""
     if "\0" in str(path) or (os.path.exists(path) and not os.path.isfile(path)):
         raise UserError(f"{named}{str(path)!r} is not a regular file; give a CSV file on disk")
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
+            reader, width = csv.reader(file, strict=True), 0
             for row in reader:
+                width = width or len(row)
+                if reader.line_num > line and _has_swallowed(row, width):
+                    raise UserError(
+                        f"{path}, line {line}: a cell in quotes goes on to line {reader.line_num}, "
+                        "and its lines look like rows of their own; a stray quote swallows them, "
+                        "so remove it"
+                    )
                 if any(row):
                     yield line, row
                 line = reader.line_num + 1
@@ -109,6 +117,12 @@ def read_csv(path: str | os.PathLike, *, key: str = "") -> Iterator[tuple[int, l
         raise UserError(f"{path}, line {line}: not a CSV file ({error})") from None
     except OSError as error:
         raise UserError(f"{named}cannot read {path} ({error.strerror})") from None
+
+
+def _has_swallowed(row: list[str], width: int) -> bool:
+    """Return whether each line of a row that spans several would be a row of `width` cells."""
+    lines = ",".join(row).splitlines()
+    return width > 2 and len(lines) > 1 and all(x.count(",") == width - 1 for x in lines)
 
 
 def check_csv(path: str | os.PathLike, line: int, header: list[str]) -> None:
@@ -127,6 +141,30 @@ def check_csv(path: str | os.PathLike, line: int, header: list[str]) -> None:
     for i, name in enumerate(header):
         if name and name in header[:i]:
             raise UserError(f"{path}, line {line}: two columns are called {quoted(name)}")
+
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+_NUMBER = re.compile(r"[+-]?\d*\.?\d+", re.ASCII)
+
+
+def harmless(text: str) -> str:
+    """Return a cell that no spreadsheet takes for a formula: one that would be gets an apostrophe.
+
+    `as_written` undoes it, also for cells that begin with apostrophes themselves.
+
+    >>> harmless("=HYPERLINK(1)"), harmless("'=a"), harmless("-1"), harmless("a-b")
+    ("'=HYPERLINK(1)", "''=a", '-1', 'a-b')
+    """
+    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
+
+
+def as_written(cell: str) -> str:
+    """Return the text that `harmless` was given.
+
+    >>> as_written("'=a"), as_written("'a'")
+    ('=a', "'a'")
+    """
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 def check_length(path: str | os.PathLike, line: int, row: list[str], header: list[str]) -> None:

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "medtl"
 # Lowest first; a part may import those of lower lines. A package is one part.
 LAYERS = [
     {"errors"},
-    {"files"},
+    {"files", "terminal"},
     {"plugins", "examples"},
     {"models", "losses"},
     {"data", "weights", "evaluation"},

@@ -14,6 +14,7 @@ from medtl import cli
 from medtl import config as configs
 from medtl.errors import UserError
 from medtl.experiment import experiment
+from medtl.experiment.arm import Arm
 from medtl.sweep import sweep
 
 
@@ -132,6 +133,31 @@ def test_a_sweep_of_moving_models_keeps_the_source_stage_and_no_model(tmp_path):
     assert result["trained"] == "models"
     kept = [str(p.relative_to(tmp_path / "run")) for p in tmp_path.glob("run/**/checkpoints")]
     assert kept == ["seed_0/transfer/source/checkpoints"]
+
+
+def test_a_sweep_that_was_stopped_goes_on_after_the_settings_that_are_done(tmp_path, monkeypatch):
+    config = moving({RATE: (1e-3, 1e-2, 1e-1)}, seeds=(0,))
+    straight = sweep.sweep(config, tmp_path / "straight")
+    train, trained = Arm.validation_probabilities, []
+
+    def stopped(arm):
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        trained.append(arm.trial.name)
+        return train(arm)
+
+    monkeypatch.setattr(Arm, "validation_probabilities", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.sweep(config, tmp_path / "stopped")
+    trained.clear()
+    result = sweep.sweep(config, tmp_path / "stopped")
+    assert trained == ["trial_2"]
+    assert result["points"] == straight["points"]
+
+    point = next((tmp_path / "stopped").rglob("trial_0.npz"))
+    point.write_bytes(point.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"trial_0.npz is damaged; delete it"):
+        sweep.sweep(config, tmp_path / "stopped")
 
 
 def test_the_command_to_launch_keeps_the_flags_that_the_sweep_did_not_set():

@@ -3,7 +3,7 @@
 `fields` declares every field once; `check` refuses configs that cannot run. Imports no JAX.
 """
 
-from medtl.config.fields import arm, dataset, default, stage
+from medtl.config.fields import AUTO, arm, dataset, default, stage
 from medtl.config.lookup import (
     default_module,
     describe,
@@ -15,6 +15,7 @@ from medtl.config.lookup import (
 from medtl.config.upgrade import upgrade
 
 __all__ = [
+    "AUTO",
     "arm",
     "dataset",
     "default",

@@ -55,6 +55,17 @@ def check(config: ConfigDict) -> None:
         weights.check(config.weights.path, sha256=config.weights.sha256)
 
 
+def check_installed(config: ConfigDict) -> None:
+    """Refuse metric writers whose library is not installed; only training needs it.
+
+    Raises:
+      UserError: names the library and the extra.
+    """
+    field = fields.SCHEMA["loggers"]
+    assert isinstance(field, Field) and field.plugin is not None
+    field.plugin.check_installed(config.loggers, "config.loggers")
+
+
 def check_fields(config: ConfigDict) -> None:
     """Refuse fields that do not exist and values that a field cannot have; reads no file.
 
@@ -129,7 +140,7 @@ def _check_between(config: ConfigDict) -> None:
                 raise UserError(f"{key}.freeze is {stage.freeze!r}; it must be the name of a layer")
         else:
             choose(stage.freeze, ("none", "backbone", *layers), f"{key}.freeze")
-        if stage.accumulate > stage.batch_size:
+        if stage.accumulate > stage.batch_size != fields.AUTO:
             raise UserError(
                 f"{key}.accumulate is {stage.accumulate}; it must be at most the batch size, "
                 f"{stage.batch_size}"
@@ -272,6 +283,8 @@ def _check_grid(config: ConfigDict, name: str) -> None:
             )
         for value in values:
             field.check(value, key)
+        if path.endswith(".batch_size") and fields.AUTO in values:
+            raise UserError(f"{key} tries 0, which is 'auto'; give numbers")
         UNIQUE.check(values, key)
         for value in values:
             try:

@@ -43,6 +43,13 @@ from medtl.models import DTYPES, FUSIONS
 DOMAINS = ("source", "target")
 PARALLEL = ("pmap", "mesh", "fsdp", "none")
 REDUCTIONS = ("mean", "sum")
+AUTO = 0  # the batch_size of a training stage that is "auto"
+# Metric writer -> the module that it imports and the extra that brings it.
+WRITERS = {
+    "tensorboard": ("tensorboardX", "tensorboard"),
+    "wandb": ("wandb", "wandb"),
+    "mlflow": ("mlflow", "mlflow"),
+}
 
 
 def default() -> ConfigDict:
@@ -70,9 +77,11 @@ def dataset(kind: str = "manifest", **fields: Any) -> ConfigDict:
 def stage(**fields: Any) -> ConfigDict:
     """Return a training stage's section, `config.stages.STAGE`, with some fields changed.
 
-    >>> stage(epochs=3).optimizer
-    'adam'
+    >>> stage(epochs=3).optimizer, stage(batch_size="auto").batch_size
+    ('adam', 0)
     """
+    if fields.get("batch_size") == "auto":
+        fields["batch_size"] = AUTO
     return _section(STAGE, **fields)
 
 
@@ -102,7 +111,12 @@ STAGE: Section = {
     "epochs": Field(
         10, "Passes over the stage's domain, each of ceil(n / batch_size) steps.", at_least(0)
     ),
-    "batch_size": Field(32, "Examples of the stage's domain in a step, all devices.", at_least(1)),
+    "batch_size": Field(
+        32,
+        'Examples of the stage\'s domain in a step, all devices. 0 or "auto": the largest power of'
+        " two that fits the device's memory and leaves an epoch 8 steps; the run keeps it.",
+        at_least(0),
+    ),
     "source_batch_size": Field(
         0, "Joint target stage: source examples in a step (0: as many as batch_size).", at_least(0)
     ),
@@ -394,8 +408,9 @@ SCHEMA: Section = {
     ),
     "loggers": Field(
         (),
-        "Metric writers: writer(folder, config) with write(step, scalars) and close().",
-        PluginString(),
+        "Metric writers: tensorboard, wandb, mlflow, or writer(folder, config) with"
+        " write(step, scalars) and close().",
+        PluginString("medtl.training.writers", tuple(WRITERS), needs=WRITERS),
     ),
     "checkpoint": _CHECKPOINT,
     "evaluation": _EVALUATION,

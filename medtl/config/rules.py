@@ -6,6 +6,7 @@ A field has a default, whose type is the field's type, a meaning, and rules. Imp
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -82,11 +83,13 @@ class PluginString:
       names: the names that the config itself knows; other bare names need options, as they are
         then functions of `module`.
       optional: whether the value may be empty.
+      needs: bare name -> the module that it imports and the extra of medtl that brings it.
     """
 
     module: str = ""
     names: tuple[str, ...] = ()
     optional: bool = False
+    needs: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
 
     @property
     def words(self) -> str:
@@ -108,6 +111,16 @@ class PluginString:
                 raise UserError(
                     f"{text_key} is {text!r}{nearest(spec.name, self.names)},"
                     f" or a function of {self.module} with its options"
+                )
+
+    def check_installed(self, value: Any, key: str) -> None:
+        """Raise UserError for a bare name whose module is not installed; imports nothing."""
+        for text_key, text in self.texts(value, key).items():
+            spec = plugins.parse(text, key=text_key)
+            module, extra = ("", "") if spec.module else self.needs.get(spec.name, ("", ""))
+            if module and importlib.util.find_spec(module) is None:
+                raise UserError(
+                    f'{text_key} is {text!r}, which needs {module}: pip install "medtl[{extra}]"'
                 )
 
     @staticmethod

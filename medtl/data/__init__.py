@@ -110,7 +110,7 @@ def load(
         examples = kind.read(spec, image_size=image_size, channels=channels, resize=resize)
         shape = (image_size, image_size, channels)
         rows = user.checked(examples, f"{key}.kind: {spec.kind}", shape, task=rules.task)
-        rows = _complete(rows, spec, kind, key, require_label, require_train, rules)
+        rows = _complete(rows, spec, kind, key, require_label, require_train, rules, all_held_out)
         notes = (*examples.notes, *rows.notes)
         if require_label and "image" in examples.inputs:
             allow, own = rules.allow, examples.image
@@ -118,7 +118,8 @@ def load(
         return dataclasses.replace(examples, notes=notes)
     table = _table(
         spec, kind, key, require_label, require_train, rules,
-        image_size=image_size, inputs=inputs, roles=roles,
+        image_size=image_size, inputs=inputs,
+        all_held_out=all_held_out, roles=roles,
     )  # fmt: skip
     settings: dict[str, Any] = dict(
         size=image_size,
@@ -183,6 +184,7 @@ def _table(
     image_size: int,
     inputs: Sequence[str],
     roles: Mapping[str, str] | None = None,
+    all_held_out: bool = False,
 ) -> tables.Table:
     """Read the examples; image_size 0 leaves the images unread."""
     unread = [name for name in inputs if name not in (*kind.inputs, clinical.AUTO)]
@@ -209,7 +211,7 @@ def _table(
             table.label, table.classes, rules.grades, origin=table.origin
         )
         table = dataclasses.replace(table, label=label, classes=classes)
-    return _complete(table, spec, kind, key, require_label, require_train, rules)
+    return _complete(table, spec, kind, key, require_label, require_train, rules, all_held_out)
 
 
 def _complete(
@@ -220,6 +222,7 @@ def _complete(
     require_label: bool,
     require_train: bool,
     rules: FileRules,
+    all_held_out: bool,
 ) -> tables.Table:
     """Split and check the examples; those of a user's function are split already."""
     return splits.complete(
@@ -231,4 +234,5 @@ def _complete(
         require_label=require_label,
         require_train=require_train,
         allow=rules.allow,
+        all_held_out=all_held_out,
     )

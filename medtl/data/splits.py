@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from medtl.data import look_alikes
 from medtl.data.table import Table
 from medtl.data.values import settle
 from medtl.errors import UserError
@@ -120,6 +121,7 @@ def complete(
     require_label: bool,
     require_train: bool,
     allow: Sequence[str] = (),
+    all_held_out: bool = False,
 ) -> Table:
     """Draw a split where the table has none, reduce train to `train_size`, and check the result.
 
@@ -144,6 +146,8 @@ def complete(
         )
     assert table.split is not None
     table = _check_patients(table, table.split, allow)
+    assert table.split is not None
+    table = look_alikes.check(table, table.split, allow=allow, all_held_out=all_held_out)
     assert table.split is not None
     if train_size:
         table = _first_of_train(table, table.split, train_size, seed, key)

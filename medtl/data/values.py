@@ -18,6 +18,7 @@ _BLOCK = 2**20  # pixels that are converted at once
 # What `data.allow` may name.
 CHECKS = (
     "patient_in_two_splits",
+    "look_alikes",
     "conflicting_labels",
     "duplicate_images",
     "near_duplicate_images",

@@ -146,6 +146,6 @@ def _features(
         workers=config.data.workers,
     )
     step = parallel.evaluate(encode)
-    features = run_batches(step, parallel.replicate(variables), batches, progress)
+    features = run_batches(step, parallel.place(variables), batches, progress)
     progress.end(f"features of {examples.name}")
     return features

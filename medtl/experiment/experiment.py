@@ -29,6 +29,7 @@ from medtl.evaluation import analysis, flow, predictions
 from medtl.evaluation.predictions import Predictions
 from medtl.examples import Examples, class_counts
 from medtl.experiment import (
+    batch_fit,
     domains,
     mistakes,
     planned,
@@ -82,8 +83,12 @@ def _run(
 ) -> dict[str, Any]:
     began = time.monotonic()
     check.check(config)
+    if training:
+        check.check_installed(config)
     run_folder.check(folder, config)
+    config = run_folder.resolved(folder, config)
     experiment, splits_by_seed = open_experiment(config, folder, training=training)
+    config = run_folder.with_sizes(config, experiment.config)
     with _opened(folder, config):
         if hosts.is_first():
             if training:
@@ -126,7 +131,9 @@ def _opened(folder: Path, config: Any) -> Iterator[None]:
 def _write_folds(folder: Path, experiment: Experiment, made: Sequence[Split]) -> None:
     text = io.StringIO()
     rows = splits.fold_rows(experiment.examples["target"], made)
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows(
+        [files.harmless(cell) if isinstance(cell, str) else cell for cell in row] for row in rows
+    )
     files.write_text(folder / "folds.csv", text.getvalue())
 
 
@@ -175,6 +182,7 @@ def open_experiment(
         train_size=max(splits.largest_train(made) for made in by_seed.values()),
         tables=tables,
     )
+    experiment = batch_fit.fixed(experiment, arms or config.arms)
     every_split = [split for made in by_seed.values() for split in made]
     tried = tuned if settings is None else settings
     preflight.check(experiment, arms or config.arms, tried, every_split)

@@ -20,7 +20,7 @@ from medtl.data.preprocessing import Fitted, Layout, apply
 from medtl.errors import UserError
 from medtl.evaluation import predictions
 from medtl.examples import Examples, Normalization
-from medtl.experiment import provenance, run_folder, trust
+from medtl.experiment import frozen, provenance, run_folder, trust
 from medtl.models.model import Model
 from medtl.training import factory
 from medtl.training.checkpoint import Store, nested
@@ -268,12 +268,14 @@ def load_checkpoint(
         raise UserError(f"no checkpoint in {stage}; {advice}")
     with Store(stage) as store:
         step = store.chosen_step()
-        record, arrays = store.record(step), store.arrays(step)
+        record = store.record(step)
     config = ConfigDict(configs.upgrade(record["config"]))
     texts = configs.plugin_strings(config)
     encoders = {key: text for key, text in texts.items() if key.startswith("config.model.")}
     trust.check(encoders, stage, accept=accept_code)
     provenance.check_files(record, plugins.source_files(encoders), stage, advice="put it back")
+    with Store(stage, frozen.load(stage, record, config)) as store:
+        arrays = store.arrays(step)
     classes = {domain: tuple(names) for domain, names in record["classes"].items()}
     model = factory.model_for(config, classes, epsilon=record["epsilon"])
     params = factory.overlaid(nested(arrays, "params"), nested(arrays, "ema"))

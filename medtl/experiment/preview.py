@@ -18,12 +18,13 @@ import numpy as np
 from medtl import config as configs
 from medtl.config import check
 from medtl.evaluation.wording import text_table
+from medtl.experiment import batch_fit
 from medtl.experiment.arm import Arm
 from medtl.experiment.experiment import open_experiment
 from medtl.experiment.setup import Experiment
 from medtl.experiment.stage import Stage
+from medtl.training import memory
 from medtl.training.loop import CHUNK
-from medtl.training.parallel import compiler_options
 from medtl.training.progress import Progress, duration
 
 
@@ -61,10 +62,10 @@ def preview(config: Any) -> list[dict[str, Any]]:
                 weights = stage.hand_on(weights.variables)
     rows = [["arm", "stage", "steps", "trained", "of", "terms", "memory", "time"]]
     for s in stages:
-        memory = "unknown" if s["memory"] is None else f"{-(-s['memory'] // 2**20)} MiB"
+        needs = "unknown" if s["memory"] is None else memory.shown(s["memory"])
         numbers = [f"{s['steps']}", f"{s['trained']:,}", f"{s['parameters']:,}"]
         terms = ", ".join(s["terms"]) or "-"
-        rows.append([s["arm"], s["stage"], *numbers, terms, memory, duration(s["seconds"])])
+        rows.append([s["arm"], s["stage"], *numbers, terms, needs, duration(s["seconds"])])
     print("\n".join(text_table(rows, left=2)))
     runs = len(config.seeds) * len(by_seed[config.seeds[0]])
     total = runs * sum(s["seconds"] for s in stages)
@@ -100,7 +101,7 @@ def _facts(stage: Stage) -> dict[str, Any]:
         "parameters": sum(sizes.values()),
         "trained": sum(sizes[path] for path in step.trained),
         "terms": [term.name for term in step.objective.terms],
-        "memory": _memory(stage),
+        "memory": batch_fit.needed(stage),
         "seconds": _seconds_per_step(stage) * stage.steps,
     }
 
@@ -119,22 +120,6 @@ def _seconds_per_step(stage: Stage) -> float:
         return (time.monotonic() - began) / steps
     finally:
         feed.close()
-
-
-def _memory(stage: Stage) -> int | None:
-    """Return the bytes that a step needs on a device; None where XLA does not say."""
-    one = stage.compiled.one
-    streamed = stage.source(0).streamed(one, stage.replaced, lambda seconds: None)
-    try:
-        batch, _ = next(streamed.batches)
-    finally:
-        streamed.close()
-    state = stage.arm.experiment.parallel.place(stage.state())
-    stats = one.lower(state, batch).compile(compiler_options()).memory_analysis()
-    if stats is None:
-        return None
-    used = stats.argument_size_in_bytes + stats.output_size_in_bytes + stats.temp_size_in_bytes
-    return used - stats.alias_size_in_bytes
 
 
 def _flat(params: Any) -> dict[tuple[str, ...], Any]:

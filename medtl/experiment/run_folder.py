@@ -99,12 +99,28 @@ def check(folder: str | os.PathLike, config: ConfigDict) -> None:
                 f"--workdir={folder} is not empty and holds no run; give a new or empty folder"
             )
         return
-    if differing := differences(load_config(folder), config):
+    stored = load_config(folder)
+    if differing := differences(stored, with_sizes(config, stored)):
         more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise UserError(
             f"--workdir={folder} holds a run of another config: {'; '.join(differing[:3])}{more}\n"
             "  give another --workdir, or delete that one"
         )
+
+
+def resolved(folder: str | os.PathLike, config: ConfigDict) -> ConfigDict:
+    """Return the config, with the batch sizes of the run in `folder` where its own are "auto"."""
+    exists = (Path(folder) / CONFIG).exists()
+    return with_sizes(config, load_config(folder)) if exists else config
+
+
+def with_sizes(config: ConfigDict, other: ConfigDict) -> ConfigDict:
+    """Return the config, with the batch sizes of another where its own are "auto"."""
+    copy = config.copy_and_resolve_references()
+    for name, stage in copy.get("stages", {}).items():
+        if stage.get("batch_size") == configs.AUTO and name in other.get("stages", {}):
+            stage.batch_size = other.stages[name].batch_size
+    return copy
 
 
 def check_no_sweep(folder: str | os.PathLike) -> None:

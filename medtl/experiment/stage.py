@@ -12,8 +12,8 @@ import numpy as np
 
 from medtl.errors import UserError
 from medtl.examples import Examples
-from medtl.experiment import provenance
-from medtl.training import factory, hosts, loop, tracing
+from medtl.experiment import frozen, provenance
+from medtl.training import factory, hosts, loop, memory, tracing
 from medtl.training.checkpoint import Store
 from medtl.training.evaluator import Replaced, Validation
 from medtl.training.loop import STAGES
@@ -74,7 +74,7 @@ class Stage:
             another run, or a loss became NaN.
         """
         e, step, state = self.arm.experiment, self.compiled.step, self.state()
-        with Store(self.folder) as store:
+        with Store(self.folder, self.shared) as store:
             first = hosts.agreed(store.last_step)
             if not e.training and first != self.steps:
                 done = f"{first or 0} of {self.steps} steps"
@@ -85,7 +85,14 @@ class Stage:
                 provenance.check_same(store.record(first), record, store.folder, tried)
                 state = store.restore(first, state)
             if first != self.steps:
-                self._fit(state, store, first or 0)
+                try:
+                    self._fit(state, store, first or 0)
+                except Exception as error:
+                    if not memory.is_exhausted(error):
+                        raise
+                    from medtl.experiment import batch_fit  # which imports this module
+
+                    raise batch_fit.out_of_memory(self, error) from error
             if (
                 self.arm.config.checkpoint.select == "best"
                 and self._has_val
@@ -104,6 +111,10 @@ class Stage:
     def _fit(self, state: TrainState, store: Store, first: int) -> None:
         e, c = self.arm.experiment, self.arm.config
         e.cache.trained.add(store.folder)
+        if (
+            self.shared and not self.arm.split.path and hosts.is_first()
+        ):  # the models of folds are not kept
+            frozen.keep(e.folder, self.shared)
         is_brief = bool(self.arm.split.path)
         progress = Progress(
             self._title, self.steps, start=first, brief=is_brief, examples=e.word_for_examples
@@ -162,6 +173,11 @@ class Stage:
         """Whether the backbone is the loaded one, unchanged, also after the stage."""
         c = self.arm.config.stages[self.name]
         return self.start.is_loaded and c.freeze == "backbone" and c.batch_norm == "frozen"
+
+    @functools.cached_property
+    def shared(self) -> dict[str, np.ndarray]:
+        """The arrays of an image encoder that stays as loaded, which no checkpoint holds."""
+        return frozen.arrays(self.start.variables) if self._stays_loaded else {}
 
     @property
     def _title(self) -> str:

@@ -63,10 +63,12 @@ def sweep(config: Any, folder: str | Path, *, command: str = "") -> dict[str, An
     check.check(config)
     check.check_sweep(config)
     run_folder.check(folder, config)
+    config = run_folder.resolved(folder, config)
     name, trials = check.swept_arm(config), settings(config)
     experiment, by_seed = open_experiment(
         config, folder, training=True, arms=(name,), settings=trials, subsets=False
     )
+    config = run_folder.with_sizes(config, experiment.config)
     # A minimum does not depend on where the search began: other seeds would give the same heads.
     uses_seeds = config.sweep.solver == "train"
     seeds = config.seeds if uses_seeds else config.seeds[:1]

@@ -7,6 +7,8 @@ Other settings, and models whose backbone trains, are trained one after the othe
 from __future__ import annotations
 
 import dataclasses
+import io
+import json
 import math
 import shutil
 import time
@@ -16,16 +18,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from medtl import plugins
+from medtl import files, plugins
 from medtl.config import check
 from medtl.data import loading
-from medtl.evaluation import predictions
+from medtl.errors import damaged
+from medtl.evaluation import predictions, to_json
 from medtl.examples import Examples
+from medtl.experiment import frozen, provenance
 from medtl.experiment.arm import Arm
 from medtl.experiment.stage import Stage, counts_of
 from medtl.experiment.trials import TRACED_PATHS, Trial
 from medtl.sweep import logistic
 from medtl.sweep.program import Program
+from medtl.training.checkpoint import checksum
 from medtl.training.log import DivergedError
 from medtl.training.loop import CHUNK, STAGES, batch_sizes, order_seed
 from medtl.training.objective import DOMAINS
@@ -66,19 +71,40 @@ def train(arms: Sequence[Arm], trials: Sequence[Trial]) -> Trained:
 
 
 def _trained(arm: Arm) -> np.ndarray:
-    """Train one setting; return the val probabilities f64[n, K], NaN if it diverged."""
-    target = arm.examples["target"]
-    rows = target.indices("val")
-    try:
-        return arm.validation_probabilities()
-    except DivergedError as error:
-        print(f"{arm.trial.name} diverged: {error}")
-        return np.full((len(rows), len(target.classes)), np.nan)
-    finally:
-        # A sweep keeps no models; a source stage that all splits share is beside the splits.
-        shared = dataclasses.replace(arm, split=arm.experiment.split)
-        for folder in {arm.folder, shared.folder}:
-            shutil.rmtree(folder / arm.trial.name, ignore_errors=True)
+    """Train one setting, or read what it gave; return the val probabilities f64[n, K].
+
+    They are NaN where it diverged. A sweep keeps no models, but the probabilities of each setting,
+    after which a sweep that was stopped goes on.
+    """
+    point = arm.folder / f"{arm.trial.name}.npz"
+    record = arm.record("target")
+    if point.exists():
+        with (
+            damaged(f"{point} is damaged; delete it"),
+            np.load(io.BytesIO(point.read_bytes())) as stored,
+        ):
+            there, probability = json.loads(str(stored["record"])), stored["probability"]
+            if int(stored["checksum"]) != checksum(probability):
+                raise ValueError("its content has changed since it was written")
+        provenance.check_same(there, record, point)
+    else:
+        try:
+            probability = arm.validation_probabilities()
+        except DivergedError as error:
+            print(f"{arm.trial.name} diverged: {error}")
+            target = arm.examples["target"]
+            probability = np.full((len(target.indices("val")), len(target.classes)), np.nan)
+        point.parent.mkdir(parents=True, exist_ok=True)
+        values: dict[str, Any] = {"record": to_json(record), "checksum": checksum(probability)}
+        with files.atomic(point) as file:
+            np.savez(file, probability=probability, **values)
+    # Also after a command that was killed before it deleted them. A source stage that all splits
+    # share is beside the splits.
+    shared = dataclasses.replace(arm, split=arm.experiment.split)
+    for folder in {arm.folder, shared.folder}:
+        shutil.rmtree(folder / arm.trial.name, ignore_errors=True)
+    (arm.experiment.folder / frozen.FILE).unlink(missing_ok=True)
+    return probability
 
 
 def train_heads(arms: Sequence[Arm], trials: Sequence[Trial]) -> Trained:

@@ -56,9 +56,13 @@ class Store:
 
     Attributes:
       folder: the training stage's; checkpoints are in `checkpoints/STEP`.
+      shared: arrays by name that every checkpoint of the stage has and none holds: a frozen
+        backbone, of which the record keeps the checksums. Those of a checkpoint that was saved
+        with them are needed to read its arrays.
     """
 
     folder: Path
+    shared: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         logging.getLogger("absl").addFilter(_quiet_orbax)
@@ -117,7 +121,11 @@ class Store:
           score: the higher the better; None, or NaN where it is undefined: the state is not ranked.
             The last state is handed on where none is.
         """
-        arrays = {name: hosts.fetched(leaf) for name, leaf in _named(state).items()}
+        arrays = {
+            name: hosts.fetched(leaf)
+            for name, leaf in named(state).items()
+            if name not in self.shared
+        }
         spec = {name: [list(a.shape), str(a.dtype)] for name, a in arrays.items()}
         ranked = None
         if score is not None and math.isfinite(score):
@@ -128,7 +136,8 @@ class Store:
             **record,
             "step": step,
             "tree": spec,
-            "checksums": {name: _checksum(a) for name, a in arrays.items()},
+            "checksums": {name: checksum(a) for name, a in arrays.items()},
+            "shared": self._shared_checksums,
             "ranked": ranked,
             "best": self._best,
         }
@@ -141,6 +150,10 @@ class Store:
             metrics=ranked,
             force=True,
         )
+
+    @functools.cached_property
+    def _shared_checksums(self) -> dict[str, int]:
+        return {name: checksum(array) for name, array in self.shared.items()}
 
     def record(self, step: int) -> dict[str, Any]:
         """Return the JSON record of a checkpoint.
@@ -181,7 +194,7 @@ class Store:
           UserError: where names, shapes or dtypes differ from `like`, naming the first five.
         """
         arrays = self.arrays(step)
-        wanted = _named(like)
+        wanted = named(like)
         for name in wanted.keys() - arrays.keys():
             former = name.replace("/inner_state/", "/")  # weight decay in version 0.1
             if former in arrays and former not in wanted:
@@ -219,11 +232,19 @@ class Store:
             names = record["tree"].keys() | present.keys()
             wrong = [n for n in names if record["tree"].get(n) != present.get(n)]
             checksums = record.get("checksums", {})  # older versions have none
-            wrong += [n for n in checksums if n in arrays and _checksum(arrays[n]) != checksums[n]]
+            wrong += [n for n in checksums if n in arrays and checksum(arrays[n]) != checksums[n]]
             if wrong:
                 raise ValueError(
                     f"{len(wrong)} arrays have changed: {', '.join(sorted(wrong)[:3])}"
                 )
+        shared = record.get("shared", {})  # older versions have none
+        if wrong := [n for n, crc in shared.items() if self._shared_checksums.get(n) != crc]:
+            raise UserError(
+                f"checkpoint {self.folder}/checkpoints/{step} holds no frozen backbone, and "
+                f"{len(wrong)} arrays of the one at hand differ from that of the training: "
+                f"{', '.join(sorted(wrong)[:3])}"
+            )
+        arrays |= {name: self.shared[name] for name in shared}
         if any(name.startswith("params/encoders/") for name in arrays):
             return arrays
         return {_renamed(name): a for name, a in arrays.items()}
@@ -269,7 +290,7 @@ def nested(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, Any]:
     return traverse_util.unflatten_dict(parts, sep="/")
 
 
-def _named(tree: State) -> dict[str, Any]:
+def named(tree: State) -> dict[str, Any]:
     """Return leaves by name, `params/encoders/image/conv1/kernel`, in the order of the tree."""
     return {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
@@ -288,7 +309,8 @@ def _renamed(name: str) -> str:
     return name
 
 
-def _checksum(array: np.ndarray) -> int:
+def checksum(array: np.ndarray) -> int:
+    """Return the CRC-32 of an array's values."""
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 

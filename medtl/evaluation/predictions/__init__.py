@@ -11,6 +11,9 @@ Any tool can write it. Columns, by name and in any order:
 - `patient_id`, empty (or nan, NA, none, null) where unknown: such an example is a patient of its
   own; `site`, `subgroup` and `subgroup_<name>`: groups to report by, empty where unknown.
 
+A cell of text that begins with an apostrophe and then =, +, -, @, a tab or a return is read without
+it: written so, a spreadsheet does not take it for a formula.
+
 With one column `prob_<class>` and two labels, the other label has 1 - its probability.
 
 Where an example may have several diagnoses, "|" joins the positive ones, a lone "|" is none of

@@ -65,6 +65,8 @@ def read(
         check=_check_header,
         number=lambda name: name.startswith(PROB) or name == PREDICTED,
     )
+    text = {name: list(map(files.as_written, cells)) for name, cells in table.text.items()}
+    table = dataclasses.replace(table, text=text)
     if table.numeric == (PREDICTED,):
         return _numbers(table, arms), (PREDICTED,)
     table = _with_other_class(table, multi_label)

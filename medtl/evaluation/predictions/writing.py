@@ -26,8 +26,8 @@ def write(
     The columns are arm, split, id, label, prob_<class>... (of a quantity y_true, prediction), then
     patient_id and the groups that any of the predictions has, even if all its values are empty,
     those of size, repeat and fold that hold something, and seed where there are several.
-    Probabilities have the digits that give back
-    each float32 or float64.
+    Probabilities have the digits that give back each float32 or float64. A text that a spreadsheet
+    would take for a formula, such as "=a", gets an apostrophe in front, which `read` takes away.
 
     Args:
       path: the file; replaced where it exists.
@@ -113,14 +113,15 @@ def _rows(
     label, probability = p.label[rows], p.probability[rows]
     n = len(label)
     if label.ndim == 2:
-        labels = [_joined(values, classes) for values in label.tolist()]
+        labels = [files.harmless(_joined(values, classes)) for values in label.tolist()]
     elif is_quantity(label):
         labels = ["" if np.isnan(value) else repr(value) for value in label.tolist()]
     else:
-        labels = [classes[k] if k >= 0 else "" for k in label.tolist()]
+        named = [files.harmless(name) for name in classes]
+        labels = [named[k] if k >= 0 else "" for k in label.tolist()]
     single = probability.dtype.itemsize <= 4
-    text = {name: values[rows].tolist() for name, values in _texts(p).items()}
-    columns: list[Sequence] = [[p.arm] * n, [p.split] * n, text["id"], labels]
+    text = {n: list(map(files.harmless, values[rows].tolist())) for n, values in _texts(p).items()}
+    columns: list[Sequence] = [[files.harmless(p.arm)] * n, [p.split] * n, text["id"], labels]
     for values in probability.T.tolist():
         columns.append([f"{value:.9g}" for value in values] if single else list(map(repr, values)))
     for name in more:

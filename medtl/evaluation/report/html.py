@@ -30,6 +30,7 @@ from medtl.evaluation.report import (
 from medtl.evaluation.report.figures import Figures
 from medtl.evaluation.report.methods import methods
 from medtl.files import write_text
+from medtl.terminal import without_bidi
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _ID = re.compile(r'<h[23] id="(\w+)"')
@@ -306,10 +307,14 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def legible(text: str) -> str:
-    """Replace control characters, which HTML cannot hold, escaped or not."""
-    return re.sub(
+    """Replace control characters, which HTML cannot hold, escaped or not; write out those of order.
+
+    A bidirectional control, such as U+202E, would show what follows it backwards.
+    """
+    legible = re.sub(
         r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]+", " ", text
     )
+    return without_bidi(legible)
 
 
 def _md(text: str) -> str:

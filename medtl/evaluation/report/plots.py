@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from medtl.terminal import without_bidi
+
 COLOURS = ("#0072b2", "#d55e00", "#008f68", "#b5588f", "#9a6a00", "#2f86c0")
 GUIDE, GUIDE_DOTTED = (
     -1,
@@ -371,7 +373,7 @@ def shown(text: str, longest: int) -> str:
 
 def _legible(text: str) -> str:
     """XML cannot hold control characters, escaped or not."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]+", " ", text)
+    return without_bidi(re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]+", " ", text))
 
 
 def _or(values: Sequence[float] | None, default: np.ndarray) -> Sequence[float] | np.ndarray:
