@@ -22,8 +22,9 @@ from medtl.examples import Examples, Normalization
 from medtl.experiment import provenance, run_folder, trust
 from medtl.models.model import Model
 from medtl.training import factory
-from medtl.training.checkpoint import Store, nested
+from medtl.training.checkpoint import Store, handed_on, nested
 from medtl.training.evaluator import make_eval_step, run_batches
+from medtl.training.initial import overlaid
 from medtl.training.parallel import Parallel, keep_compiled
 
 
@@ -199,7 +200,7 @@ def load_checkpoint(
             )
         )
         raise UserError(f"no checkpoint in {stage}; {advice}")
-    with Store(stage) as store:
+    with Store(handed_on(stage)) as store:
         step = store.chosen_step()
         record, arrays = store.record(step), store.arrays(step)
     config = ConfigDict(configs.upgrade(record["config"]))
@@ -209,7 +210,7 @@ def load_checkpoint(
     provenance.check_files(record, plugins.source_files(encoders), stage, advice="put it back")
     classes = {domain: tuple(names) for domain, names in record["classes"].items()}
     model = factory.model_for(config, classes, epsilon=record["epsilon"])
-    params = factory.overlaid(nested(arrays, "params"), nested(arrays, "ema"))
+    params = overlaid(nested(arrays, "params"), nested(arrays, "ema"))
     variables = {"params": params, "batch_stats": nested(arrays, "batch_stats")}
     n = record["normalization"]
     normalization = Normalization(n["name"], tuple(n["mean"]), tuple(n["std"]))

@@ -82,7 +82,7 @@ def _check_one(
             _check_encoders(arm.experiment)
         for stage in experiment.stages(name):
             _check_stage(arm.experiment, name, stage)
-        if experiment.components.terms or _freezes_a_layer(arm):
+        if experiment.components.terms or _selects_parameters(arm):
             left_out += _trace(arm, shows_terms=shows_terms)
     for term in experiment.components.terms:
         if all(term.name in of_stage for of_stage in left_out):
@@ -113,9 +113,12 @@ def _check_class_counts(experiment: Experiment, splits: Sequence[Split]) -> None
                     )
 
 
-def _freezes_a_layer(arm: Arm) -> bool:
-    stages = (arm.config.stages[name] for name in arm.experiment.stages(arm.name))
-    return any(stage.freeze not in ("none", "backbone") for stage in stages)
+def _selects_parameters(arm: Arm) -> bool:
+    stages = [arm.config.stages[name] for name in arm.experiment.stages(arm.name)]
+    return any(
+        stage.freeze not in ("none", "backbone") or stage.trainable != "all" or stage.rates
+        for stage in stages
+    )
 
 
 def _trace(arm: Arm, *, shows_terms: bool) -> list[Mapping[str, str]]:
@@ -175,6 +178,7 @@ def _check_stage(experiment: Experiment, arm: str, stage: str) -> None:
     if is_joint:
         e.parallel.check_batch(c.source_batch_size or c.batch_size, f"{key}.source_batch_size")
         Objective((), e.components.lambda_).check(e.steps(arm, stage))
+    _check_tuning(e, stage, key)
     groups = factory.groups(e.model)
     if c.freeze not in ("none", "backbone", *groups):
         layers = f"; it has {', '.join(groups)}" if groups else ", which has no groups()"
@@ -192,6 +196,14 @@ def _check_stage(experiment: Experiment, arm: str, stage: str) -> None:
             f"tensors random, such as {left[0][0]}; set freeze='none' and batch_norm='batch', "
             "or load them"
         )
+
+
+def _check_tuning(e: Experiment, stage: str, key: str) -> None:
+    """Check what fine-tuning asks of the data."""
+    if e.config.stages[stage].wise and not _has_val(e, stage):
+        raise UserError(f"{key}.wise chooses on val, but {stage} has no val part; set it to ()")
+    if e.components.mix is not None and len(e.inputs) > 1:
+        raise UserError(f"config.augment.mix mixes one input; the model has {', '.join(e.inputs)}")
 
 
 def _check_batch_norm(
