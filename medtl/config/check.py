@@ -365,6 +365,7 @@ def moving_parts(config: ConfigDict, arm: str) -> list[str]:
             value = config.stages[stage][field]
             if value != wanted:
                 reasons.append(f"config.stages.{stage}.{field} is {value!r}, not {wanted!r}")
+    reasons += tuning_check.beyond_steps(config.stages.target, "config.stages.target")
     others = [name for name in config.data.inputs if name != "image"]
     for name in {**dict.fromkeys(others), **config.model.encoders}:
         reasons.append(f"config.model.encoders.{name} trains with the heads")

@@ -28,6 +28,12 @@ def check(config: ConfigDict) -> None:
         _check_trainable(stage, key)
 
 
+def beyond_steps(stage: ConfigDict, key: str) -> list[str]:
+    """Return the fields that do something before the first step or after the last one."""
+    names = [name for name in ("head_start", "swa", "wise") if stage[name]]
+    return [f"{key}.{name} is {stage[name]!r}" for name in names]
+
+
 def _check_head(config: ConfigDict, what: str) -> None:
     if config.model.hidden:
         raise UserError(f"{what}, but config.model.hidden is {config.model.hidden}; set it to ()")

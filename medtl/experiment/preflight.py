@@ -26,7 +26,7 @@ from medtl.experiment.setup import Experiment
 from medtl.experiment.splits import Split
 from medtl.experiment.stage import Stage, counts_of
 from medtl.experiment.trials import Trial
-from medtl.training import factory, tracing
+from medtl.training import factory, probe, tracing
 from medtl.training.objective import DOMAINS, Objective
 
 _MOST_REPEATS = 16  # of an example in one batch
@@ -66,6 +66,7 @@ def _check_one(
 ) -> None:
     _check_encoders(experiment)
     _check_class_counts(experiment, splits)
+    _check_probes(experiment, splits)
     for examples in experiment.examples.values():
         losses = experiment.components.losses
         tracing.check_losses(losses, examples, experiment.feature_width)
@@ -111,6 +112,27 @@ def _check_class_counts(experiment: Experiment, splits: Sequence[Split]) -> None
                         f"class, but {where} has none of {name!r}; take another loss or split, or "
                         f"give the option class_counts, one number a class of the {domain}"
                     )
+
+
+def _check_probes(experiment: Experiment, splits: Sequence[Split]) -> None:
+    """Refuse a split in which a probe's own folds would lack a class."""
+    config = experiment.config
+    texts = {f"arm.{name}.estimator": config.arm[name].estimator for name in config.arms}
+    texts["stages.target.head_start"] = config.stages.target.head_start
+    for path, text in texts.items():
+        key = f"config.{path}"
+        made = plugins.resolve(text, configs.default_module(path), key=key)() if text else None
+        if not isinstance(made, probe.LinearProbe):
+            continue
+        for split in splits:
+            target = split.of(experiment.examples["target"])
+            rows = target.indices("train")
+            patient = None if target.patient is None else target.patient[rows]
+            try:
+                made.number_of_folds(target.label[rows], patient)
+            except UserError as error:
+                where = f" in {split.path}" if split.path else ""
+                raise UserError(f"{key}{where}: {error}") from None
 
 
 def _selects_parameters(arm: Arm) -> bool:

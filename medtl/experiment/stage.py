@@ -44,11 +44,12 @@ class Weights:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Compiled:
-    """A step, compiled for one step a dispatch and for many."""
+    """A step, compiled for one step a dispatch and for many, and for BatchNorm statistics alone."""
 
     step: Step
     one: Any
     loop: Any
+    statistics: Any
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -129,7 +130,7 @@ class Stage:
         """Return the BatchNorm statistics of the averaged weights over an epoch of train."""
         e, size = self.arm.experiment, self.section.batch_size
         batches = -(-len(self.arm.examples[self.name].indices("train")) // size)
-        take = e.parallel.train(self.compiled.step.statistics)
+        take = self.compiled.statistics
         if not chosen.batch_stats:
             return chosen.batch_stats
 
@@ -231,8 +232,12 @@ class Stage:
         key = (self.name, self.domains, self.start.is_random, self.steps)
         if key not in e.cache.steps:
             step = self.make_step()
-            programs = e.parallel.train(step), e.parallel.loop(loop.make_loop(step))
-            e.cache.steps[key] = Compiled(step, *programs)
+            e.cache.steps[key] = Compiled(
+                step,
+                e.parallel.train(step),
+                e.parallel.loop(loop.make_loop(step)),
+                e.parallel.train(step.statistics),
+            )
         return e.cache.steps[key]
 
     def make_step(self) -> Step:

@@ -92,11 +92,10 @@ class LinearProbe:
         x, back = _rotated(x)
         self.classes_ = np.unique(y) if y.ndim == 1 else np.arange(y.shape[1])
         grid = sorted(self.grid) if self.C == "cv" else [float(self.C)]
-        parts = np.zeros(len(x), int)
-        if len(grid) > 1:
-            folds = min(self.folds, _fewest(y, groups))
+        parts, folds = np.zeros(len(x), int), self.number_of_folds(y, groups)
+        if folds:
             parts = splits.parts(y, [1 / folds] * folds, key=(0, 5), patient=groups)
-        held_out = [parts == fold for fold in range(parts.max() + 1)] if len(grid) > 1 else []
+        held_out = [parts == fold for fold in range(folds)]
         rows = np.stack([np.ones(len(x), bool), *(~held for held in held_out)])
         self._is_softmax = y.ndim == 1
         target = y if y.ndim == 2 else (y[:, None] == self.classes_).astype(np.float64)
@@ -124,6 +123,16 @@ class LinearProbe:
         found = _polished(start, x, target, weight, penalty[best], self._is_softmax)
         self.coef_, self.intercept_ = (back @ found[:-1]).T, found[-1]
         return self
+
+    def number_of_folds(self, y: np.ndarray, groups: np.ndarray | None) -> int:
+        """Return the number of folds that choose C; 0 where it is given.
+
+        Raises:
+          UserError: a class has a single patient.
+        """
+        if self.C != "cv" or len(self.grid) < 2:
+            return 0
+        return min(self.folds, _fewest(np.asarray(y), groups))
 
     def predict_proba(self, x: np.ndarray) -> np.ndarray:
         """Return the class probabilities float64[N, K]; with several diagnoses one for each."""
