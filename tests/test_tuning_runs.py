@@ -65,6 +65,8 @@ def test_a_run_with_averages_resumes_bit_for_bit_and_hands_on_what_it_predicts_w
     )
     experiment.train(config, tmp_path / "straight")
     train_until(2, config, tmp_path / "stopped", monkeypatch)
+    with pytest.raises(UserError, match="is not finished: its weights are merged or averaged"):
+        inference.load_checkpoint(tmp_path / "stopped")
     experiment.train(config, tmp_path / "stopped")
     for name in ("predictions.csv", "seed_0/target_only/target/log.jsonl"):
         stopped, straight = (tmp_path / folder / name for folder in ("stopped", "straight"))

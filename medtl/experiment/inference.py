@@ -26,6 +26,7 @@ from medtl.training.checkpoint import Store, handed_on, nested
 from medtl.training.evaluator import make_eval_step, run_batches
 from medtl.training.initial import overlaid
 from medtl.training.parallel import Parallel, keep_compiled
+from medtl.training.trainable import ADAPTERS
 
 
 def predict(
@@ -211,6 +212,12 @@ def load_checkpoint(
     classes = {domain: tuple(names) for domain, names in record["classes"].items()}
     model = factory.model_for(config, classes, epsilon=record["epsilon"])
     params = overlaid(nested(arrays, "params"), nested(arrays, "ema"))
+    makes_more = ADAPTERS in params or config.stages[record["stage"]].swa > 0
+    if makes_more and handed_on(stage) == stage:
+        raise UserError(
+            f"{stage} is not finished: its weights are merged or averaged after the last step; "
+            "train to the end first"
+        )
     variables = {"params": params, "batch_stats": nested(arrays, "batch_stats")}
     n = record["normalization"]
     normalization = Normalization(n["name"], tuple(n["mean"]), tuple(n["std"]))
