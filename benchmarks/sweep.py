@@ -6,11 +6,11 @@ Three quarters of the rows are the source, the rest the target. The problems are
 x λ x seeds; each seed draws new folds, so that all problems differ. The synthetic features are like
 those of pooled ReLUs: few directions separate the classes.
 
-- lbfgs: all heads to the minimum (medtl.sweep.logistic), against scikit-learn's LogisticRegression
-  with its defaults (lbfgs, tol 1e-4, 100 iterations, float32 features), with sample weights and C
-  that make the same objective. It is timed on `--fits` heads, spread over λ, and its time
-  multiplied. The losses of these heads are compared in float64; it is an error if one of ours is
-  more than 1e-4 above.
+- lbfgs: all heads to the minimum (medtl.training.logistic), against scikit-learn's
+  LogisticRegression with its defaults (lbfgs, tol 1e-4, 100 iterations, float32 features), with
+  sample weights and C that make the same objective. It is timed on `--fits` heads, spread over λ,
+  and its time multiplied. The losses of these heads are compared in float64; it is an error if one
+  of ours is more than 1e-4 above.
 - train: the trainer's minibatch steps for all heads (medtl.sweep.program), against the same program
   for one head, times the number of heads. Left out where the trainer's libraries are missing.
 
@@ -37,7 +37,7 @@ from absl import app, flags
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from medtl.sweep import logistic
+from medtl.training import logistic
 
 FEATURES = flags.DEFINE_string("features", "3000x1024", "rows x width")
 flags.register_validator(

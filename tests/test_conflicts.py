@@ -19,9 +19,9 @@ from medtl.data.augment import Augmentation
 from medtl.errors import UserError
 from medtl.losses import cross_entropy
 from medtl.training import conflicts, factory, optimizers
+from medtl.training.inputs import prepare
 from medtl.training.objective import Loss, Objective
 from medtl.training.parallel import Parallel
-from medtl.training.step import prepare
 
 HEAD, ENCODER, OTHER = ("heads", "shared", "w"), ("encoders", "image", "w"), ("terms", "x", "w")
 

@@ -10,9 +10,9 @@ from tiny_run import tiny
 
 from medtl.errors import UserError
 from medtl.experiment import experiment
-from medtl.training import factory
+from medtl.training import factory, initial
+from medtl.training.inputs import prepare
 from medtl.training.parallel import Parallel
-from medtl.training.step import prepare
 
 
 def test_prior_bias_makes_an_untrained_head_predict_the_frequencies():
@@ -38,7 +38,7 @@ def test_prior_bias_makes_an_untrained_head_predict_the_frequencies():
 def draw(config, model, examples, seed=0):
     inputs = {"image": jax.ShapeDtypeStruct((1, *factory.image_shape(config)), jnp.float32)}
     components = factory.Components.create(config)
-    return factory.variables(model, inputs, components, examples, seed, None)
+    return initial.variables(model, inputs, components, examples, seed, None)
 
 
 def test_heads_are_shared_where_the_classes_are_the_same():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from medtl.sweep import logistic
+from medtl.training import logistic
 
 
 def problem(kind, classes, *, n=200, d=6, missing=0.0, seed=0):

@@ -18,10 +18,11 @@ from medtl.examples import NORMALIZATIONS
 from medtl.losses import cross_entropy
 from medtl.models.model import Head, Model, init_variables
 from medtl.training import optimizers
+from medtl.training.inputs import prepare
 from medtl.training.loop import Resident, Streamed, make_loop
 from medtl.training.objective import Loss, Objective
 from medtl.training.parallel import Parallel
-from medtl.training.step import Step, prepare
+from medtl.training.step import Step
 
 SIZE = 8
 NORM = NORMALIZATIONS["centered"].for_channels(1)

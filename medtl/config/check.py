@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from medtl import data, plugins, weights
-from medtl.config import fields, tasks
+from medtl.config import fields, tasks, tuning_check
 from medtl.config.lookup import GRIDS, is_cross_validated, no_such_field, node_at, paths
 from medtl.config.rules import NAME, UNIQUE, Entries, Field, Grid, Node, choose
 from medtl.errors import UserError
@@ -133,6 +133,7 @@ def _check_between(config: ConfigDict) -> None:
     _check_inputs(config)
     layers = _check_model(config)
     _check_objective(config)
+    tuning_check.check(config)
     for name, stage in config.stages.items():
         key = f"config.stages.{name}"
         if layers is None:
@@ -371,10 +372,11 @@ def moving_parts(config: ConfigDict, arm: str) -> list[str]:
             value = config.stages[stage][field]
             if value != wanted:
                 reasons.append(f"config.stages.{stage}.{field} is {value!r}, not {wanted!r}")
+    reasons += tuning_check.beyond_steps(config.stages.target, "config.stages.target")
     others = [name for name in config.data.inputs if name != "image"]
     for name in {**dict.fromkeys(others), **config.model.encoders}:
         reasons.append(f"config.model.encoders.{name} trains with the heads")
-    off: Mapping[str, Any] = {"crop": 1.0, "extra": ()}
+    off: Mapping[str, Any] = {"crop": 1.0, "extra": (), "mix": ""}
     return reasons + [
         f"config.augment.{name} is {value}"
         for name, value in config.augment.items()

@@ -36,6 +36,7 @@ from medtl.config.rules import (
     each,
     one_of,
 )
+from medtl.config.tuning_fields import TUNING
 from medtl.data import samplers
 from medtl.evaluation.metrics.names import NAMES
 from medtl.models import DTYPES, FUSIONS
@@ -163,6 +164,7 @@ STAGE: Section = {
         " adds to the time to compile.",
         at_least(1),
     ),
+    **TUNING,
 }
 
 ARM: Section = {
@@ -184,10 +186,11 @@ ARM: Section = {
     "estimator": Field(
         "",
         "A scikit-learn classifier in place of the network, such as"
-        ' "sklearn.linear_model:LogisticRegression(C=1.0)"; it is fitted on the inputs as'
+        ' "sklearn.linear_model:LogisticRegression(C=1.0)", or LinearProbe; it is fitted on the'
+        " inputs as"
         " preprocessed, of the target's train part, and with source_stage or joint also of the"
         " source's.",
-        PluginString(optional=True),
+        PluginString("medtl.training.probe", optional=True),
     ),
 }
 

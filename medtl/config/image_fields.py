@@ -40,6 +40,12 @@ AUGMENT: dict[str, Node] = {
     "brightness": Field(0.0, "Shift by at most this share of the range 0..255.", between(0, 1)),
     "contrast": Field(0.0, "Multiply by a factor in 1 - contrast .. 1 + contrast.", between(0, 1)),
     "noise": Field(0.0, "Standard deviation of noise, a share of 0..255.", between(0, 1)),
+    "mix": Field(
+        "",
+        "Mix each training example with another of its domain: mixup(alpha=0.2), cutmix(alpha=1.0)"
+        " or a function of yours; empty: off.",
+        PluginString("medtl.training.mixing", optional=True),
+    ),
     "extra": Field(
         (),
         "Augmentations of your own, applied in order: (key, image) -> image.",

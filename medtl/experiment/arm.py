@@ -138,8 +138,9 @@ class Arm:
         # Also after a command that was killed while it deleted them. Those of a fold's subsets, in
         # folders below, stay until the subset is done.
         for stage in ("target", "trial_*/target"):
-            for checkpoints in self.folder.glob(f"{stage}/checkpoints"):
-                shutil.rmtree(checkpoints)
+            for kept in ("checkpoints", "handed_on"):
+                for folder in self.folder.glob(f"{stage}/{kept}"):
+                    shutil.rmtree(folder)
 
     def initial(self) -> Weights:
         """Return what the arm's first training stage starts from."""

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sklearn.base import is_classifier
-from sklearn.utils.validation import has_fit_parameter
 
+from medtl import config as configs
 from medtl import plugins
 from medtl.errors import UserError
+from medtl.training import probe
 
 if TYPE_CHECKING:
     from medtl.experiment.arm import Arm
@@ -29,7 +30,8 @@ def make(arm: Arm) -> Any:
         regressor.
     """
     key = f"config.arm.{arm.name}.estimator"
-    plugin = plugins.resolve(arm.section.estimator, "", key=key)
+    module = configs.default_module(f"arm.{arm.name}.estimator")
+    plugin = plugins.resolve(arm.section.estimator, module, key=key)
     model = plugin()
     if arm.examples["target"].is_quantity:
         if not (hasattr(model, "fit") and hasattr(model, "predict")) or is_classifier(model):
@@ -67,9 +69,9 @@ def fit(arm: Arm) -> Callable[[np.ndarray], np.ndarray]:
     x = np.concatenate([_features(arm, d)[rows[d]] for d in learned])
     y = np.concatenate([_labels(arm, d)[rows[d]] for d in learned])
     weight = np.concatenate([arm.examples[d].weight[rows[d]] for d in learned])
-    is_weighted = np.any(weight != 1) and has_fit_parameter(model, "sample_weight")
+    patient = np.concatenate([_patients(arm, d)[rows[d]] for d in learned])
     with plugins.blame("", key=f"config.arm.{arm.name}.estimator"):
-        model.fit(x, y, **({"sample_weight": weight} if is_weighted else {}))
+        probe.fit(model, x, y, weight=weight, patient=patient)
     features = _features(arm, "target")
 
     def probabilities(rows: np.ndarray) -> np.ndarray:
@@ -92,6 +94,15 @@ def _labels(arm: Arm, domain: str) -> np.ndarray:
             f"{', '.join(there)}, not {', '.join(classes)}"
         )
     return arm.examples[domain].label
+
+
+def _patients(arm: Arm, domain: str) -> np.ndarray:
+    """Return the patients str[N], "" where unknown; those of two domains differ."""
+    examples = arm.examples[domain]
+    if examples.patient is None:
+        return np.full(len(examples), "")
+    known = examples.patient != ""
+    return np.where(known, np.char.add(f"{domain} ", examples.patient.astype(str)), "")
 
 
 def _features(arm: Arm, domain: str) -> np.ndarray:

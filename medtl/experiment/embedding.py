@@ -21,6 +21,7 @@ from medtl.experiment import domains, inference
 from medtl.models.model import Model, init_variables
 from medtl.training import factory
 from medtl.training.evaluator import run_batches
+from medtl.training.initial import overlaid
 from medtl.training.parallel import Parallel
 from medtl.training.progress import Progress
 from medtl.training.step import prepare
@@ -52,7 +53,7 @@ def embed(config: Any, folder: Path, *, manifest: str = "", output: str = "") ->
     model = model.clone(make_encoders={"image": model.make_encoders["image"]})
     image = {"image": jax.ShapeDtypeStruct((1, *factory.image_shape(config)), np.float32)}
     drawn = jax.device_get(init_variables(model, jax.random.key(0), image))
-    variables = factory.overlaid(
+    variables = overlaid(
         drawn, {kind: {"encoders": {"image": v}} for kind, v in loaded.variables.items()}
     )
     normalization = factory.normalization(config, loaded)

@@ -23,9 +23,11 @@ from medtl.examples import Examples, Normalization
 from medtl.experiment import frozen, provenance, run_folder, trust
 from medtl.models.model import Model
 from medtl.training import factory
-from medtl.training.checkpoint import Store, nested
+from medtl.training.checkpoint import Store, handed_on, nested
 from medtl.training.evaluator import make_eval_step, run_batches
+from medtl.training.initial import overlaid
 from medtl.training.parallel import Parallel, keep_compiled
+from medtl.training.trainable import ADAPTERS
 
 
 def predict(
@@ -266,7 +268,7 @@ def load_checkpoint(
             )
         )
         raise UserError(f"no checkpoint in {stage}; {advice}")
-    with Store(stage) as store:
+    with Store(handed_on(stage)) as store:
         step = store.chosen_step()
         record = store.record(step)
     config = ConfigDict(configs.upgrade(record["config"]))
@@ -278,7 +280,13 @@ def load_checkpoint(
         arrays = store.arrays(step)
     classes = {domain: tuple(names) for domain, names in record["classes"].items()}
     model = factory.model_for(config, classes, epsilon=record["epsilon"])
-    params = factory.overlaid(nested(arrays, "params"), nested(arrays, "ema"))
+    params = overlaid(nested(arrays, "params"), nested(arrays, "ema"))
+    makes_more = ADAPTERS in params or config.stages[record["stage"]].swa > 0
+    if makes_more and handed_on(stage) == stage:
+        raise UserError(
+            f"{stage} is not finished: its weights are merged or averaged after the last step; "
+            "train to the end first"
+        )
     variables = {"params": params, "batch_stats": nested(arrays, "batch_stats")}
     n = record["normalization"]
     normalization = Normalization(n["name"], tuple(n["mean"]), tuple(n["std"]))

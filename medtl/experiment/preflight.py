@@ -26,7 +26,7 @@ from medtl.experiment.setup import Experiment
 from medtl.experiment.splits import Split
 from medtl.experiment.stage import Stage, counts_of
 from medtl.experiment.trials import Trial
-from medtl.training import factory, tracing
+from medtl.training import factory, probe, tracing
 from medtl.training.objective import DOMAINS, Objective
 
 _MOST_REPEATS = 16  # of an example in one batch
@@ -66,6 +66,7 @@ def _check_one(
 ) -> None:
     _check_encoders(experiment)
     _check_class_counts(experiment, splits)
+    _check_probes(experiment, splits)
     for examples in experiment.examples.values():
         losses = experiment.components.losses
         tracing.check_losses(losses, examples, experiment.feature_width)
@@ -82,7 +83,7 @@ def _check_one(
             _check_encoders(arm.experiment)
         for stage in experiment.stages(name):
             _check_stage(arm.experiment, name, stage)
-        if experiment.components.terms or _freezes_a_layer(arm):
+        if experiment.components.terms or _selects_parameters(arm):
             left_out += _trace(arm, shows_terms=shows_terms)
     for term in experiment.components.terms:
         if all(term.name in of_stage for of_stage in left_out):
@@ -113,9 +114,33 @@ def _check_class_counts(experiment: Experiment, splits: Sequence[Split]) -> None
                     )
 
 
-def _freezes_a_layer(arm: Arm) -> bool:
-    stages = (arm.config.stages[name] for name in arm.experiment.stages(arm.name))
-    return any(stage.freeze not in ("none", "backbone") for stage in stages)
+def _check_probes(experiment: Experiment, splits: Sequence[Split]) -> None:
+    """Refuse a split in which a probe's own folds would lack a class."""
+    config = experiment.config
+    texts = {f"arm.{name}.estimator": config.arm[name].estimator for name in config.arms}
+    texts["stages.target.head_start"] = config.stages.target.head_start
+    for path, text in texts.items():
+        key = f"config.{path}"
+        made = plugins.resolve(text, configs.default_module(path), key=key)() if text else None
+        if not isinstance(made, probe.LinearProbe):
+            continue
+        for split in splits:
+            target = split.of(experiment.examples["target"])
+            rows = target.indices("train")
+            patient = None if target.patient is None else target.patient[rows]
+            try:
+                made.number_of_folds(target.label[rows], patient)
+            except UserError as error:
+                where = f" in {split.path}" if split.path else ""
+                raise UserError(f"{key}{where}: {error}") from None
+
+
+def _selects_parameters(arm: Arm) -> bool:
+    stages = [arm.config.stages[name] for name in arm.experiment.stages(arm.name)]
+    return any(
+        stage.freeze not in ("none", "backbone") or stage.trainable != "all" or stage.rates
+        for stage in stages
+    )
 
 
 def _trace(arm: Arm, *, shows_terms: bool) -> list[Mapping[str, str]]:
@@ -175,6 +200,7 @@ def _check_stage(experiment: Experiment, arm: str, stage: str) -> None:
     if is_joint:
         e.parallel.check_batch(c.source_batch_size or c.batch_size, f"{key}.source_batch_size")
         Objective((), e.components.lambda_).check(e.steps(arm, stage))
+    _check_tuning(e, stage, key)
     groups = factory.groups(e.model)
     if c.freeze not in ("none", "backbone", *groups):
         layers = f"; it has {', '.join(groups)}" if groups else ", which has no groups()"
@@ -192,6 +218,14 @@ def _check_stage(experiment: Experiment, arm: str, stage: str) -> None:
             f"tensors random, such as {left[0][0]}; set freeze='none' and batch_norm='batch', "
             "or load them"
         )
+
+
+def _check_tuning(e: Experiment, stage: str, key: str) -> None:
+    """Check what fine-tuning asks of the data."""
+    if e.config.stages[stage].wise and not _has_val(e, stage):
+        raise UserError(f"{key}.wise chooses on val, but {stage} has no val part; set it to ()")
+    if e.components.mix is not None and len(e.inputs) > 1:
+        raise UserError(f"config.augment.mix mixes one input; the model has {', '.join(e.inputs)}")
 
 
 def _check_batch_norm(

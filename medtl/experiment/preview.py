@@ -92,7 +92,7 @@ def _print_inputs(experiment: Experiment) -> None:
 
 def _facts(stage: Stage) -> dict[str, Any]:
     """Return the facts about a training stage; its step runs a few times, on a state of its own."""
-    sizes = {path: np.size(x) for path, x in _flat(stage.start.variables["params"]).items()}
+    sizes = {path: np.size(x) for path, x in _flat(stage.state().params).items()}
     step = stage.compiled.step
     return {
         "arm": stage.arm.name,

@@ -23,9 +23,9 @@ from medtl.evaluation import metrics
 from medtl.examples import Examples, Normalization
 from medtl.experiment.splits import Split
 from medtl.experiment.trials import Trial, with_values
-from medtl.models.model import Model, feature_width
+from medtl.models.model import Model, feature_width, init_variables
 from medtl.profiling.trace import Profile
-from medtl.training import factory
+from medtl.training import factory, initial
 from medtl.training.evaluator import Evaluator
 from medtl.training.factory import Components
 from medtl.training.loop import STAGES
@@ -258,7 +258,7 @@ class Experiment:
     def feature_width(self) -> int:
         """D, the number of fused features."""
         variables = jax.eval_shape(
-            lambda: factory.init_variables(self.model, jax.random.key(0), self.inputs)
+            lambda: init_variables(self.model, jax.random.key(0), self.inputs)
         )
         return feature_width(self.model, variables, self.inputs)
 
@@ -298,7 +298,7 @@ class Experiment:
                 del cache[other]
             loaded = self.loaded if pretrained else None
             with self.parallel.on_host():
-                cache[key] = factory.variables(
+                cache[key] = initial.variables(
                     model, self.inputs, self.components, self.examples, seed, loaded
                 )
         return cache[key]

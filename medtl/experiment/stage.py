@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from medtl import config as configs
+from medtl import plugins
 from medtl.errors import UserError
 from medtl.examples import Examples
 from medtl.experiment import frozen, provenance
-from medtl.training import factory, hosts, loop, memory, tracing
+from medtl.training import averages, factory, hosts, loop, memory, mixing, probe, tracing
 from medtl.training.checkpoint import Store
 from medtl.training.evaluator import Replaced, Validation
 from medtl.training.loop import STAGES
@@ -42,11 +44,12 @@ class Weights:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Compiled:
-    """A step, compiled for one step a dispatch and for many."""
+    """A step, compiled for one step a dispatch and for many, and for BatchNorm statistics alone."""
 
     step: Step
     one: Any
     loop: Any
+    statistics: Any
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,9 +76,10 @@ class Stage:
           UserError: the stage is not finished and nothing may be trained, its checkpoints are of
             another run, or a loss became NaN.
         """
-        e, step, state = self.arm.experiment, self.compiled.step, self.state()
+        e = self.arm.experiment
         with Store(self.folder, self.shared) as store:
             first = hosts.agreed(store.last_step)
+            state = self.state(begins=first is None)
             if not e.training and first != self.steps:
                 done = f"{first or 0} of {self.steps} steps"
                 raise UserError(f"{store.folder} holds no finished stage ({done}); train first")
@@ -93,20 +97,66 @@ class Stage:
                     from medtl.experiment import batch_fit  # which imports this module
 
                     raise batch_fit.out_of_memory(self, error) from error
-            if (
-                self.arm.config.checkpoint.select == "best"
-                and self._has_val
-                and not store.is_ranked
-            ):
+            if self._validation.ranks and self._has_val and not store.is_ranked:
                 metric = self.arm.config.checkpoint.metric
                 print(f"{self._title}: {metric} on val was never defined; the last is taken")
             chosen = store.restore(store.chosen_step(), state)
-        return self.hand_on(jax.device_get(step.variables(chosen)))
+        return self.hand_on(self._finished(chosen))
 
     def hand_on(self, variables: Any) -> Weights:
         """Return the weights that the next stage starts from, with these variables."""
         is_random = self.start.is_random and self.steps == 0
         return Weights(variables, is_random, is_loaded=self._stays_loaded)
+
+    def _finished(self, chosen: TrainState) -> Any:
+        """Return the variables to hand on: merged, averaged, and mixed with those at the start.
+
+        What differs from the state's parameters is kept in a checkpoint of its own.
+        """
+        step, section = self.compiled.step, self.section
+        variables = jax.device_get(step.variables(chosen, final=True))
+        wise = () if self.start.is_random else section.wise
+        if not (step.swa or step.adapter or wise):
+            return variables
+        with Store(self.folder / "handed_on") as store:
+            if store.last_step is not None:
+                return store.restore(store.last_step, variables)
+            if step.swa and step.batch_norm == "batch" and not self.is_encoded:
+                variables["batch_stats"] = self._statistics(chosen)
+            record = self.arm.record(self.name)
+            if wise:
+                begun = jax.device_get(self.begun)
+                share, variables = averages.best_between(begun, variables, wise, self._rank)
+                record["wise"] = share
+                print(f"{self._title}: {share:g} of the tuned weights is best on val")
+            store.save(int(chosen.step), variables, record)
+            store.wait()
+        return variables
+
+    def _statistics(self, chosen: TrainState) -> Any:
+        """Return the BatchNorm statistics of the averaged weights over an epoch of train."""
+        e, size = self.arm.experiment, self.section.batch_size
+        batches = -(-len(self.arm.examples[self.name].indices("train")) // size)
+        take = self.compiled.statistics
+        if not chosen.batch_stats:
+            return chosen.batch_stats
+
+        def update(statistics: Any, batch: Any) -> Any:
+            state = dataclasses.replace(chosen, batch_stats=statistics, step=batch[0])
+            return jax.device_get(take(e.parallel.replicate(state), batch[1])[0].batch_stats)
+
+        stream = self.source(0).batches(self.replaced)
+        numbered = ((np.int32(i), e.parallel.put(next(stream)[0])) for i in range(batches))
+        return jax.device_get(averages.batch_statistics(chosen.batch_stats, update, numbered))
+
+    def _rank(self, variables: Any) -> tuple[bool, float]:
+        """Return whether the score on val is defined, and the score; else minus the loss."""
+        e = self.arm.experiment
+        validation = dataclasses.replace(self._validation, variables_of=lambda v: v, ranks=True)
+        values, score = validation(e.parallel.replicate(variables))
+        if score is None or np.isnan(score):
+            return False, -values["loss"]
+        return True, score
 
     def _fit(self, state: TrainState, store: Store, first: int) -> None:
         e, c = self.arm.experiment, self.arm.config
@@ -141,6 +191,11 @@ class Stage:
         return "val" in self.arm.examples[self.name].splits
 
     @property
+    def section(self) -> Any:
+        """The stage's section of the config."""
+        return self.arm.config.stages[self.name]
+
+    @property
     def steps(self) -> int:
         """The length of the stage."""
         return self.arm.experiment.steps(self.arm.name, self.name)
@@ -166,7 +221,10 @@ class Stage:
     @property
     def is_encoded(self) -> bool:
         """Whether the stage trains on the features of a frozen backbone."""
-        return self._stays_loaded and self.compiled.step.augmentation.is_identity
+        # Mixed features are mixup's of the last layer; another mix may need images.
+        step = self.compiled.step
+        takes_features = step.mix is None or getattr(step.mix, "function", None) is mixing.mixup
+        return self._stays_loaded and step.augmentation.is_identity and takes_features
 
     @property
     def _stays_loaded(self) -> bool:
@@ -192,8 +250,12 @@ class Stage:
         key = (self.name, self.domains, self.start.is_random, self.steps)
         if key not in e.cache.steps:
             step = self.make_step()
-            programs = e.parallel.train(step), e.parallel.loop(loop.make_loop(step))
-            e.cache.steps[key] = Compiled(step, *programs)
+            e.cache.steps[key] = Compiled(
+                step,
+                e.parallel.train(step),
+                e.parallel.loop(loop.make_loop(step)),
+                e.parallel.train(step.statistics),
+            )
         return e.cache.steps[key]
 
     def make_step(self) -> Step:
@@ -215,9 +277,40 @@ class Stage:
             parallel=e.parallel,
         )
 
-    def state(self) -> TrainState:
-        """Return the state before the first step, on the host."""
-        variables = self.start.variables
+    @functools.cached_property
+    def begun(self) -> Any:
+        """The variables before the first step: with `head_start`, a classifier's minimum."""
+        variables, text = self.start.variables, self.section.head_start
+        if not text or self.start.is_random:
+            return variables
+        e, examples = self.arm.experiment, self.arm.examples[self.name]
+        path, rows = f"stages.{self.name}.head_start", examples.indices("train")
+        key, patient = f"config.{path}", examples.patient
+        model = plugins.resolve(text, configs.default_module(path), key=key)()
+        x = e.evaluator.features(
+            e.parallel.place(variables),
+            self.name,
+            examples,
+            rows,
+            e.replaced(self.name, encoded=self.start.is_loaded),
+        )
+        patient = None if patient is None else patient[rows]
+        with plugins.blame("", key=key):
+            probe.fit(model, x, examples.label[rows], weight=examples.weight[rows], patient=patient)
+        head = probe.head(model, len(examples.classes), key=key)
+        if (chosen := getattr(model, "C_", None)) and np.ndim(chosen) == 0:
+            print(f"{self._title}: the head starts at the minimum with C = {chosen:g}")
+        params = variables["params"]
+        heads = {**params["heads"], e.model.head_of[self.name]: head}
+        return {**variables, "params": {**params, "heads": heads}}
+
+    def state(self, *, begins: bool = False) -> TrainState:
+        """Return the state before the first step, on the host.
+
+        Args:
+          begins: with the head of `head_start`; else a state of the same shape may do.
+        """
+        variables = self.begun if begins else self.start.variables
         key = jax.random.fold_in(jax.random.key(self.arm.seed), 1 + STAGES.index(self.name))
         with self.arm.experiment.parallel.on_host():
             step = self.compiled.step
@@ -240,6 +333,9 @@ class Stage:
         context = tracing.toy_context(
             e.model, self.start.variables, e.inputs, e.examples, self.domains, self._pretrained
         )
+        if e.components.mix is not None:
+            parts = {**context.parts, "batch": mixing.without_labels(context.parts["batch"])}
+            context = dataclasses.replace(context, parts=parts)
         key = f"config.stages.{self.name}"
         accumulate = self.arm.config.stages[self.name].accumulate
         return tracing.used_terms(e.components.terms, context, accumulate=accumulate, key=key)
@@ -291,7 +387,8 @@ class Stage:
             domain=self.name,
             examples=self.arm.examples[self.name],
             replaced=self.replaced.get(self.name),
-            ranks=self.arm.config.checkpoint.select == "best",
+            # The average of SWA is that of the last step.
+            ranks=self.arm.config.checkpoint.select == "best" and not self.compiled.step.swa,
         )
 
 

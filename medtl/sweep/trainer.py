@@ -28,8 +28,8 @@ from medtl.experiment import frozen, provenance
 from medtl.experiment.arm import Arm
 from medtl.experiment.stage import Stage, counts_of
 from medtl.experiment.trials import TRACED_PATHS, Trial
-from medtl.sweep import logistic
 from medtl.sweep.program import Program
+from medtl.training import logistic
 from medtl.training.checkpoint import checksum
 from medtl.training.log import DivergedError
 from medtl.training.loop import CHUNK, STAGES, batch_sizes, order_seed

@@ -282,6 +282,15 @@ class Store:
         self.close()
 
 
+def handed_on(stage: Path) -> Path:
+    """Return the folder with the checkpoint that a training stage hands on.
+
+    It is a folder of its own where weights were merged or averaged after the last step.
+    """
+    own = stage / "handed_on"
+    return own if (own / "checkpoints").is_dir() else stage
+
+
 def nested(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, Any]:
     """Return the arrays under `prefix/` as nested dicts."""
     parts = {

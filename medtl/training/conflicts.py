@@ -28,7 +28,9 @@ def shared_paths(paths: Collection[Path], head_of: Mapping[str, str]) -> frozens
     """
     heads = set(head_of.values()) if len(set(head_of.values())) == 1 else set()
     return frozenset(
-        path for path in paths if path[0] == "encoders" or (path[0] == "heads" and path[1] in heads)
+        path
+        for path in paths
+        if path[0] in ("encoders", "adapters") or (path[0] == "heads" and path[1] in heads)
     )
 
 

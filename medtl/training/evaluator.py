@@ -21,9 +21,10 @@ from medtl.examples import Examples, Normalization
 from medtl.models import saliency
 from medtl.models.model import Model
 from medtl.training import features, hosts
+from medtl.training.inputs import prepare
 from medtl.training.parallel import Parallel
 from medtl.training.progress import Progress
-from medtl.training.step import TrainState, prepare
+from medtl.training.step import TrainState
 from medtl.weights import Pretrained
 
 Replaced = Mapping[str, np.ndarray]
@@ -78,6 +79,23 @@ class Evaluator:
         if examples.is_quantity:
             return predictions.in_units(logits, examples.scale)
         return predictions.probabilities(logits, multi_label=examples.multi_label)
+
+    def features(
+        self,
+        variables: Any,
+        domain: str,
+        examples: Examples,
+        rows: np.ndarray,
+        replaced: Replaced | None = None,
+    ) -> np.ndarray:
+        """Return the fused features f32[n, D] of some examples; arguments as `probabilities`."""
+
+        def step(variables: Any, batch: Mapping[str, Any]) -> jax.Array:
+            inputs = prepare({domain: batch}, normalization=self.normalization)
+            outputs: Any = self.model.apply(variables, inputs, False)
+            return outputs[domain].features
+
+        return self._run(("features", domain), step, variables, examples, rows, replaced)
 
     def metrics_of(
         self, examples: Examples, rows: np.ndarray, probability: np.ndarray

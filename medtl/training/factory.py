@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from flax import traverse_util
 
 from medtl import config as configs
 from medtl import models, plugins, weights
@@ -23,11 +21,11 @@ from medtl.examples import Examples, Normalization, parse_normalization
 from medtl.models import architectures
 from medtl.models.encoders import DEFAULTS
 from medtl.models.fusion import LateHead
-from medtl.models.model import Head, Model, init_variables
+from medtl.models.model import Head, Model
 from medtl.models.ordinal import CumulativeLinkHead
-from medtl.training import conflicts, optimizers, tracing
+from medtl.training import conflicts, optimizers, rates, tracing, trainable
 from medtl.training.log import Logger
-from medtl.training.objective import AbsentDomainError, Context, Loss, Objective, Term
+from medtl.training.objective import Loss, Objective, Term
 from medtl.training.parallel import Parallel
 from medtl.training.step import Step
 
@@ -42,6 +40,7 @@ class Components:
       lambda_: λ, a number or a schedule.
       samplers: training stage -> sampler.
       augmentation: of training images.
+      mix: of pairs of training examples; None: they are not mixed.
       loggers: make a metric writer from (folder, config).
     """
 
@@ -50,6 +49,7 @@ class Components:
     lambda_: Any
     samplers: Mapping[str, Any]
     augmentation: Augmentation
+    mix: plugins.Plugin | None
     loggers: tuple[plugins.Plugin, ...]
 
     @classmethod
@@ -72,14 +72,19 @@ class Components:
             )
         for name, stage in config.stages.items():
             optimizers.optimizer(stage, steps=1, key=f"config.stages.{name}")
+            if stage.head_start:
+                _resolved(stage.head_start, f"stages.{name}.head_start")()
         samplers = {
             name: _resolved(stage.sampler, f"stages.{name}.sampler")
             for name, stage in config.stages.items()
         }
         fields = config.augment.to_dict()
         extra = tuple(_resolved(text, "augment.extra") for text in fields.pop("extra"))
+        mix = fields.pop("mix")
+        mixing = _resolved(mix, "augment.mix") if mix else None
+        augmentation = Augmentation(**fields, extra=extra)
         loggers = tuple(_resolved(text, "loggers") for text in config.loggers)
-        return cls(losses, terms, lambda_, samplers, Augmentation(**fields, extra=extra), loggers)
+        return cls(losses, terms, lambda_, samplers, augmentation, mixing, loggers)
 
     @property
     def reads_class_counts(self) -> bool:
@@ -306,65 +311,6 @@ def prior(examples: Examples) -> tuple[float, ...]:
     return tuple(np.log(np.maximum(counts, 0.5) / len(label)).tolist())
 
 
-def variables(
-    base: Model,
-    inputs: Mapping[str, jax.ShapeDtypeStruct],
-    components: Components,
-    examples: Mapping[str, Examples],
-    seed: int,
-    loaded: weights.Pretrained | None,
-) -> dict[str, Any]:
-    """Return the variables before the first training stage.
-
-    Args:
-      base: the model.
-      inputs: from `input_specs`.
-      components: whose terms may own parameters.
-      examples: domain -> examples, for the shapes that terms see.
-      seed: random values are drawn from it.
-      loaded: replaces the image encoder's; None: all are random.
-    """
-    key = jax.random.key(seed)
-    drawn = jax.device_get(init_variables(base, key, inputs))
-    for i, term in enumerate(components.terms):
-        if isinstance(term.term, nn.Module):
-            context = tracing.toy_context(base, drawn, inputs, examples)
-            of_term = _drawn_term(term, jax.random.fold_in(key, 2000 + i), context)
-            if "params" in of_term:
-                parameters = drawn["params"].setdefault("terms", {})
-                parameters[term.name] = jax.device_get(of_term["params"])
-    if loaded is None:
-        return drawn
-    for collection, values in loaded.variables.items():
-        if values:
-            encoders = drawn[collection]["encoders"]
-            encoders["image"] = overlaid(encoders["image"], values)
-    return drawn
-
-
-def _drawn_term(term: Term, key: jax.Array, context: Context) -> Mapping[str, Any]:
-    """Return a term's variables; {} where it reads a domain that no arm reads."""
-    module: Any = term.term
-    path = inspect.getsourcefile(type(module)) or ""
-    try:
-        with plugins.blame(path, key=f"config.objective.terms.{term.name}.term"):
-            of_term = module.init(key, context)
-    except AbsentDomainError:
-        return {}
-    if others := sorted(of_term.keys() - {"params"}):
-        raise UserError(
-            f"config.objective.terms.{term.name}.term has {', '.join(others)}; a term can own "
-            "parameters alone"
-        )
-    return of_term
-
-
-def overlaid(tree: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested dicts `tree` with the leaves of `other` in their places."""
-    flat = {**traverse_util.flatten_dict(tree), **traverse_util.flatten_dict(other)}
-    return traverse_util.unflatten_dict(flat)
-
-
 def step(
     config: Any,
     stage: str,
@@ -391,16 +337,14 @@ def step(
       used: the terms that apply.
       params: the model's parameters, for their names.
       domains: whose batches the step takes.
-      random_backbone: freezes nothing and uses batch statistics.
+      random_backbone: trains everything at one rate, with batch statistics.
       steps: the length of the stage.
       sizes: domain -> the size of its training set.
       classes: domain -> the names of its classes.
       normalization: of the images.
       parallel: the devices.
     """
-    c = config.stages[stage]
-    remake = functools.partial(_optimizer, c, steps, f"config.stages.{stage}")
-    optimizer, rate = remake({})
+    c, key = config.stages[stage], f"config.stages.{stage}"
     objective = Objective(
         components.losses, components.lambda_, config.objective.reduction, sizes, used.terms
     )
@@ -411,6 +355,12 @@ def step(
         heads={base.head_of[d] for d in domains},
         terms={term.name for term in used.terms},
     )
+    adapter, layers = None, None
+    if not random_backbone:
+        trained, adapter = trainable.select(c.trainable, params, trained, key=f"{key}.trainable")
+        layers = rates.layers(trained, groups(base))
+    remake = functools.partial(_optimizer, c, steps, key, layers)
+    optimizer, rate = remake({})
     return Step(
         model=base,
         objective=objective,
@@ -427,6 +377,10 @@ def step(
         reads=used.reads,
         accumulate=c.accumulate,
         ema=c.ema,
+        swa=c.swa,
+        sam=c.sam,
+        adapter=adapter,
+        mix=components.mix,
         axis_name=parallel.axis_name,
     )
 
@@ -444,7 +398,12 @@ def _gradients(config: Any, trained: Any, base: Model, domains: Sequence[str]) -
     return mode
 
 
-def _optimizer(section: Any, steps: int, key: str, fields: Mapping[str, Any]) -> Any:
+def _optimizer(
+    section: Any, steps: int, key: str, layers: rates.Layers | None, fields: Mapping[str, Any]
+) -> Any:
     """Return the optimizer and rate of a training stage, with these fields in place of its own."""
     changed = types.SimpleNamespace(**{**section.to_dict(), **fields})
-    return optimizers.optimizer(changed, steps=steps, key=key)
+    made, rate = optimizers.optimizer(changed, steps=steps, key=key)
+    if layers is not None:
+        made = rates.wrap(section.rates, made, layers, steps=steps, key=f"{key}.rates")
+    return made, rate

@@ -203,6 +203,13 @@ class Source:
           replaced: domain -> arrays that replace inputs, see `loading.columns`.
           waited: called with the seconds in which the devices had nothing to do.
         """
+        placed = ((self.parallel.put(batch), n) for batch, n in self.batches(replaced))
+        return Streamed(step, loading.Prefetch(placed), waited)
+
+    def batches(
+        self, replaced: Mapping[str, Mapping[str, np.ndarray]]
+    ) -> Iterator[tuple[Any, int]]:
+        """Return batches without end, cut for the devices, and the number of their examples."""
         streams = {
             d: loading.train_batches(
                 e,
@@ -215,9 +222,7 @@ class Source:
             )
             for d, e in self.examples.items()
         }
-        sharded = self._sharded(streams)
-        placed = ((self.parallel.put(batch), n) for batch, n in sharded)
-        return Streamed(step, loading.Prefetch(placed), waited)
+        return self._sharded(streams)
 
     def resident(self, loop: Callable[..., Any], data: Mapping[str, Any]) -> Resident:
         """Return a feed over `data`, domain -> columns [N, ...], which is on the devices."""

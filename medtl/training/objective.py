@@ -60,6 +60,10 @@ class AbsentDomainError(UserError):
     """A term reads a domain that the batch does not hold."""
 
 
+class MixedLabelError(UserError):
+    """A term reads the labels of examples that are mixed in pairs."""
+
+
 class ByDomain(dict):
     """Domain -> value; a domain that is not there is an error of its own kind."""
 
@@ -67,6 +71,15 @@ class ByDomain(dict):
         if domain in DOMAINS:
             raise AbsentDomainError(f"the batch holds no examples of the {domain}")
         raise KeyError(domain)
+
+
+class _Mixed(dict):
+    """A batch whose examples are mixed in pairs, so that none has one label."""
+
+    def __missing__(self, name: str) -> Any:
+        if name == "label":
+            raise MixedLabelError("reads labels, but config.augment.mix mixes two in an example")
+        raise KeyError(name)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -102,7 +115,8 @@ class Context:
 
     @property
     def batch(self) -> Mapping[str, Mapping[str, jax.Array]]:
-        return ByDomain(self.gather(dict(self._read("batch"))))
+        batch = self.gather(dict(self._read("batch")))
+        return ByDomain({d: p if "label" in p else _Mixed(p) for d, p in batch.items()})
 
     @property
     def params(self) -> Any:
@@ -279,7 +293,8 @@ class Objective:
         scale = (self.sizes[domain] if self.reduction == "sum" else 1.0) / jnp.maximum(count, 1.0)
         total = jnp.zeros((), jnp.float32)
         for loss in self.losses:
-            values = loss.loss(outputs, batch, **{name: given[name] for name in loss.takes})
+            arguments = {name: given[name] for name in loss.takes}
+            values = loss.loss(outputs, batch, **arguments)
             floating = isinstance(values, jax.Array) and jnp.issubdtype(values.dtype, jnp.floating)
             if not floating:
                 returned = getattr(values, "dtype", values)
@@ -292,7 +307,14 @@ class Objective:
                     f"per example, {mask.shape}"
                 )
             # where, not a product: 0 * inf of a padded row would be NaN.
-            part = jnp.sum(jnp.where(mask > 0, weight * values, 0.0)) * scale
+            if "share" in batch:  # two examples are mixed, see `mixing`
+                share, partner = batch["share"], {**batch, "label": batch["partner_label"]}
+                other = loss.loss(outputs, partner, **arguments)
+                values = share * weight * values
+                values += (1 - share) * mask * batch["partner_weight"] * other
+            else:
+                values = weight * values
+            part = jnp.sum(jnp.where(mask > 0, values, 0.0)) * scale
             parts[f"{loss.name}/{domain}"] = part
             total += loss.weight * part
         return total

@@ -18,8 +18,10 @@ import optax
 from medtl.data import augment
 from medtl.examples import Normalization
 from medtl.models.model import Model
-from medtl.training import conflicts, optimizers
-from medtl.training.objective import DOMAINS, Batch, Context, Objective
+from medtl.training import averages, conflicts, mixing, optimizers
+from medtl.training.inputs import prepare
+from medtl.training.objective import Batch, Context, Objective
+from medtl.training.trainable import ADAPTERS, Adapter
 
 # Fields of the config whose value the state can carry, so that one program serves all of them.
 TRACED = ("objective.lambda_", "learning_rate", "weight_decay")
@@ -32,10 +34,11 @@ class TrainState:
     Attributes:
       step: i32[], the number of optimizer steps done.
       key: u32[2], the data of the stage's random key.
-      params: `{"encoders": ..., "heads": ..., "terms": ...}`.
+      params: `{"encoders": ..., "heads": ..., "terms": ..., "adapters": ...}`.
       batch_stats: running statistics of the encoders.
       opt_state: the optimizer's, for the trained parameters only.
-      ema: the moving average of the trained parameters, flat; empty where it is off.
+      ema: the moving average of the trained parameters, or that of SWA, flat; empty where both are
+        off.
       values: numbers that replace those of the compiled step, see `Step.with_values`; often empty.
       pretrained: the encoders that the stage started from, if a term reads them; otherwise empty.
     """
@@ -70,6 +73,10 @@ class Step:
       reads: what the terms read of their context; `pretrained` is kept in the state if read.
       accumulate: the number of micro-batches of a batch; must divide the size on each device.
       ema: decay of the moving average; 0: none.
+      swa: the share of the stage after which SWA averages the weights; 0: it does not.
+      sam: the radius of sharpness-aware minimization; 0: off.
+      adapter: low-rank changes of kernels; None: there are none.
+      mix: of pairs of examples; None: they are not mixed.
       axis_name: the pmap axis over which to sum; None under jit.
     """
 
@@ -88,6 +95,10 @@ class Step:
     reads: frozenset[str] = frozenset()
     accumulate: int = 1
     ema: float = 0.0
+    swa: float = 0.0
+    sam: float = 0.0
+    adapter: Adapter | None = None
+    mix: mixing.Mix | None = None
     axis_name: str | None = None
 
     @property
@@ -130,15 +141,18 @@ class Step:
           values: as in `with_values`.
           pretrained: the transferred encoders; kept if a term reads them.
         """
-        trained, _ = optimizers.split(variables["params"], self.trained)
+        params = variables["params"]
+        if self.adapter is not None:
+            params = {**params, ADAPTERS: self.adapter.init(jax.random.fold_in(key, 1))}
+        trained, _ = optimizers.split(params, self.trained)
         values = dict(values or {})
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             key=jax.random.key_data(key),
-            params=variables["params"],
+            params=params,
             batch_stats=variables["batch_stats"],
             opt_state=self.with_values(values).optimizer.init(trained),
-            ema=trained if self.ema > 0 else {},
+            ema=trained if self.ema > 0 or self.swa > 0 else {},
             values=values,
             pretrained=(pretrained or {}) if "pretrained" in self.reads else {},
         )
@@ -161,6 +175,14 @@ class Step:
         (groups, parts), batch_stats = step._gradients(state, trained, frozen, batch)
         groups, parts = self._sum((groups, parts))
         gradients, cosines = step._combined(groups)
+        if self.sam > 0:
+            with jax.named_scope("sharpness"):
+                # Foret et al. 2021, arXiv:2010.01412, equations 2 and 3: the gradient at the
+                # highest point near the weights. Statistics and loss are those at the weights.
+                length = self.sam / jnp.maximum(optax.tree.norm(gradients), 1e-12)
+                higher = jax.tree.map(lambda w, g: w + length * g, trained, gradients)
+                (groups, _), _ = step._gradients(state, higher, frozen, batch)
+                gradients, _ = step._combined(self._sum(groups))
 
         with jax.named_scope("optimizer"):
             updates, opt_state = step.optimizer.update(gradients, state.opt_state, trained)
@@ -170,6 +192,8 @@ class Step:
                 ema = jax.tree.map(
                     lambda old, new: self.ema * old + (1 - self.ema) * new, ema, trained
                 )
+            if self.swa > 0:
+                ema = averages.running_mean(ema, trained, state.step, self.swa * self.steps)
         metrics = {
             **parts,
             **cosines,
@@ -248,7 +272,12 @@ class Step:
                 key=key,
                 step=state.step,
             )
-            params = optimizers.merge(trained, frozen)
+            if self.mix is not None:
+                with jax.named_scope("mix"):
+                    inputs, part = mixing.mixed(
+                        self.mix, inputs, part, key=key, step=state.step, axis_name=self.axis_name
+                    )
+            params = self._merged(optimizers.merge(trained, frozen))
             model, shifted = self._with_heads(params, shifts)
             variables = {"params": shifted, "batch_stats": batch_stats}
             outputs, changed = model.apply(
@@ -333,7 +362,7 @@ class Step:
 
         parts = {
             "outputs": outputs,
-            "batch": batch,
+            "batch": mixing.without_labels(batch) if self.mix else batch,
             "params": params,
             "pretrained": state.pretrained,
             "step": state.step,
@@ -346,13 +375,33 @@ class Step:
     def _progress(self, state: TrainState) -> jax.Array:
         return state.step.astype(jnp.float32) / max(self.steps, 1)
 
-    def variables(self, state: TrainState) -> dict[str, Any]:
-        """Return the variables that evaluation uses: the moving average where there is one."""
+    def variables(self, state: TrainState, *, final: bool = False) -> dict[str, Any]:
+        """Return the variables that evaluation uses: the moving average where there is one.
+
+        Adapters are merged. The average of SWA is used at the end alone (`final`): until then the
+        BatchNorm statistics are those of the last weights.
+        """
         params = state.params
-        if self.ema > 0:
+        if self.ema > 0 or (final and self.swa > 0):
             _, frozen = optimizers.split(params, self.trained)
             params = optimizers.merge(state.ema, frozen)
-        return {"params": params, "batch_stats": state.batch_stats}
+        return {"params": self._merged(params), "batch_stats": state.batch_stats}
+
+    def statistics(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+        """Return the state whose BatchNorm statistics have seen one more batch; nothing trains."""
+        inputs = prepare(
+            batch,
+            normalization=self.normalization,
+            augmentation=self.augmentation,
+            key=jax.random.wrap_key_data(state.key),
+            step=state.step,
+        )
+        variables = self.variables(state, final=True)
+        _, changed = self.model.apply(variables, inputs, True, mutable=["batch_stats"])
+        return dataclasses.replace(state, batch_stats=changed["batch_stats"]), {}
+
+    def _merged(self, params: Any) -> Any:
+        return params if self.adapter is None else self.adapter.merged(params)
 
     def _sum(self, tree: Any) -> Any:
         return jax.lax.psum(tree, self.axis_name) if self.axis_name else tree
@@ -360,49 +409,3 @@ class Step:
     def _micro_batches(self, x: jax.Array) -> jax.Array:
         # Every k-th row in a micro-batch, so that over a mesh each device keeps its own rows.
         return jnp.swapaxes(x.reshape(-1, self.accumulate, *x.shape[1:]), 0, 1)
-
-
-_NOT_INPUTS = frozenset({"label", "mask", "weight", "index", "position"})
-
-
-def prepare(
-    batch: Batch,
-    *,
-    normalization: Normalization,
-    augmentation: augment.Augmentation | None = None,
-    key: jax.Array | None = None,
-    step: jax.Array | int = 0,
-) -> dict[str, dict[str, jax.Array]]:
-    """Turn host batches into the model's inputs.
-
-    Images are augmented (where a key is given) and normalized; other inputs pass unchanged.
-
-    Args:
-      batch: domain -> batch.
-      normalization: of images.
-      augmentation: of images; None: none.
-      key: key[], the training stage's; None in evaluation.
-      step: the optimizer step.
-
-    Returns:
-      domain -> inputs, `mask`, and with a key `key` key[B], one for each example, for dropout.
-    """
-    inputs: dict[str, dict[str, jax.Array]] = {}
-    for domain, part in batch.items():
-        prepared = {name: x for name, x in part.items() if name not in _NOT_INPUTS}
-        prepared["mask"] = part["mask"]
-        keys = None
-        if key is not None:
-            domain_key = jax.random.fold_in(key, DOMAINS.index(domain))
-            keys = augment.example_keys(domain_key, step, part["position"])
-            prepared["key"] = jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys)
-        if "image" in part:
-            image = part["image"]
-            if keys is not None and augmentation is not None and not augmentation.is_identity:
-                with jax.named_scope("augment"):
-                    image_keys = jax.vmap(lambda k: jax.random.fold_in(k, 0))(keys)
-                    image = augment.augment(image, image_keys, augmentation)
-            with jax.named_scope("normalize"):
-                prepared["image"] = augment.normalize(image, normalization)
-        inputs[domain] = prepared
-    return inputs

@@ -21,6 +21,7 @@ from medtl.training.objective import (
     AbsentDomainError,
     Context,
     Loss,
+    MixedLabelError,
     Objective,
     Term,
 )
@@ -106,6 +107,8 @@ def used_terms(terms: Sequence[Term], context: Context, *, accumulate: int, key:
         except AbsentDomainError as error:
             left_out[term.name] = str(error)
             continue
+        except MixedLabelError as error:
+            raise UserError(f"config.objective.terms.{term.name} {error}; leave out one") from None
         if "pretrained" in traced.reads and not traced.parts["pretrained"]:
             left_out[term.name] = "the stage starts from random weights"
             continue
