@@ -45,7 +45,7 @@ class Log:
                 kept += line
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_text(path, kept)
-        self._path, self._loggers = path, loggers
+        self._path, self.loggers = path, list(loggers)
 
     def __enter__(self) -> Log:
         self._file = self._path.open("a")
@@ -56,14 +56,19 @@ class Log:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self._line({"step": step, **values})
-        for logger in self._loggers:
+        for logger in self.loggers:
             logger.write(step, values)
 
     def write_validation(self, step: int, metrics: Mapping[str, float]) -> None:
         self._line({"step": step, "val": metrics})
         self.flush()
-        for logger in self._loggers:
+        for logger in self.loggers:
             logger.write(step, {f"val/{name}": value for name, value in metrics.items()})
+
+    def write_note(self, step: int, note: str) -> None:
+        """Write a finding in words, into `log.jsonl` alone."""
+        self._line({"step": step, "note": note})
+        self.flush()
 
     def _line(self, entry: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(plain(entry), allow_nan=False) + "\n")

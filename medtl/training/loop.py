@@ -20,6 +20,7 @@ import numpy as np
 from medtl.data import loading
 from medtl.examples import Examples
 from medtl.training.checkpoint import Store
+from medtl.training.conflicts import Watch
 from medtl.training.log import Log, Logger, flush
 from medtl.training.objective import DOMAINS, Batch
 from medtl.training.parallel import Parallel
@@ -302,8 +303,11 @@ def fit(
         stack.callback(feed.close)
         for logger in loggers:
             stack.callback(logger.close)
-        log = stack.enter_context(Log(store.folder / "log.jsonl", int(state.step), loggers))
-        state = _steps(state, feed, schedule, evaluate, record, store, progress, log, stop)
+        path, first = store.folder / "log.jsonl", int(state.step)
+        log = stack.enter_context(Log(path, first, loggers))
+        watch = Watch(path, first - first % schedule.evaluate_every)
+        log.loggers.append(watch)
+        state = _steps(state, feed, schedule, evaluate, record, store, progress, log, watch, stop)
     if schedule.steps == 0 and store.last_step is None:
         store.save(0, state, record, score=evaluate(state)[1])
     store.wait()
@@ -321,6 +325,7 @@ def _steps(
     store: Store,
     progress: Progress,
     log: Log,
+    watch: Watch,
     stop: Request,
 ) -> TrainState:
     step = int(state.step)
@@ -352,6 +357,9 @@ def _steps(
             if metrics:
                 log.write_validation(step, metrics)
                 progress.line(step, metrics)
+            if finding := watch.finding(step):
+                log.write_note(step, finding)
+                progress.note(finding)
         late = evaluating and time.monotonic() - saved > SAVE_SECONDS
         # The log is written before the checkpoint: a resumed run drops the lines after it.
         if save_due or late or last or store.improves(score):
