@@ -86,11 +86,4 @@ def _labels(arm: Arm, domain: str) -> np.ndarray:
 
 def _features(arm: Arm, domain: str) -> np.ndarray:
     """Return the inputs side by side, f32[N, D]."""
-    e, examples = arm.experiment, arm.examples[domain]
-    n = len(examples)
-    blocks = [
-        e.frozen_features(domain) if name == "image" else np.asarray(examples.inputs[name])
-        for name in e.inputs
-    ]
-    present = [values.astype(np.float32)[:, None] for values in examples.present.values()]
-    return np.concatenate([*(block.reshape(n, -1) for block in blocks), *present], axis=1)
+    return arm.experiment.flat_features(domain, arm.examples[domain])

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from medtl.data import loading
 from medtl.errors import UserError
 from medtl.examples import Examples
 from medtl.experiment import provenance
-from medtl.training import factory, loop, tracing
+from medtl.training import adabn, batch_norm, factory, loop, tracing
 from medtl.training.checkpoint import Store
 from medtl.training.evaluator import Replaced, Validation
 from medtl.training.loop import STAGES
@@ -94,7 +95,25 @@ class Stage:
                 metric = self.arm.config.checkpoint.metric
                 print(f"{self._title}: {metric} on val was never defined; the last is taken")
             chosen = store.restore(store.chosen_step(), state)
-        return self.hand_on(jax.device_get(step.variables(chosen)))
+        return self.hand_on(self._adapted(jax.device_get(step.variables(chosen))))
+
+    def _adapted(self, variables: Any) -> Any:
+        """Return the variables, with BatchNorm statistics of the target's train if asked for."""
+        e, target = self.arm.experiment, self.arm.examples["target"]
+        if not self.arm.config.stages[self.name].adapt_batch_norm:
+            return variables
+        rows, most = target.indices("train"), self.arm.config.evaluation.batch_size
+        size = -(-len(rows) // -(-len(rows) // most))  # batches of equal size
+        made = adabn.adapted(
+            e.model,
+            variables,
+            loading.eval_batches(target, rows, size, workers=self.arm.config.data.workers),
+            normalization=e.normalization,
+            parallel=e.parallel,
+        )
+        if e.training:
+            adabn.write(self.folder, made["batch_stats"])
+        return made
 
     def hand_on(self, variables: Any) -> Weights:
         """Return the weights that the next stage starts from, with these variables."""
@@ -159,7 +178,8 @@ class Stage:
     def _stays_loaded(self) -> bool:
         """Whether the backbone is the loaded one, unchanged, also after the stage."""
         c = self.arm.config.stages[self.name]
-        return self.start.is_loaded and c.freeze == "backbone" and c.batch_norm == "frozen"
+        is_frozen = c.freeze == "backbone" and c.batch_norm == "frozen"
+        return self.start.is_loaded and is_frozen and not c.adapt_batch_norm
 
     @property
     def _title(self) -> str:
@@ -187,7 +207,7 @@ class Stage:
             e.model,
             e.components,
             self.used_terms,
-            params=self.start.variables["params"],
+            params=self.variables["params"],
             domains=self.domains,
             random_backbone=self.start.is_random,
             steps=self.steps,
@@ -197,9 +217,18 @@ class Stage:
             parallel=e.parallel,
         )
 
+    @functools.cached_property
+    def variables(self) -> Any:
+        """The variables before the first step; a joint stage may add BatchNorm of the source."""
+        key = f"config.stages.{self.name}.batch_norm"
+        is_split = self.arm.config.stages[self.name].batch_norm == "domain"
+        if not (is_split and len(self.domains) > 1):
+            return self.start.variables
+        return batch_norm.with_source(self.start.variables, key=key)
+
     def state(self) -> TrainState:
         """Return the state before the first step, on the host."""
-        variables = self.start.variables
+        variables = self.variables
         key = jax.random.fold_in(jax.random.key(self.arm.seed), 1 + STAGES.index(self.name))
         return self.compiled.step.init(key, variables, self._values, pretrained=self._pretrained)
 

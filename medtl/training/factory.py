@@ -411,7 +411,7 @@ def step(
         trained=trained,
         augmentation=components.augmentation,
         normalization=normalization,
-        batch_norm="batch" if random_backbone else c.batch_norm,
+        batch_norm=_batch_norm(c.batch_norm, random_backbone, domains),
         rate=rate,
         remake=remake,
         steps=steps,
@@ -422,6 +422,12 @@ def step(
         ema=c.ema,
         axis_name=parallel.axis_name,
     )
+
+
+def _batch_norm(mode: str, random_backbone: bool, domains: Sequence[str]) -> str:
+    """Return the mode of BatchNorm: no frozen random statistics, and a domain alone has its own."""
+    is_plain = (mode == "frozen" and random_backbone) or (mode == "domain" and len(domains) < 2)
+    return "batch" if is_plain else mode
 
 
 def _gradients(config: Any, trained: Any, base: Model, domains: Sequence[str]) -> str:

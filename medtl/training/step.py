@@ -18,7 +18,7 @@ import optax
 from medtl.data import augment
 from medtl.examples import Normalization
 from medtl.models.model import Model
-from medtl.training import conflicts, optimizers
+from medtl.training import batch_norm, conflicts, optimizers
 from medtl.training.objective import DOMAINS, Batch, Context, Objective
 
 # Fields of the config whose value the state can carry, so that one program serves all of them.
@@ -61,7 +61,7 @@ class Step:
       trained: paths of the parameters that train.
       augmentation: of training images.
       normalization: of all images.
-      batch_norm: "batch" or "frozen".
+      batch_norm: "batch", "frozen" or "domain", see `batch_norm.apply`.
       rate: the learning rate over steps, for the log.
       remake: `TRACED` field of the training stage -> value, to (optimizer, rate) with these values.
       gradients: "sum", or how `conflicts.combine` combines those of the two domains.
@@ -251,9 +251,7 @@ class Step:
             params = optimizers.merge(trained, frozen)
             model, shifted = self._with_heads(params, shifts)
             variables = {"params": shifted, "batch_stats": batch_stats}
-            outputs, changed = model.apply(
-                variables, inputs, True, batch_norm=self.batch_norm, mutable=["batch_stats"]
-            )
+            outputs, changed = batch_norm.apply(model, variables, inputs, self.batch_norm)
             context, share = self._context(state, params, outputs, part)
             value, parts = self.objective(
                 outputs,
@@ -267,7 +265,7 @@ class Step:
             )
             if self.gradients != "sum":
                 value = jnp.stack([parts["source"], value - parts["source"]])
-            return value, (parts, changed.get("batch_stats", batch_stats))
+            return value, (parts, changed)
 
         return loss
 
