@@ -348,6 +348,11 @@ def check_sweep(config: ConfigDict) -> None:
             "--mode=sweep compares settings on equal weights, but config.objective.source_weights "
             "differs between splits; set it to '' there, or use config.evaluation.tune"
         )
+    if config.objective.balance != "fixed":
+        raise UserError(
+            f"--mode=sweep compares values of λ, but config.objective.balance is "
+            f"{config.objective.balance!r}; set it to 'fixed'"
+        )
     for path in paths(config.evaluation.tune):
         raise UserError(
             f"--mode=sweep tries the values of config.sweep.grid; config.evaluation.tune.{path} "

@@ -266,6 +266,13 @@ _OBJECTIVE: Section = {
         'An Optax schedule in place of lambda_, e.g. "linear_schedule(0.0, 1.0, 1000)".',
         PluginString("optax", optional=True),
     ),
+    "balance": Field(
+        "fixed",
+        "How λ chooses itself in a joint stage, from lambda_ on. uncertainty: by learnt variances."
+        " learned: by the loss of a held-out fifth of the target's train. reweight: λ is fixed, and"
+        " that loss weighs each source example.",
+        one_of("fixed", "uncertainty", "learned", "reweight"),
+    ),
     "source_weights": Field(
         "",
         "Importance weights of the source's train examples, from frozen features of both domains:"

@@ -20,6 +20,32 @@ def check_objective(config: ConfigDict) -> None:
             f"config.objective.source_weights is {c.source_weights!r}, but none of the arms "
             f"{', '.join(config.arms)} learns from the source"
         )
+    if c.balance != "fixed":
+        _check_balance(config)
+
+
+def _check_balance(config: ConfigDict) -> None:
+    c = config.objective
+    key = f"config.objective.balance is {c.balance!r}"
+    if not any(config.arm[name].joint for name in config.arms):
+        raise UserError(f"{key}, but none of the arms {', '.join(config.arms)} is joint")
+    tried = {*paths(config.evaluation.tune), *paths(config.sweep.grid)}
+    chooses = c.balance != "reweight"
+    for is_wrong, why in (
+        (chooses and c.lambda_ <= 0, f"lambda_, at which it begins, is {c.lambda_}"),
+        (chooses and c.lambda_schedule, f"lambda_schedule is {c.lambda_schedule!r}"),
+        (chooses and "objective.lambda_" in tried, "values of lambda_ are tried"),
+        (chooses and c.gradients != "sum", f"gradients is {c.gradients!r}"),
+        (c.reduction != "mean", f"reduction is {c.reduction!r}, whose sums count all examples"),
+        ("balance" in c.terms, "a term has the name of its parameters, 'balance'"),
+        (
+            c.balance != "uncertainty" and config.stages.target.accumulate > 1,
+            f"stages.target.accumulate is {config.stages.target.accumulate}, which divides the "
+            "batch that it compares",
+        ),
+    ):
+        if is_wrong:
+            raise UserError(f"{key}, but {why}; change one of them")
 
 
 def check_batch_norm(config: ConfigDict) -> None:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from medtl import data
 from medtl.data import loading
 from medtl.errors import UserError
 from medtl.examples import Examples
 from medtl.experiment import provenance
-from medtl.training import adabn, batch_norm, factory, loop, tracing
+from medtl.training import adabn, balance, batch_norm, factory, loop, tracing
 from medtl.training.checkpoint import Store
 from medtl.training.evaluator import Replaced, Validation
 from medtl.training.loop import STAGES
@@ -219,12 +220,17 @@ class Stage:
 
     @functools.cached_property
     def variables(self) -> Any:
-        """The variables before the first step; a joint stage may add BatchNorm of the source."""
-        key = f"config.stages.{self.name}.batch_norm"
-        is_split = self.arm.config.stages[self.name].batch_norm == "domain"
-        if not (is_split and len(self.domains) > 1):
-            return self.start.variables
-        return batch_norm.with_source(self.start.variables, key=key)
+        """The variables before the first step; a joint stage may add parameters of its own."""
+        config, variables = self.arm.config, self.start.variables
+        if len(self.domains) < 2:
+            return variables
+        if config.stages[self.name].batch_norm == "domain":
+            key = f"config.stages.{self.name}.batch_norm"
+            variables = batch_norm.with_source(variables, key=key)
+        if own := balance.initial(config.objective.balance, config.objective.lambda_):
+            terms = {**variables["params"].get("terms", {}), balance.NAME: own}
+            variables = {**variables, "params": {**variables["params"], "terms": terms}}
+        return variables
 
     def state(self) -> TrainState:
         """Return the state before the first step, on the host."""
@@ -263,6 +269,9 @@ class Stage:
         components = self.arm.experiment.components
         if components.terms or components.reads_class_counts:
             values["class_counts"] = {d: counts_of(e) for d, e in examples.items()}
+        if config.objective.balance in balance.HELD_OUT and len(self.domains) > 1:
+            seed = data.split_seed(config.data.target)
+            values["held_out"] = balance.held_out(examples["target"], seed)
         return values
 
     def feed(self, first: int, progress: Progress) -> loop.Feed:

@@ -24,7 +24,7 @@ from medtl.models import architectures
 from medtl.models.encoders import DEFAULTS
 from medtl.models.fusion import LateHead
 from medtl.models.model import Head, Model, init_variables
-from medtl.training import conflicts, optimizers, tracing
+from medtl.training import balance, conflicts, optimizers, tracing
 from medtl.training.log import Logger
 from medtl.training.objective import AbsentDomainError, Context, Loss, Objective, Term
 from medtl.training.parallel import Parallel
@@ -402,7 +402,7 @@ def step(
         freeze="none" if random_backbone else c.freeze,
         groups=groups(base),
         heads={base.head_of[d] for d in domains},
-        terms={term.name for term in used.terms},
+        terms={*(term.name for term in used.terms), balance.NAME},
     )
     return Step(
         model=base,
@@ -416,6 +416,7 @@ def step(
         remake=remake,
         steps=steps,
         gradients=_gradients(config, trained, base, domains),
+        balance=config.objective.balance if len(domains) > 1 else "fixed",
         classes=classes,
         reads=used.reads,
         accumulate=c.accumulate,
