@@ -19,6 +19,7 @@ from medtl.examples import Examples
 from medtl.experiment import experiment
 from medtl.losses import cross_entropy
 from medtl.training import balance, optimizers
+from medtl.training.checkpoint import Store
 from medtl.training.objective import Loss, Objective
 from medtl.training.parallel import Parallel
 from medtl.training.step import prepare
@@ -214,20 +215,42 @@ def test_the_held_out_part_is_of_train_alone_and_keeps_patients_together():
     assert np.array_equal(held, balance.held_out(made, 0))
 
 
-@pytest.mark.parametrize("mode", ["uncertainty", "learned"])
-def test_a_run_learns_and_logs_lambda(mode, tmp_path):
+def config_of(tmp_path, mode):
     config = tiny(
         data__inputs=("features",), objective__balance=mode, arms=("transfer",),
-        stages__target__epochs=4, stages__target__learning_rate=0.05,
+        stages__target__epochs=4, stages__target__learning_rate=0.05, checkpoint__every_steps=3,
     )  # fmt: skip
+    config.arm.transfer.source_stage = False
     for domain, n, shift in (("source", 120, 0.0), ("target", 80, 0.5)):
         path = features(tmp_path / f"{domain}.npz", n, shift, n)
         config.data[domain] = dataset("features", path=path, split=(0.6, 0.2, 0.2))
-    experiment.train(config, tmp_path / "run")
-    log = (tmp_path / "run/seed_0/transfer/target/log.jsonl").read_text()
+    return config
+
+
+def test_a_run_learns_and_logs_lambda_and_resumes_bit_for_bit(tmp_path, monkeypatch):
+    config = config_of(tmp_path, "learned")
+    experiment.train(config, tmp_path / "whole")
+    name = "seed_0/transfer/target/log.jsonl"
+    log = (tmp_path / "whole" / name).read_text()
     values = [line["lambda"] for line in map(json.loads, log.splitlines()) if "lambda" in line]
     assert values[0] == pytest.approx(1)
     assert abs(np.log(values[-1])) > 0.05
+    save, calls = Store.save, []
+
+    def killed(self, step, *args, **kwargs):
+        save(self, step, *args, **kwargs)
+        calls.append(step)
+        if len(calls) == 2:
+            self.wait()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Store, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.train(config, tmp_path / "killed")
+    monkeypatch.setattr(Store, "save", save)
+    experiment.train(config, tmp_path / "killed")
+    for file in (name, "predictions.csv"):
+        assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
 @pytest.mark.parametrize(
