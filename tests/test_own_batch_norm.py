@@ -149,11 +149,12 @@ def test_the_statistics_are_those_of_all_images_whatever_the_batches_and_devices
 def test_a_run_with_both_keeps_its_statistics_for_prediction(tmp_path):
     config = tiny(
         arms=("transfer",), stages__target__batch_norm="domain", stages__target__epochs=1,
-        stages__target__adapt_batch_norm=True, evaluation__mistakes="none",
+        stages__target__adapt_batch_norm=True, evaluation__test_time=("flip",),
     )  # fmt: skip
     config.arm.transfer.source_stage = False
     experiment.train(config, tmp_path)
     before = predictions.read(tmp_path / "predictions.csv")[0]
+    assert {p.arm for p in before} == {"transfer", "transfer+tta"}
     stored = inference.load_checkpoint(tmp_path)
     assert set(stored.variables["params"]) >= {"encoders", "norms"}
     kept = adabn.read(tmp_path / "seed_0/transfer/target")

@@ -120,7 +120,7 @@ class Arm:
             return Outcome(self._reported(baselines.fit(self)), {}, {})
         weights, trial = self._train()
         made = self._reported(lambda rows: self._probabilities(weights, rows))
-        if self.config.evaluation.test_time:
+        if self.config.evaluation.test_time and "image" in self.experiment.inputs:
             of_views = self._reported(lambda rows: self._over_views(weights, rows))
             made += [dataclasses.replace(p, arm=f"{p.arm}+tta") for p in of_views]
         return Outcome(made, dict(trial.values), weights.variables)

@@ -33,7 +33,7 @@ def make(arm: Arm) -> Any:
         raise UserError(
             f"{key} is {plugin.text!r}; it must be a classifier with fit and predict_proba"
         )
-    if arm.examples["target"].multi_label:
+    if arm.experiment.examples["target"].multi_label:
         raise UserError(f"{key} takes one diagnosis an example, but the target has several")
     if "image" in arm.experiment.inputs and arm.experiment.loaded is None:
         raise UserError(

@@ -18,7 +18,7 @@ from medtl.evaluation import predictions
 from medtl.evaluation.predictions import Predictions
 from medtl.experiment import run_folder
 
-_PARTS = re.compile(r"(repeat|fold)_(\d+)")
+_PART = re.compile(r"(repeat|fold)_(\d+)")
 
 
 def members(folder: str | Path, checkpoint: str | Path | None) -> list[str | Path | None]:
@@ -77,7 +77,10 @@ def val_of(folder: Path, name: str, arm: str, seed: int) -> Predictions:
       UserError: there are none.
     """
     path = folder / "predictions.csv"
-    place = {word: int(number) for word, number in _PARTS.findall(name)}
+    parts = Path(name).parts
+    seeds = [i for i, part in enumerate(parts) if part == f"seed_{seed}"]
+    found = [_PART.fullmatch(part) for part in parts[max(seeds, default=0) :]]
+    place = {match[1]: int(match[2]) for match in found if match}
     wanted = (place.get("repeat"), place.get("fold"))
     rows = predictions.read(path)[0] if path.is_file() else []
     for p in rows:

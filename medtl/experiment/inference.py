@@ -91,7 +91,7 @@ def _scores(stored: Stored, manifest: str, folder: Path) -> list[Predictions]:
     unknown = np.full(probability.shape, np.nan) if multi_label else np.full(len(examples), -1)
     arm, seed = stored.record["arm"], stored.record["seed"]
     made = [Predictions(arm, "predict", examples.id, unknown, probability, seed)]
-    if c.evaluation.test_time:
+    if c.evaluation.test_time and "image" in factory.input_names(c):
         evaluator = Evaluator(c, parallel, stored.model, stored.normalization, None)
         mean = evaluator.mean_over_views(variables, domain, examples, rows, multi_label=multi_label)
         made.append(dataclasses.replace(made[0], arm=f"{arm}+tta", probability=mean))

@@ -65,6 +65,8 @@ def _check_one(
     experiment: Experiment, arms: Sequence[str], splits: Sequence[Split], *, shows_terms: bool
 ) -> None:
     _check_encoders(experiment)
+    if experiment.config.evaluation.test_time and "image" not in experiment.inputs:
+        raise UserError("config.evaluation.test_time shows views of an image, but no input is one")
     _check_class_counts(experiment, splits)
     for examples in experiment.examples.values():
         losses = experiment.components.losses

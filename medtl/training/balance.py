@@ -41,6 +41,11 @@ def initial(mode: str, lambda_: float) -> dict[str, np.ndarray]:
     return {"logit": np.asarray(log)} if mode == "learned" else {}
 
 
+def names(mode: str) -> set[str]:
+    """Return the names of the parameters that a mode owns, among those of the terms."""
+    return {NAME} if initial(mode, 1.0) else set()
+
+
 def lambda_of(mode: str, params: Mapping[str, Any]) -> jax.Array:
     """Return λ, the ratio of the target's factor to the source's, f32[]."""
     own = params["terms"][NAME]

@@ -402,7 +402,7 @@ def step(
         freeze="none" if random_backbone else c.freeze,
         groups=groups(base),
         heads={base.head_of[d] for d in domains},
-        terms={*(term.name for term in used.terms), balance.NAME},
+        terms={term.name for term in used.terms} | balance.names(config.objective.balance),
     )
     return Step(
         model=base,
