@@ -25,7 +25,7 @@ from medtl.data.augment import Augmentation
 from medtl.examples import NORMALIZATIONS
 from medtl.losses import cross_entropy, terms
 from medtl.models.model import Head, Model, Outputs, init_variables
-from medtl.training import optimizers
+from medtl.training import balance, batch_norm, optimizers
 from medtl.training.objective import DOMAINS, Context, Loss, Objective, Term
 from medtl.training.step import Step
 
@@ -38,6 +38,10 @@ VARIANTS = {
     "DANN": (terms.DANN(), "sum"),
     "gated": (None, "gated"),
     "pcgrad": (None, "pcgrad"),
+    "uncertainty": (None, "sum"),
+    "learned": (None, "sum"),
+    "reweight": (None, "sum"),
+    "domain BatchNorm": (None, "sum"),
 }
 
 
@@ -57,6 +61,7 @@ def make_batch(size: int, n: int) -> dict:
             "mask": np.ones(n, np.float32),
             "weight": np.ones(n, np.float32),
             "position": np.arange(n, dtype=np.int32),
+            "index": np.arange(n, dtype=np.int32),
         }
         for domain in DOMAINS
     }
@@ -74,15 +79,26 @@ def make(name: str, model: Model, variables: dict, batch: dict):
         outputs = {d: Outputs(jnp.zeros((n, 2)), jnp.zeros((n, 512))) for d in DOMAINS}
         context = Context({"outputs": outputs, "batch": batch, "progress": jnp.zeros(())})
         params["terms"] = {"term": term.init(jax.random.key(0), context)["params"]}
+    if own := balance.initial(name, 1.0):
+        params["terms"] = {balance.NAME: own}
+    variables = {**variables, "params": params}
+    if name == "domain BatchNorm":
+        variables = batch_norm.with_source(variables, key="batch_norm")
+        params = variables["params"]
     objective = Objective((Loss("main", cross_entropy),), 1.0, "mean", {}, used)
     trained = optimizers.trained_paths(
-        params, freeze="none", groups={}, heads={"shared"}, terms={t.name for t in used}
-    )
+        params, freeze="none", groups={}, heads={"shared"},
+        terms={balance.NAME, *(t.name for t in used)},
+    )  # fmt: skip
     step = (Plain if name == "plain" else Step)(
         model, objective, optax.adam(1e-4), trained, Augmentation(),
         NORMALIZATIONS["torchvision"], steps=100, classes=classes, gradients=gradients,
+        balance=name if name in balance.MODES else "fixed",
+        batch_norm="domain" if name == "domain BatchNorm" else "batch",
     )  # fmt: skip
-    state = step.init(jax.random.key(1), {**variables, "params": params})
+    n = len(batch["target"]["label"])
+    held = {"held_out": (np.arange(n) % 5 == 0).astype(np.float32)}
+    state = step.init(jax.random.key(1), variables, held if name in balance.HELD_OUT else None)
     return jax.jit(step).lower(state, batch), state
 
 
@@ -102,7 +118,7 @@ def main() -> None:
     print(f"{jax.devices()[0].device_kind}, {args.size} px, {args.batch} + {args.batch}")
     flops = {name: step.cost_analysis()["flops"] for name, (step, _) in made.items()}
     for name, count in flops.items():
-        print(f"{name:12} {count / 1e9:8.2f} GFLOP  {count / flops['plain']:6.4f} x")
+        print(f"{name:16} {count / 1e9:8.2f} GFLOP  {count / flops['plain']:6.4f} x")
     if not args.rounds:
         return
     compiled = {name: step.compile() for name, (step, _) in made.items()}

@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from medtl import data, plugins, weights
-from medtl.config import fields, tasks, tuning_check
+from medtl.config import fields, methods, tasks, tuning_check
 from medtl.config.lookup import GRIDS, is_cross_validated, no_such_field, node_at, paths
 from medtl.config.rules import NAME, UNIQUE, Entries, Field, Grid, Node, choose
 from medtl.errors import UserError
@@ -216,6 +216,8 @@ def _check_objective(config: ConfigDict) -> None:
             f"config.objective.gradients is {objective.gradients!r}, which compares the source's "
             f"gradient with the target's, but none of the arms {', '.join(config.arms)} is joint"
         )
+    methods.check_objective(config)
+    methods.check_batch_norm(config)
     for name in objective.terms:
         if name in objective.losses:
             raise UserError(
@@ -241,6 +243,10 @@ def _check_evaluation(config: ConfigDict, *, arms: Collection[str] | None) -> No
         raise UserError(
             f"config.evaluation.size_repeats is {c.size_repeats}, but {why}; set it to 1"
         )
+    if arms is not None:
+        methods.check_arms(config)
+        if config.evaluation.label_shift and is_cross_validated(config):
+            _check_val(config, "config.evaluation.label_shift compares")
     if c.reference and arms is not None:
         choose(c.reference, arms, "config.evaluation.reference")
     for name in c.metrics:
@@ -344,6 +350,16 @@ def check_sweep(config: ConfigDict) -> None:
         raise UserError(
             f"config.sweep.grid.{LAMBDA} weighs the target of a joint arm, but {arm} is not joint; "
             "config.sweep.arm names another"
+        )
+    if config.objective.source_weights:
+        raise UserError(
+            "--mode=sweep compares settings on equal weights, but config.objective.source_weights "
+            "differs between splits; set it to '' there, or use config.evaluation.tune"
+        )
+    if config.objective.balance != "fixed":
+        raise UserError(
+            f"--mode=sweep compares values of λ, but config.objective.balance is "
+            f"{config.objective.balance!r}; set it to 'fixed'"
         )
     for path in paths(config.evaluation.tune):
         raise UserError(

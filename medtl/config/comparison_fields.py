@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medtl.config.rules import Field, Node, Rule, at_least, one_of
+from medtl.config.rules import UNIQUE, Field, Node, Rule, at_least, each, one_of
 
 
 def _is_range(value: tuple) -> bool:
@@ -34,5 +34,24 @@ COMPARISON: dict[str, Node] = {
         "Subsets of each of target_sizes and seed; more of them average out the choice of labels."
         " In a cross-validation each fold and repeat has its own.",
         at_least(1),
+    ),
+    "ensembles": Field(
+        False,
+        "Add for each arm the mean probability of its seeds, as an arm of its own; --mode=predict"
+        " then takes all seeds.",
+    ),
+    "test_time": Field(
+        (),
+        "Add for each arm the mean probability over views of an image, flips or crops, as the arm"
+        " NAME+tta.",
+        each("of flip, crop", lambda view: view in ("flip", "crop")),
+        UNIQUE,
+    ),
+    "label_shift": Field(
+        (),
+        "Add for each arm, as NAME+em or NAME+bbse, its probabilities under the class frequencies"
+        " that are estimated from the unlabelled examples: em, bbse.",
+        each("of em, bbse", lambda method: method in ("em", "bbse")),
+        UNIQUE,
     ),
 }

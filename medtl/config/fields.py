@@ -37,7 +37,7 @@ from medtl.config.rules import (
     one_of,
 )
 from medtl.config.tuning_fields import TUNING
-from medtl.data import samplers
+from medtl.data import samplers, source_weights
 from medtl.evaluation.metrics.names import NAMES
 from medtl.models import DTYPES, FUSIONS
 
@@ -133,9 +133,15 @@ STAGE: Section = {
     ),
     "batch_norm": Field(
         "batch",
-        "Normalize by the statistics of the global batch, or by the frozen running statistics."
+        "Normalize by the statistics of the global batch, by the frozen running statistics, or in a"
+        " joint target stage by statistics and affine parameters of each domain's own."
         " Independent of freeze; a network with random weights always uses the batch's.",
-        one_of("batch", "frozen"),
+        one_of("batch", "frozen", "domain"),
+    ),
+    "adapt_batch_norm": Field(
+        False,
+        "AdaBN: after the stage, estimate the running statistics of BatchNorm anew on the train"
+        " images of the target, at least 32.",
     ),
     "optimizer": Field(
         "adam", 'An Optax optimizer, e.g. "sgd(momentum=0.9)".', PluginString("optax")
@@ -277,6 +283,19 @@ _OBJECTIVE: Section = {
         'An Optax schedule in place of lambda_, e.g. "linear_schedule(0.0, 1.0, 1000)".',
         PluginString("optax", optional=True),
     ),
+    "balance": Field(
+        "fixed",
+        "How λ chooses itself in a joint stage, from lambda_ on. uncertainty: by learnt variances."
+        " learned: by the loss of a held-out fifth of the target's train. reweight: λ is fixed, and"
+        " that loss weighs each source example.",
+        one_of("fixed", "uncertainty", "learned", "reweight"),
+    ),
+    "source_weights": Field(
+        "",
+        "Importance weights of the source's train examples, from frozen features of both domains:"
+        " those that resemble the target count more.",
+        PluginString("medtl.data.source_weights", source_weights.NAMES, optional=True),
+    ),
     "reduction": Field("mean", "The reduction over each domain.", one_of(*REDUCTIONS)),
     "gradients": Field(
         "sum",
@@ -295,6 +314,11 @@ _CHECKPOINT: Section = {
         one_of("best", "last"),
     ),
     "metric": Field("auroc", f"{', '.join(NAMES)}, or a name in evaluation.metrics."),
+    "keep_folds": Field(
+        False,
+        "Keep the chosen checkpoints of a cross-validation's folds: --mode=predict then takes the"
+        " mean probability of all of them.",
+    ),
     "every_steps": Field(
         0,
         "Save after this many steps, too. 0: only the best on val, the last, and an evaluation"

@@ -87,6 +87,8 @@ def _check_quantity(config: ConfigDict) -> None:
         wrong.append(f"config.checkpoint.metric={QUANTITY_CRITERIA[0]} (or {names})")
     off: dict[str, Any] = {"model.prior_bias": False, "evaluation.ordinal": False}
     off |= {"evaluation.positive": "", "evaluation.prevalence": 0.0}
+    off |= {"evaluation.label_shift": (), "evaluation.test_time": ()}
+    off |= {f"stages.{name}.head_start": "" for name in config.stages}
     off |= {f"stages.{name}.sampler": _SHUFFLED for name in config.stages}
     for path, value in off.items():
         section: Any = config

@@ -56,14 +56,16 @@ def with_reference(
         "reference": reference,
         "metric": metric,
         "sample": sample_words(other, resampled.patients, unit),
-        "one_model": differences.one_model(other),
         "margin": verdict.margin_of(metric, margin, float(value)),
         "level": resampled.level,
     }
     comparisons = []
     for arm, main in by_metric[metric].items():
         harm = sources is not None and arm in sources and reference not in sources
-        judged = verdict.judge(_measured(arm, main, negative_transfer=harm, **shared))
+        is_one = differences.one_model(other) or differences.one_model(evaluated[arm])
+        judged = verdict.judge(
+            _measured(arm, main, negative_transfer=harm, one_model=is_one, **shared)
+        )
         as_dict = _as_dict(judged, main, shared["margin"]) | {
             "tests": _tests(evaluated[arm], other, resampled, main, metric),
             "all_metrics": {name: as_estimate(by_metric[name][arm]) for name in names},

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from medtl.evaluation import bootstrap, compare
+from medtl.evaluation import bootstrap, compare, ensembles
 from medtl.evaluation.arm_results import Evaluated
 from medtl.evaluation.intervals import UNDEFINED_DRAWS
 from medtl.evaluation.metrics import PROPORTIONS
@@ -56,8 +56,11 @@ class Difference:
 
 
 def one_model(e: Evaluated) -> bool:
-    """Tell whether an arm was trained once, so that the variance of training is unknown."""
-    return len(e.sets) == 1
+    """Tell whether an arm was trained once, so that the variance of training is unknown.
+
+    An ensemble of seeds on one split is one model, which is there once for each seed.
+    """
+    return len(e.sets) == 1 or (ensembles.is_ensemble(e.arm) and not e.several_splits)
 
 
 def of_arms(
@@ -246,7 +249,7 @@ def _on_one_split(a: Evaluated, b: Evaluated, resampled: bootstrap.Resampled, m:
     else:  # see `_half`
         p = min(1.0, 2 * max(0.0, 1 - abs(value)) ** units)
     note = "of these trained models: training variance is unknown with one seed"
-    if seeds > 1:
+    if seeds > 1 and not (one_model(a) and one_model(b)):
         trained = math.sqrt(max(se**2 - sampled, 0.0))
         parts = f"{math.sqrt(sampled):.4f} and {trained:.4f}"
         note = f"standard errors of {unit}s and of {seeds} seeds: {parts}"

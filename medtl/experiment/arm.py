@@ -21,8 +21,8 @@ from medtl.errors import UserError
 from medtl.evaluation import predictions, to_json
 from medtl.evaluation.predictions import Predictions
 from medtl.examples import Examples
-from medtl.experiment import baselines, provenance
-from medtl.experiment.setup import Experiment, reported_splits
+from medtl.experiment import baselines, provenance, source_weights
+from medtl.experiment.setup import Experiment, reported_splits, uses_source
 from medtl.experiment.splits import Split
 from medtl.experiment.stage import Stage, Weights
 from medtl.experiment.trials import Trial, trials
@@ -82,8 +82,16 @@ class Arm:
 
     @functools.cached_property
     def examples(self) -> dict[str, Examples]:
-        """Domain -> examples, the target's with the arm's split."""
-        return self.experiment.examples_of(self.split)
+        """Domain -> examples, the target's with the arm's split, the source's with its weights."""
+        examples = self.experiment.examples_of(self.split)
+        if self.is_weighted:
+            examples["source"] = source_weights.weighted(self.experiment, examples, self.split)
+        return examples
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether importance weights, which depend on the split, weigh the source."""
+        return bool(self.config.objective.source_weights) and uses_source(self.config, self.name)
 
     @functools.cached_property
     def model(self) -> Model:
@@ -112,6 +120,9 @@ class Arm:
             return Outcome(self._reported(baselines.fit(self)), {}, {})
         weights, trial = self._train()
         made = self._reported(lambda rows: self._probabilities(weights, rows))
+        if self.config.evaluation.test_time and "image" in self.experiment.inputs:
+            of_views = self._reported(lambda rows: self._over_views(weights, rows))
+            made += [dataclasses.replace(p, arm=f"{p.arm}+tta") for p in of_views]
         return Outcome(made, dict(trial.values), weights.variables)
 
     def _reported(self, probabilities: Callable[[np.ndarray], np.ndarray]) -> list[Predictions]:
@@ -135,6 +146,8 @@ class Arm:
             predictions.write(self.folder / "predictions.csv", outcome.predictions, classes)
             done = {"record": self.record("target"), "tuned": outcome.tuned}
             files.write_text(self.folder / _DONE, to_json(done))
+        if self.config.checkpoint.keep_folds and self.split.size is None:
+            return
         # Also after a command that was killed while it deleted them. Those of a fold's subsets, in
         # folders below, stay until the subset is done.
         for stage in ("target", "trial_*/target"):
@@ -161,7 +174,7 @@ class Arm:
     def _source(self, weights: Weights) -> Weights:
         """Train the source stage: once a seed for all splits, unless it depends on the split."""
         whole = dataclasses.replace(self, split=self.experiment.split)
-        if not self.split.path or self._prior or self.experiment.is_pooled:
+        if not self.split.path or self._prior or self._source_sees_target:
             return Stage(self, "source", weights).train()
         cache, key = self.experiment.cache.source, (self.seed, self.name, self.trial.name)
         if key not in cache:
@@ -169,6 +182,12 @@ class Arm:
                 del cache[other]
             cache[key] = Stage(whole, "source", weights).train()
         return cache[key]
+
+    @property
+    def _source_sees_target(self) -> bool:
+        """Whether the source stage depends on the target's split."""
+        is_adapted = self.config.stages.source.adapt_batch_norm
+        return self.experiment.is_pooled or self.is_weighted or is_adapted
 
     def _train(self) -> tuple[Weights, Trial]:
         """Train the arm; with nested selection every setting, of which the best on val is taken."""
@@ -205,6 +224,14 @@ class Arm:
         target = self.examples["target"]
         replaced = e.replaced("target", encoded=weights.is_loaded)
         return e.evaluator.probabilities(variables, "target", target, rows, replaced)
+
+    def _over_views(self, weights: Weights, rows: np.ndarray) -> np.ndarray:
+        """Return the mean probabilities over views, of the images also where they are encoded."""
+        e = self.experiment
+        variables, target = e.parallel.replicate(weights.variables), self.examples["target"]
+        return e.evaluator.mean_over_views(
+            variables, "target", target, rows, multi_label=target.multi_label
+        )
 
     def _rank(self, weights: Weights) -> tuple[bool, float]:
         """Return whether the score is defined, and the score; else minus the loss."""

@@ -43,7 +43,7 @@ def make(arm: Arm) -> Any:
         raise UserError(
             f"{key} is {plugin.text!r}; it must be a classifier with fit and predict_proba"
         )
-    if arm.examples["target"].multi_label:
+    if arm.experiment.examples["target"].multi_label:
         raise UserError(f"{key} takes one diagnosis an example, but the target has several")
     if "image" in arm.experiment.inputs and arm.experiment.loaded is None:
         raise UserError(
@@ -107,11 +107,4 @@ def _patients(arm: Arm, domain: str) -> np.ndarray:
 
 def _features(arm: Arm, domain: str) -> np.ndarray:
     """Return the inputs side by side, f32[N, D]."""
-    e, examples = arm.experiment, arm.examples[domain]
-    n = len(examples)
-    blocks = [
-        e.frozen_features(domain) if name == "image" else np.asarray(examples.inputs[name])
-        for name in e.inputs
-    ]
-    present = [values.astype(np.float32)[:, None] for values in examples.present.values()]
-    return np.concatenate([*(block.reshape(n, -1) for block in blocks), *present], axis=1)
+    return arm.experiment.flat_features(domain, arm.examples[domain])

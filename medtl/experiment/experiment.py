@@ -37,6 +37,7 @@ from medtl.experiment import (
     results,
     run_folder,
     selection,
+    source_weights,
     splits,
     trust,
 )
@@ -162,6 +163,8 @@ def open_experiment(
     parallel.keep_compiled(cache.folder(config.data.cache_dir) / "compiled")
     _check_devices()
     components = Components.create(config)
+    if config.objective.source_weights:
+        source_weights.plugin(config)
     tuned = trials(config.evaluation.tune, joint=True)
     for trial in (*tuned, *trials(config.sweep.grid, joint=True)):
         if not trial.is_traced:  # before data is read: a plug-in string may be wrong
@@ -226,7 +229,7 @@ def _run_arms(
     # Predictions are on disk before anything that can fail begins.
     predictions.write(folder / "predictions.csv", made, classes)
     _explain(unexplained)
-    notes = _selection_notes(experiment, splits_by_seed)
+    notes = [*_selection_notes(experiment, splits_by_seed), *source_weights.notes(experiment)]
     provenance = _provenance(experiment, command, tuned, notes)
     provenance["seconds"] = _seconds(experiment, began)
     sources = [arm for arm in config.arms if uses_source(config, arm)]

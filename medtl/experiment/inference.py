@@ -18,13 +18,14 @@ from medtl.data import loading
 from medtl.data.prepared import OF_CELLS, with_present
 from medtl.data.preprocessing import Fitted, Layout, apply
 from medtl.errors import UserError
-from medtl.evaluation import predictions
+from medtl.evaluation import label_shift, predictions
+from medtl.evaluation.predictions import Predictions
 from medtl.examples import Examples, Normalization
-from medtl.experiment import frozen, provenance, run_folder, trust
+from medtl.experiment import ensemble, frozen, provenance, run_folder, trust
 from medtl.models.model import Model
-from medtl.training import factory
+from medtl.training import adabn, factory
 from medtl.training.checkpoint import Store, handed_on, nested
-from medtl.training.evaluator import make_eval_step, run_batches
+from medtl.training.evaluator import Evaluator, make_eval_step, run_batches
 from medtl.training.initial import overlaid
 from medtl.training.parallel import Parallel, keep_compiled
 from medtl.training.trainable import ADAPTERS
@@ -38,12 +39,18 @@ def predict(
     output: str | Path | None = None,
     accept_code: bool = False,
 ) -> Path:
-    """Score a manifest, with or without labels, with the checkpoint of a training stage.
+    """Score a manifest, with or without labels, with the checkpoint of one or several stages.
+
+    Several are an ensemble: the mean of their probabilities. Further rows have the arm's name with
+    "+tta" for the views of `evaluation.test_time`, and with "+em" or "+bbse" for the class
+    frequencies that `evaluation.label_shift` estimates from the manifest.
 
     Args:
       folder: the work folder of the run.
       manifest: CSV with the columns of the model's inputs, such as `image_path`.
-      checkpoint: the stage's folder; None: the target stage of the first arm and seed.
+      checkpoint: the stage's folder, or one that holds several target stages; None: the target
+        stage of the first arm and seed, or those of all seeds with `evaluation.ensembles`, and of
+        all folds with `checkpoint.keep_folds`.
       output: CSV to write, with the columns of `predictions.csv`; None: `scored.csv` in the
         checkpoint's folder if one is given, else in the work folder.
       accept_code: as in `load_checkpoint`.
@@ -54,31 +61,56 @@ def predict(
     path = Path(output) if output else Path(checkpoint or folder) / "scored.csv"
     if not path.parent.is_dir():
         raise UserError(f"--output={path}: there is no folder {path.parent}")
-    stored = load_checkpoint(folder, checkpoint, accept_code=accept_code)
-    c = stored.config
+    names = ensemble.members(folder, checkpoint)
+    scored: dict[str, list[Predictions]] = {}
+    stored = load_checkpoint(folder, names[0], accept_code=accept_code)
+    classes = tuple(stored.record["classes"][stored.domain])
+    for name in names:
+        stored = load_checkpoint(folder, name, accept_code=accept_code)
+        if tuple(stored.record["classes"][stored.domain]) != classes:
+            raise UserError(f"{name} has other classes than {names[0]}; score them one by one")
+        for p in _scores(stored, str(manifest), Path(folder)):
+            scored.setdefault(p.arm, []).append(p)
+    rows = [ensemble.mean(of_arm) for of_arm in scored.values()]
+    predictions.write(path, rows, classes)
+    what = "images" if tuple(stored.config.data.inputs) == ("image",) else "examples"
+    by = stored.name if len(names) == 1 else f"{len(names)} models in {checkpoint or folder}"
+    print(f"{len(rows[0].id)} {what} scored by {by}: {path}")
+    return path
+
+
+def _scores(stored: Stored, manifest: str, folder: Path) -> list[Predictions]:
+    """Score a manifest with one model; also over views, and for other class frequencies."""
+    c, domain = stored.config, stored.domain
     keep_compiled(caches.folder(c.data.cache_dir) / "compiled")
-    domain = stored.domain
-    examples = _examples(stored, str(manifest))
-    parallel = Parallel.create("none")
+    examples = _examples(stored, manifest)
+    rows, parallel = np.arange(len(examples)), Parallel.create("none")
+    variables = parallel.replicate(stored.variables)
     step = parallel.evaluate(make_eval_step(stored.model, domain, stored.normalization))
-    batches = loading.eval_batches(examples, np.arange(len(examples)), c.evaluation.batch_size)
-    logits = run_batches(step, parallel.replicate(stored.variables), batches)
+    batches = loading.eval_batches(examples, rows, c.evaluation.batch_size)
+    logits = run_batches(step, variables, batches)
     multi_label = stored.record["multi_label"][domain]
     scale = stored.record.get("scale", {}).get(domain)
     if scale:
         probability = predictions.in_units(logits, tuple(scale))
     else:
         probability = predictions.probabilities(logits, multi_label=multi_label)
-    classes = tuple(stored.record["classes"][domain])
     unknown = np.full(probability.shape, np.nan) if multi_label else np.full(len(examples), -1)
     unknown = np.full(len(examples), np.nan) if scale else unknown
-    rows = predictions.Predictions(
-        stored.record["arm"], "predict", examples.id, unknown, probability, stored.record["seed"]
-    )
-    predictions.write(path, [rows], classes)
-    what = "images" if tuple(c.data.inputs) == ("image",) else "examples"
-    print(f"{len(examples)} {what} scored by {stored.name}: {path}")
-    return path
+    arm, seed = stored.record["arm"], stored.record["seed"]
+    made = [Predictions(arm, "predict", examples.id, unknown, probability, seed)]
+    if c.evaluation.test_time and "image" in factory.input_names(c):
+        evaluator = Evaluator(c, parallel, stored.model, stored.normalization, None)
+        mean = evaluator.mean_over_views(variables, domain, examples, rows, multi_label=multi_label)
+        made.append(dataclasses.replace(made[0], arm=f"{arm}+tta", probability=mean))
+    for method in c.evaluation.label_shift:
+        val = ensemble.val_of(folder, stored.name, arm, seed)
+        shift = label_shift.estimate(method, val, made[0])
+        made.append(label_shift.corrected(made[0], shift, method))
+        entry = {"arm": arm, "method": method, **dataclasses.asdict(shift)}
+        classes = stored.record["classes"][domain]
+        print("\n".join(label_shift.notes([entry], classes)))
+    return made
 
 
 def _examples(stored: Stored, manifest: str) -> Examples:
@@ -288,6 +320,8 @@ def load_checkpoint(
             "train to the end first"
         )
     variables = {"params": params, "batch_stats": nested(arrays, "batch_stats")}
+    if config.stages[record["stage"]].adapt_batch_norm:
+        variables["batch_stats"] = adabn.read(stage)
     n = record["normalization"]
     normalization = Normalization(n["name"], tuple(n["mean"]), tuple(n["std"]))
     return Stored(f"{stage}/checkpoints/{step}", record, config, model, variables, normalization)

@@ -38,10 +38,11 @@ def are_due(arm: Arm, outcome: Outcome) -> bool:
 def write(arm: Arm, outcome: Outcome) -> None:
     """Write the most confident mistakes of one arm with their pictures."""
     target = arm.examples["target"]
-    last = outcome.predictions[-1]  # test where there is one
+    own = [p for p in outcome.predictions if p.arm == arm.name]
+    last = own[-1]  # test where there is one
     section = arm.config.evaluation
     positive = positive_class(section.positive, target.classes)
-    val = next((p for p in outcome.predictions if p.split == "val" and p is not last), None)
+    val = next((p for p in own if p.split == "val" and p is not last), None)
     mistakes = confident(
         last,
         target.classes,

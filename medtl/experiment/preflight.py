@@ -20,13 +20,13 @@ from medtl import config as configs
 from medtl import data, plugins
 from medtl.data.order import order_of
 from medtl.errors import UserError
-from medtl.experiment import baselines
+from medtl.experiment import baselines, source_weights
 from medtl.experiment.arm import Arm
 from medtl.experiment.setup import Experiment
 from medtl.experiment.splits import Split
 from medtl.experiment.stage import Stage, counts_of
 from medtl.experiment.trials import Trial
-from medtl.training import factory, probe, tracing
+from medtl.training import adabn, batch_norm, factory, probe, tracing
 from medtl.training.objective import DOMAINS, Objective
 
 _MOST_REPEATS = 16  # of an example in one batch
@@ -65,6 +65,8 @@ def _check_one(
     experiment: Experiment, arms: Sequence[str], splits: Sequence[Split], *, shows_terms: bool
 ) -> None:
     _check_encoders(experiment)
+    if experiment.config.evaluation.test_time and "image" not in experiment.inputs:
+        raise UserError("config.evaluation.test_time shows views of an image, but no input is one")
     _check_class_counts(experiment, splits)
     _check_probes(experiment, splits)
     for examples in experiment.examples.values():
@@ -76,6 +78,8 @@ def _check_one(
     left_out: list[Mapping[str, str]] = []
     for name in arms:
         arm = Arm(experiment, experiment.split, experiment.config.seeds[0], name)
+        if arm.is_weighted:
+            source_weights.check(arm.experiment)
         if arm.section.estimator:
             baselines.make(arm)
             continue
@@ -83,6 +87,7 @@ def _check_one(
             _check_encoders(arm.experiment)
         for stage in experiment.stages(name):
             _check_stage(arm.experiment, name, stage)
+            _check_own_batch_norm(arm, stage, splits)
         if experiment.components.terms or _selects_parameters(arm):
             left_out += _trace(arm, shows_terms=shows_terms)
     for term in experiment.components.terms:
@@ -226,6 +231,25 @@ def _check_tuning(e: Experiment, stage: str, key: str) -> None:
         raise UserError(f"{key}.wise chooses on val, but {stage} has no val part; set it to ()")
     if e.components.mix is not None and len(e.inputs) > 1:
         raise UserError(f"config.augment.mix mixes one input; the model has {', '.join(e.inputs)}")
+
+
+def _check_own_batch_norm(arm: Arm, stage: str, splits: Sequence[Split]) -> None:
+    """Refuse BatchNorm of each domain, or of the target, without BatchNorm or without examples."""
+    c, key = arm.config.stages[stage], f"config.stages.{stage}"
+    if stage == "target" and c.batch_norm == "domain" and arm.section.joint:
+        batch_norm.with_source(arm.initial().variables, key=f"{key}.batch_norm")
+    if not c.adapt_batch_norm:
+        return
+    if not batch_norm.has_statistics(arm.initial().variables):
+        raise UserError(f"{key}.adapt_batch_norm is True, but no encoder has BatchNorm")
+    for split in splits:
+        n = int(np.sum(split.part == "train"))
+        if n < adabn.FEWEST:
+            where = f" in {split.path}" if split.path else ""
+            raise UserError(
+                f"{key}.adapt_batch_norm is True, but the target has {n} train images{where}; the "
+                f"statistics of fewer than {adabn.FEWEST} are too noisy, set it to False"
+            )
 
 
 def _check_batch_norm(

@@ -18,7 +18,9 @@ from medtl.evaluation import (
     analysis,
     arm_results,
     caveats,
+    ensembles,
     flow,
+    label_shift,
     metrics,
     mistakes,
     operating,
@@ -62,12 +64,19 @@ def write(
       The content of `metrics.json`.
     """
     settings = settings_of(config, rows)
+    rows = [*rows, *(ensembles.of_seeds(rows) if config.evaluation.ensembles else ())]
+    shifted, shifts = label_shift.arms(rows, config.evaluation.label_shift)
+    rows += shifted
+    if sources is not None:
+        sources = [arm for arm in {p.arm: 0 for p in rows} if ensembles.base(arm) in sources]
     report = analysis.analyse(
         rows, classes, settings, sources=sources, errors=_errors(folder), name=name
     )
     if not any(p.fold is not None or p.repeat is not None for p in rows):
         card = provenance.get("data", {}).get("target")
         report["flow"] = flow.with_data(report["flow"], card)
+    report["notes"] += [*ensembles.notes(rows), *label_shift.notes(shifts, classes)]
+    report["label_shift"] = shifts
     report["notes"] += provenance.get("notes", [])
     report["notes"] += caveats.accepted(provenance.get("data", {}).values())
     if "config" in provenance:
@@ -223,9 +232,9 @@ def training(folder: Path, config: Any) -> list[dict[str, Any]]:
 
 
 def _logged(path: Path, points: int = 200) -> dict[str, Any]:
-    """Read the loss parts and λ at up to `points` steps, and the metrics on val."""
+    """Read the loss parts and λ at up to `points` steps, the metrics on val, and findings."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    steps = [line for line in lines if "val" not in line]
+    steps = [line for line in lines if "val" not in line and "note" not in line]
     steps = steps[:: -(-len(steps) // points)] if steps else []
     names = [
         name for name in (steps[0] if steps else ()) if "/" in name or name in ("loss", "lambda")
@@ -239,4 +248,5 @@ def _logged(path: Path, points: int = 200) -> dict[str, Any]:
             "steps": [line["step"] for line in val],
             **{name: [line["val"].get(name) for line in val] for name in of_val},
         },
+        "notes": [line["note"] for line in lines if "note" in line],
     }

@@ -45,6 +45,7 @@ class Cache:
       trials: experiments with the values of a trial, by its paths and values; and those with
         fewer inputs.
       prepared: examples whose preprocessing was fitted on the last split.
+      weights: importance weights of the source's examples.
     """
 
     trained: set[Path] = dataclasses.field(default_factory=set)
@@ -54,6 +55,7 @@ class Cache:
     resident: dict[Any, Any] = dataclasses.field(default_factory=dict)
     trials: dict[Any, Any] = dataclasses.field(default_factory=dict)
     prepared: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    weights: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -182,7 +184,11 @@ class Experiment:
                 evaluator=Evaluator(
                     config, self.parallel, model, self.normalization, loaded, extra
                 ),
-                cache=Cache(trained=self.cache.trained, prepared=self.cache.prepared),
+                cache=Cache(
+                    trained=self.cache.trained,
+                    prepared=self.cache.prepared,
+                    weights=self.cache.weights,
+                ),
             )
         return self.cache.trials[key]
 
@@ -310,6 +316,23 @@ class Experiment:
             self.examples[domain],
             lambda: self.initial(self.config.seeds[0], self.model, "", pretrained=True),
         )
+
+    def flat_features(self, domain: str, examples: Examples) -> np.ndarray:
+        """Return a domain's inputs side by side, f32[N, D].
+
+        An image gives the features of the loaded backbone, which must be there.
+
+        Args:
+          domain: the domain.
+          examples: the domain's, with a split's inputs.
+        """
+        n = len(examples)
+        blocks = [
+            self.frozen_features(domain) if name == "image" else np.asarray(examples.inputs[name])
+            for name in self.inputs
+        ]
+        present = [values.astype(np.float32)[:, None] for values in examples.present.values()]
+        return np.concatenate([*(block.reshape(n, -1) for block in blocks), *present], axis=1)
 
     def replaced(self, domain: str, *, encoded: bool) -> dict[str, np.ndarray]:
         """Return the features that replace a domain's images where they are `encoded`."""

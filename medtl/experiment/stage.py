@@ -11,11 +11,24 @@ import jax
 import numpy as np
 
 from medtl import config as configs
-from medtl import plugins
+from medtl import data, plugins
+from medtl.data import loading
 from medtl.errors import UserError
 from medtl.examples import Examples
 from medtl.experiment import frozen, provenance
-from medtl.training import averages, factory, hosts, loop, memory, mixing, probe, tracing
+from medtl.training import (
+    adabn,
+    averages,
+    balance,
+    batch_norm,
+    factory,
+    hosts,
+    loop,
+    memory,
+    mixing,
+    probe,
+    tracing,
+)
 from medtl.training.checkpoint import Store
 from medtl.training.evaluator import Replaced, Validation
 from medtl.training.loop import STAGES
@@ -101,7 +114,25 @@ class Stage:
                 metric = self.arm.config.checkpoint.metric
                 print(f"{self._title}: {metric} on val was never defined; the last is taken")
             chosen = store.restore(store.chosen_step(), state)
-        return self.hand_on(self._finished(chosen))
+        return self.hand_on(self._adapted(self._finished(chosen)))
+
+    def _adapted(self, variables: Any) -> Any:
+        """Return the variables, with BatchNorm statistics of the target's train if asked for."""
+        e, target = self.arm.experiment, self.arm.examples["target"]
+        if not self.arm.config.stages[self.name].adapt_batch_norm:
+            return variables
+        rows, most = target.indices("train"), self.arm.config.evaluation.batch_size
+        size = -(-len(rows) // -(-len(rows) // most))  # batches of equal size
+        made = adabn.adapted(
+            e.model,
+            variables,
+            loading.eval_batches(target, rows, size, workers=self.arm.config.data.workers),
+            normalization=e.normalization,
+            parallel=e.parallel,
+        )
+        if e.training and hosts.is_first():
+            adabn.write(self.folder, made["batch_stats"])
+        return made
 
     def hand_on(self, variables: Any) -> Weights:
         """Return the weights that the next stage starts from, with these variables."""
@@ -230,7 +261,8 @@ class Stage:
     def _stays_loaded(self) -> bool:
         """Whether the backbone is the loaded one, unchanged, also after the stage."""
         c = self.arm.config.stages[self.name]
-        return self.start.is_loaded and c.freeze == "backbone" and c.batch_norm == "frozen"
+        is_frozen = c.freeze == "backbone" and c.batch_norm == "frozen"
+        return self.start.is_loaded and is_frozen and not c.adapt_batch_norm
 
     @functools.cached_property
     def shared(self) -> dict[str, np.ndarray]:
@@ -267,7 +299,7 @@ class Stage:
             e.model,
             e.components,
             self.used_terms,
-            params=self.start.variables["params"],
+            params=self.variables["params"],
             domains=self.domains,
             random_backbone=self.start.is_random,
             steps=self.steps,
@@ -304,13 +336,31 @@ class Stage:
         heads = {**params["heads"], e.model.head_of[self.name]: head}
         return {**variables, "params": {**params, "heads": heads}}
 
+    @functools.cached_property
+    def variables(self) -> Any:
+        """The variables of the shape before the first step; `begun` may have another head."""
+        return self._with_own(self.start.variables)
+
+    def _with_own(self, variables: Any) -> Any:
+        """Add the parameters that a joint stage has of its own."""
+        config = self.arm.config
+        if len(self.domains) < 2:
+            return variables
+        if config.stages[self.name].batch_norm == "domain":
+            key = f"config.stages.{self.name}.batch_norm"
+            variables = batch_norm.with_source(variables, key=key)
+        if own := balance.initial(config.objective.balance, config.objective.lambda_):
+            terms = {**variables["params"].get("terms", {}), balance.NAME: own}
+            variables = {**variables, "params": {**variables["params"], "terms": terms}}
+        return variables
+
     def state(self, *, begins: bool = False) -> TrainState:
         """Return the state before the first step, on the host.
 
         Args:
           begins: with the head of `head_start`; else a state of the same shape may do.
         """
-        variables = self.begun if begins else self.start.variables
+        variables = self._with_own(self.begun) if begins else self.variables
         key = jax.random.fold_in(jax.random.key(self.arm.seed), 1 + STAGES.index(self.name))
         with self.arm.experiment.parallel.on_host():
             step = self.compiled.step
@@ -350,6 +400,9 @@ class Stage:
         components = self.arm.experiment.components
         if components.terms or components.reads_class_counts:
             values["class_counts"] = {d: counts_of(e) for d, e in examples.items()}
+        if config.objective.balance in balance.HELD_OUT and len(self.domains) > 1:
+            seed = data.split_seed(config.data.target)
+            values["held_out"] = balance.held_out(examples["target"], seed)
         return values
 
     def feed(self, first: int, progress: Progress) -> loop.Feed:

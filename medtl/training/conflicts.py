@@ -2,16 +2,20 @@
 
 The gradients are flat dicts of parameters. In the log, `cosine/head` is the cosine over the shared
 head and `cosine/shared` that over all trained parameters which both domains use. A cosine that
-stays below 0 says that a step for the source undoes what the target needs.
+stays below 0 says that a step for the source undoes what the target needs; `Watch` says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import json
+import math
+import pathlib
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from medtl.training.optimizers import Path
@@ -81,3 +85,74 @@ def combine(
         for path, g in source.items()
     }
     return combined, cosine(g_s, g_t)
+
+
+_NAMES = ("cosine/shared", "cosine/head")  # the first that is logged counts
+_BLOCKS, _FEWEST = 10, 5
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return the mean of a series of steps with its 95 % interval.
+
+    The interval is Student's over the means of up to 10 blocks of successive steps, as those of
+    neighbours resemble each other (batch means; Schmeiser 1982, Operations Research 30, 556).
+
+    Args:
+      values: float[n], in the order of the steps; with n < 5 the interval is infinite.
+
+    >>> print("%.2f %.2f %.2f" % mean_interval([-0.5, -0.3, -0.4, -0.5, -0.3]))
+    -0.40 -0.52 -0.28
+    """
+    from scipy.stats import t as student
+
+    mean = float(np.mean(values))
+    if len(values) < _FEWEST:
+        return mean, -math.inf, math.inf
+    blocks = np.array_split(np.asarray(values, np.float64), min(_BLOCKS, len(values)))
+    means = np.array([block.mean() for block in blocks])
+    half = student.isf(0.025, len(means) - 1) * means.std(ddof=1) / math.sqrt(len(means))
+    return mean, mean - float(half), mean + float(half)
+
+
+class Watch:
+    """Collects the logged cosines between two evaluations, as a metric writer of a stage.
+
+    Args:
+      log: the stage's `log.jsonl`; the cosines after `since` are read back, so that a resumed run
+        says what one that was never stopped says. None: this process writes no log.
+      since: the step of the last evaluation.
+    """
+
+    def __init__(self, log: pathlib.Path | None, since: int):
+        self._since = since
+        self._values: list[float] = []
+        if log is not None and log.exists():
+            for line in map(json.loads, log.read_text().splitlines()):
+                if line["step"] > since:
+                    self.write(line["step"], line)
+
+    def write(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Collect the cosine of a step, if it is logged."""
+        name = next((n for n in _NAMES if n in scalars), None)
+        if name is not None:
+            self._values.append(float(scalars[name]))
+
+    def close(self) -> None:
+        """Do nothing: nothing is open."""
+
+    def finding(self, step: int) -> str:
+        """Return a sentence if the source opposed the target since the last call, else "".
+
+        It does where the interval of the mean cosine is below 0, see `mean_interval`.
+        """
+        values, since = self._values, self._since
+        self._values, self._since = [], step
+        if not values:
+            return ""
+        mean, low, high = mean_interval(values)
+        if not high < 0:
+            return ""
+        return (
+            f"The source's gradient opposes the target's: mean cosine {mean:.2f} ({low:.2f} to "
+            f"{high:.2f}) in steps {since + 1} to {step}; the source hurts here"
+        )

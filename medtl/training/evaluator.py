@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from medtl.data import augment, loading
+from medtl.data import augment, loading, views
 from medtl.evaluation import metrics, predictions
 from medtl.examples import Examples, Normalization
 from medtl.models import saliency
@@ -96,6 +96,41 @@ class Evaluator:
             return outputs[domain].features
 
         return self._run(("features", domain), step, variables, examples, rows, replaced)
+
+    def mean_over_views(
+        self,
+        variables: Any,
+        domain: str,
+        examples: Examples,
+        rows: np.ndarray,
+        *,
+        multi_label: bool,
+    ) -> np.ndarray:
+        """Return the mean class probabilities float64[n, K] over the views of each image.
+
+        The views are those of `evaluation.test_time`, see `medtl.data.views`.
+
+        Args:
+          variables: the model's, on the devices.
+          domain: whose head is used.
+          examples: the domain's, with images.
+          rows: int[n].
+          multi_label: whether an example may have several diagnoses.
+        """
+        predict = make_eval_step(self.model, domain, self.normalization)
+
+        def step(tree: Any, batch: Mapping[str, Any]) -> jax.Array:
+            image = jax.vmap(lambda x: augment.resample(x, *tree["view"]))(batch["image"])
+            return predict(tree["variables"], {**batch, "image": image})
+
+        size = self.config.data.image_size
+        total: Any = 0.0
+        made = views.views(self.config.evaluation.test_time, size, size)
+        for view in made:  # one program for all views, whose map is an argument
+            tree = {"variables": variables, "view": self.parallel.replicate(view)}
+            logits = self._run(("view", domain), step, tree, examples, rows)
+            total = total + predictions.probabilities(logits, multi_label=multi_label)
+        return total / len(made)
 
     def metrics_of(
         self, examples: Examples, rows: np.ndarray, probability: np.ndarray

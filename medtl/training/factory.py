@@ -23,7 +23,7 @@ from medtl.models.encoders import DEFAULTS
 from medtl.models.fusion import LateHead
 from medtl.models.model import Head, Model
 from medtl.models.ordinal import CumulativeLinkHead
-from medtl.training import conflicts, optimizers, rates, tracing, trainable
+from medtl.training import balance, conflicts, optimizers, rates, tracing, trainable
 from medtl.training.log import Logger
 from medtl.training.objective import Loss, Objective, Term
 from medtl.training.parallel import Parallel
@@ -353,7 +353,7 @@ def step(
         freeze="none" if random_backbone else c.freeze,
         groups=groups(base),
         heads={base.head_of[d] for d in domains},
-        terms={term.name for term in used.terms},
+        terms={term.name for term in used.terms} | balance.names(config.objective.balance),
     )
     adapter, layers = None, None
     if not random_backbone:
@@ -368,11 +368,12 @@ def step(
         trained=trained,
         augmentation=components.augmentation,
         normalization=normalization,
-        batch_norm="batch" if random_backbone else c.batch_norm,
+        batch_norm=_batch_norm(c.batch_norm, random_backbone, domains),
         rate=rate,
         remake=remake,
         steps=steps,
         gradients=_gradients(config, trained, base, domains),
+        balance=config.objective.balance if len(domains) > 1 else "fixed",
         classes=classes,
         reads=used.reads,
         accumulate=c.accumulate,
@@ -383,6 +384,12 @@ def step(
         mix=components.mix,
         axis_name=parallel.axis_name,
     )
+
+
+def _batch_norm(mode: str, random_backbone: bool, domains: Sequence[str]) -> str:
+    """Return the mode of BatchNorm: no frozen random statistics, and a domain alone has its own."""
+    is_plain = (mode == "frozen" and random_backbone) or (mode == "domain" and len(domains) < 2)
+    return "batch" if is_plain else mode
 
 
 def _gradients(config: Any, trained: Any, base: Model, domains: Sequence[str]) -> str:

@@ -38,7 +38,7 @@ class Log:
     """
 
     def __init__(self, path: Path | None, step: int, loggers: Sequence[Logger]):
-        self._loggers = loggers
+        self.loggers = list(loggers)
         self._file: TextIO | None = None
         if path is None:
             return
@@ -61,14 +61,19 @@ class Log:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self._line({"step": step, **values})
-        for logger in self._loggers:
+        for logger in self.loggers:
             logger.write(step, values)
 
     def write_validation(self, step: int, metrics: Mapping[str, float]) -> None:
         self._line({"step": step, "val": metrics})
         self.flush()
-        for logger in self._loggers:
+        for logger in self.loggers:
             logger.write(step, {f"val/{name}": value for name, value in metrics.items()})
+
+    def write_note(self, step: int, note: str) -> None:
+        """Write a finding in words, into `log.jsonl` alone."""
+        self._line({"step": step, "note": note})
+        self.flush()
 
     def _line(self, entry: Mapping[str, Any]) -> None:
         if self._file:

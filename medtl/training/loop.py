@@ -22,6 +22,7 @@ from medtl.data.order import Part
 from medtl.examples import Examples
 from medtl.training import hosts
 from medtl.training.checkpoint import Store
+from medtl.training.conflicts import Watch
 from medtl.training.log import Log, Logger, flush
 from medtl.training.objective import DOMAINS, Batch
 from medtl.training.parallel import Parallel
@@ -318,9 +319,11 @@ def fit(
         stack.callback(feed.close)
         for logger in loggers:
             stack.callback(logger.close)
-        path = store.folder / "log.jsonl" if hosts.is_first() else None
-        log = stack.enter_context(Log(path, int(state.step), loggers))
-        state = _steps(state, feed, schedule, evaluate, record, store, progress, log, stop)
+        path, first = store.folder / "log.jsonl" if hosts.is_first() else None, int(state.step)
+        log = stack.enter_context(Log(path, first, loggers))
+        watch = Watch(path, first - first % schedule.evaluate_every)
+        log.loggers.append(watch)
+        state = _steps(state, feed, schedule, evaluate, record, store, progress, log, watch, stop)
     if schedule.steps == 0 and store.last_step is None:
         store.save(0, state, record, score=evaluate(state)[1])
     store.wait()
@@ -339,6 +342,7 @@ def _steps(
     store: Store,
     progress: Progress,
     log: Log,
+    watch: Watch,
     stop: Request,
 ) -> TrainState:
     step = int(state.step)
@@ -376,6 +380,9 @@ def _steps(
             if metrics:
                 log.write_validation(step, metrics)
                 progress.line(step, metrics)
+            if finding := watch.finding(step):
+                log.write_note(step, finding)
+                progress.note(finding)
         # The log is written before the checkpoint: a resumed run drops the lines after it.
         if save_due or late or last or store.improves(score):
             with progress.apart():

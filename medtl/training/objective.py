@@ -190,6 +190,7 @@ class Objective:
       reduction: "mean" or "sum" over each domain.
       sizes: domain -> the size of its training set; needed by "sum".
       terms: scalars over the whole batch.
+      source_factor: the factor of the source in a joint stage; not 1 only where it is learnt.
     """
 
     losses: tuple[Loss, ...]
@@ -197,6 +198,7 @@ class Objective:
     reduction: str = "mean"
     sizes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     terms: tuple[Term, ...] = ()
+    source_factor: Any = 1.0
 
     def __post_init__(self) -> None:
         if not callable(self.lambda_) and not (math.isfinite(self.lambda_) and self.lambda_ >= 0):
@@ -270,8 +272,8 @@ class Objective:
             given = {"class_counts": (class_counts or {}).get(domain), "progress": progress}
             total = self._mean(domain, outputs[domain], batch[domain], counts[domain], given, parts)
             parts[domain] = total
-            scaled = domain == "target" and "source" in batch
-            loss += self.lambda_at(step) * total if scaled else total
+            factor = self.lambda_at(step) if domain == "target" else self.source_factor
+            loss += factor * total if len(batch) > 1 else total
         for term in self.terms:
             assert context is not None
             parts[f"term/{term.name}"] = share * term(context)

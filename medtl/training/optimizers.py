@@ -50,7 +50,9 @@ def trained_paths(
         upto = list(groups)[: list(groups).index(freeze) + 1]
         frozen = tuple(f"encoders/image/{prefix}" for name in upto for prefix in groups[name])
     paths = frozenset(traverse_util.flatten_dict(params))
-    resting = {path for path in paths if any(_is_under(path, prefix) for prefix in frozen)}
+    # The source's BatchNorm rests where the target's does.
+    twin = {path: ("encoders", *path[1:]) if path[0] == "norms" else path for path in paths}
+    resting = {path for path in paths if any(_is_under(twin[path], prefix) for prefix in frozen)}
     for prefix in frozen:
         if not any(_is_under(path, prefix) for path in paths):
             raise UserError(f"config.stages.*.freeze: {prefix} names no parameter of the model")

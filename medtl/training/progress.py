@@ -99,6 +99,10 @@ class Progress:
                 f"{self._head(step)}{self._speed(step, time.monotonic())}  val: {shown}", keep=keep
             )
 
+    def note(self, text: str) -> None:
+        """Write a finding that stays."""
+        self._write(f"{self._label}  {text}", keep=True)
+
     def end(self, text: str) -> None:
         """Write a last line that stays."""
         self._write(text, keep=True)

@@ -18,7 +18,7 @@ import optax
 from medtl.data import augment
 from medtl.examples import Normalization
 from medtl.models.model import Model
-from medtl.training import averages, conflicts, mixing, optimizers
+from medtl.training import averages, balance, batch_norm, conflicts, mixing, optimizers
 from medtl.training.inputs import prepare
 from medtl.training.objective import Batch, Context, Objective
 from medtl.training.trainable import ADAPTERS, Adapter
@@ -64,10 +64,11 @@ class Step:
       trained: paths of the parameters that train.
       augmentation: of training images.
       normalization: of all images.
-      batch_norm: "batch" or "frozen".
+      batch_norm: "batch", "frozen" or "domain", see `batch_norm.apply`.
       rate: the learning rate over steps, for the log.
       remake: `TRACED` field of the training stage -> value, to (optimizer, rate) with these values.
       gradients: "sum", or how `conflicts.combine` combines those of the two domains.
+      balance: how λ chooses itself, see `balance`.
       steps: the length of the stage, for `progress`; 0: it stays 0.
       classes: domain -> the names of the classes, for the terms.
       reads: what the terms read of their context; `pretrained` is kept in the state if read.
@@ -90,6 +91,7 @@ class Step:
     rate: Callable[[Any], Any] = lambda step: 0.0
     remake: Callable[[Mapping[str, Any]], tuple[optax.GradientTransformation, Any]] | None = None
     gradients: str = "sum"
+    balance: str = "fixed"
     steps: int = 0
     classes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     reads: frozenset[str] = frozenset()
@@ -172,6 +174,7 @@ class Step:
         """
         step = self.with_values(state.values) if state.values else self
         trained, frozen = optimizers.split(state.params, self.trained)
+        batch, held, found = step._held_out(state, trained, frozen, batch)
         (groups, parts), batch_stats = step._gradients(state, trained, frozen, batch)
         groups, parts = self._sum((groups, parts))
         gradients, cosines = step._combined(groups)
@@ -183,6 +186,10 @@ class Step:
                 higher = jax.tree.map(lambda w, g: w + length * g, trained, gradients)
                 (groups, _), _ = step._gradients(state, higher, frozen, batch)
                 gradients, _ = step._combined(self._sum(groups))
+        if self.balance == "learned":
+            gradients["terms", balance.NAME, "logit"] = balance.through_one_step(
+                held, trained, gradients, groups["direction"], step.rate(state.step), self._sum
+            )
 
         with jax.named_scope("optimizer"):
             updates, opt_state = step.optimizer.update(gradients, state.opt_state, trained)
@@ -197,12 +204,15 @@ class Step:
         metrics = {
             **parts,
             **cosines,
+            **found,
             "learning_rate": jnp.asarray(step.rate(state.step), jnp.float32),
             "gradient_norm": optax.tree.norm(gradients),
             "update_norm": optax.tree.norm(updates),  # shows NaN in the new parameters first
         }
         if len(batch) > 1:
             metrics["lambda"] = step.objective.lambda_at(state.step)
+            if self.balance in ("uncertainty", "learned"):
+                metrics["lambda"] = balance.lambda_of(self.balance, state.params)
         new = dataclasses.replace(
             state,
             step=state.step + 1,
@@ -222,7 +232,7 @@ class Step:
 
         def gradient(trained: Any, batch_stats: Any, part: Batch) -> Any:
             shifts = self._shifts(trained, part)
-            if self.gradients == "sum":
+            if self.gradients == "sum" and self.balance != "learned":
                 (of_all, of_heads), aux = jax.grad(loss, (0, 1), has_aux=True)(
                     trained, shifts, batch_stats, part
                 )
@@ -232,6 +242,11 @@ class Step:
                 return loss(trained, shifts, batch_stats, part)
 
             _, pull, aux = jax.vjp(both, trained, shifts, has_aux=True)  # type: ignore[misc]
+            if self.balance == "learned":
+                of_all, heads = pull(jnp.ones(3))
+                factors = balance.shares(state.params)
+                direction, _ = pull(jnp.append(factors, 0.0))
+                return {"all": of_all, "heads": heads, "direction": direction}, aux
             (of_source, heads), (of_rest, other) = pull(jnp.eye(2)[0]), pull(jnp.eye(2)[1])
             heads = jax.tree.map(jnp.add, heads, other)
             return {"source": of_source, "target": of_rest, "heads": heads}, aux
@@ -280,11 +295,10 @@ class Step:
             params = self._merged(optimizers.merge(trained, frozen))
             model, shifted = self._with_heads(params, shifts)
             variables = {"params": shifted, "batch_stats": batch_stats}
-            outputs, changed = model.apply(
-                variables, inputs, True, batch_norm=self.batch_norm, mutable=["batch_stats"]
-            )
+            outputs, changed = batch_norm.apply(model, variables, inputs, self.batch_norm)
             context, share = self._context(state, params, outputs, part)
-            value, parts = self.objective(
+            objective, added = balance.weighted(self.objective, self.balance, params)
+            value, parts = objective(
                 outputs,
                 part,
                 step=state.step,
@@ -294,11 +308,34 @@ class Step:
                 class_counts=state.values.get("class_counts"),
                 progress=self._progress(state),
             )
+            if self.balance == "uncertainty":
+                parts["term/uncertainty"] = share * added
+                value = parts["loss"] = value + share * added
+            if self.balance == "learned":
+                value = balance.by_domain(objective, parts)
             if self.gradients != "sum":
                 value = jnp.stack([parts["source"], value - parts["source"]])
-            return value, (parts, changed.get("batch_stats", batch_stats))
+            return value, (parts, changed)
 
         return loss
+
+    def _held_out(
+        self, state: TrainState, trained: Any, frozen: Any, batch: Batch
+    ) -> tuple[Batch, Callable[[Any], Any], dict[str, jax.Array]]:
+        """Hold a part of the target out, see `balance.hold_out`."""
+        if self.balance not in balance.HELD_OUT:
+            return batch, lambda trained: 0.0, {}
+        objective = dataclasses.replace(self.objective, terms=())
+        plain = dataclasses.replace(
+            self, objective=objective, gradients="sum", balance="fixed", mix=None
+        )
+
+        def loss_of(trained: Any, part: Batch, counts: Any) -> Any:
+            loss = plain._loss(state, frozen, self._sum(counts))
+            return loss(trained, {}, state.batch_stats, part)
+
+        held = state.values["held_out"]
+        return balance.hold_out(self.balance, batch, held, trained, loss_of, self._sum)
 
     def _shifts(self, trained: Any, batch: Batch) -> dict[str, dict[optimizers.Path, jax.Array]]:
         """Return zeros for each domain in the shape of the shared head; {} where none is trained.
@@ -351,9 +388,9 @@ class Step:
         self, state: TrainState, params: Any, outputs: Any, batch: Batch
     ) -> tuple[Context | None, float]:
         """Return the terms' context, and the share of a term that this part contributes."""
-        if not self.objective.terms:
-            return None, 1.0
         devices = jax.lax.axis_size(self.axis_name) if self.axis_name else 1
+        if not self.objective.terms:
+            return None, 1.0 / (devices * self.accumulate)
 
         def gather(tree: Any) -> Any:
             if not self.axis_name:
