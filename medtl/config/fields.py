@@ -38,7 +38,7 @@ from medtl.config.rules import (
 )
 from medtl.config.tuning_fields import TUNING
 from medtl.data import samplers, source_weights
-from medtl.evaluation.metrics.names import NAMES
+from medtl.evaluation.metrics.names import NAMES, QUANTITY_CRITERIA
 from medtl.models import DTYPES, FUSIONS
 
 DOMAINS = ("source", "target")
@@ -191,7 +191,7 @@ ARM: Section = {
     ),
     "estimator": Field(
         "",
-        "A scikit-learn classifier in place of the network, such as"
+        "A scikit-learn classifier (of a number: regressor) in place of the network, such as"
         ' "sklearn.linear_model:LogisticRegression(C=1.0)", or LinearProbe; it is fitted on the'
         " inputs as"
         " preprocessed, of the target's train part, and with source_stage or joint also of the"
@@ -313,7 +313,11 @@ _CHECKPOINT: Section = {
         "The checkpoint that a stage hands on: the best on val by `metric`, or the last.",
         one_of("best", "last"),
     ),
-    "metric": Field("auroc", f"{', '.join(NAMES)}, or a name in evaluation.metrics."),
+    "metric": Field(
+        "auroc",
+        f"{', '.join(NAMES)}, of a number {', '.join(QUANTITY_CRITERIA)}; or a name in"
+        " evaluation.metrics.",
+    ),
     "keep_folds": Field(
         False,
         "Keep the chosen checkpoints of a cross-validation's folds: --mode=predict then takes the"
@@ -374,7 +378,11 @@ _EVALUATION: Section = {
     "sensitivity": Field(0.9, "The sensitivity at which specificity is reported.", INSIDE),
     "specificity": Field(0.9, "The specificity at which sensitivity is reported.", INSIDE),
     "prevalence": Field(0.0, "The prevalence for PPV and NPV; 0: that of the examples.", SHARE),
-    "ordinal": Field(False, "The classes are ordered grades: adds Cohen's quadratic kappa."),
+    "ordinal": Field(
+        False,
+        "The classes are ordered grades: adds Cohen's quadratic kappa and the mean distance in"
+        ' grades. data.task="ordinal" implies it.',
+    ),
     "coverage": Field(0.9, "The coverage of conformal prediction sets.", INSIDE),
     "patient_rule": Field(
         "mean", "How a patient's images are joined for metrics per patient.", one_of("mean", "max")

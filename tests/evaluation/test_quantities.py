@@ -92,6 +92,16 @@ def test_what_is_undefined_is_nan_with_its_reason():
     assert nothing["n"] == 0 and nothing["undefined"]["mae"] == "there is no labelled example"
 
 
+def test_numbers_are_no_labels_of_classes_and_a_diverged_model_has_no_metrics():
+    with pytest.raises(UserError, match=r"labels of 2 classes are int\[N\]; float\[N\] is a"):
+        metrics.describe(np.array([0.0, 1.0]), np.full((2, 2), 0.5), classes=("a", "b"))
+    with pytest.raises(UserError, match="must be finite"):
+        EvaluationSet(np.array([1.0]), np.array([[np.inf]]), np.array([0]))
+    entry = metrics.describe(np.array([0.0, 1.0]), np.array([[np.nan], [1.0]]), classes=("x",))
+    assert np.isnan(entry["mae"])
+    assert entry["undefined"]["r2"] == "the prediction is no finite number in 1 of 2 examples"
+
+
 def test_the_mae_ranks_checkpoints_where_the_metric_is_undefined():
     same, other = np.full(3, 5.0), np.array([1.0, 2.0, 3.0])
     assert metrics.criterion("r2", other, classes=("x",)) == metrics.Criterion("r2")

@@ -45,6 +45,13 @@ class EvaluationSet:
                 f"{n} labels, probability {shape} and patient {list(patient.shape)} differ"
             )
         if is_quantity(label):
+            if shape[1] != 1:
+                raise UserError(
+                    f"labels of {shape[1]} classes are int[N]; float[N] is a quantity, of which "
+                    f"{[n, 1]} are predicted"
+                )
+            if not (np.isfinite(label).all() and np.isfinite(probability).all()):
+                raise UserError("labels and predictions of a quantity must be finite numbers")
             return
         if label.ndim == 2 and label.shape != probability.shape:
             raise UserError(

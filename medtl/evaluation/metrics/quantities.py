@@ -125,6 +125,10 @@ def compute_quantity(
     (1.0, 0.667)
     """
     rows = ~np.isnan(label)
+    if bad := int(np.sum(~np.isfinite(predicted[rows]))):
+        names = (*QUANTITY_NAMES, *(extra or {}))
+        reason = f"the prediction is no finite number in {bad} of {int(rows.sum())} examples"
+        return dict.fromkeys(names, math.nan), dict.fromkeys(names, reason)
     data = EvaluationSet(label[rows], predicted[rows], np.arange(int(rows.sum())))
     scorer = QuantityScorer(data, options=Options(extra=extra or {}))
     row = scorer(np.ones((1, scorer.units)))[0]
