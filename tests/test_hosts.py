@@ -68,7 +68,7 @@ def alone(tmp_path_factory):
     return trained(tmp_path_factory.mktemp("alone"), "none", 1)
 
 
-@pytest.mark.parametrize("mode, devices", [way for way in WAYS if way[1] > 1])
+@pytest.mark.parametrize("mode, devices", [("pmap", 4), ("mesh", 4), ("fsdp", 2), ("fsdp", 4)])
 def test_one_process_with_many_devices_equals_one_device(tmp_path, alone, mode, devices):
     assert_equal(alone, trained(tmp_path, mode, devices))
 
@@ -191,10 +191,11 @@ def test_a_run_goes_on_with_other_numbers_of_processes_and_devices(tmp_path):
         assert one.id.tolist() == other.id.tolist()
         np.testing.assert_allclose(one.probability, other.probability, atol=1e-5)
     logs = [
-        [json.loads(line) for line in (folder / "seed_0/scratch/target/log.jsonl").open()]
+        (folder / "seed_0/scratch/target/log.jsonl").read_text().splitlines()
         for folder in (workdir, tmp_path / "other")
     ]
-    assert [entry["step"] for entry in logs[0]] == [entry["step"] for entry in logs[1]]
+    steps = [[json.loads(line)["step"] for line in lines] for lines in logs]
+    assert steps[0] == steps[1]
 
 
 @pytest.mark.parametrize(

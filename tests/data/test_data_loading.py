@@ -9,6 +9,7 @@ import pytest
 
 from medtl import data
 from medtl.data import loading, phantom
+from medtl.data.order import Part
 from medtl.errors import UserError
 
 
@@ -158,6 +159,34 @@ def both(write, twelve, folder):
         "key": "key",
     }
     return data.load(spec, cache="memory", **working), data.load(spec, cache="stream", **working)
+
+
+@pytest.mark.parametrize("stops", [(4, 8), (3, 6, 9, 12), (8,)])
+def test_parts_of_a_batch_hold_each_row_once_in_order(both, stops):
+    memory, stream = both
+    parts = [Part(start, stop) for start, stop in zip((0, *stops), stops, strict=False)]
+    chosen = np.array([11, 3, 5, 0, 7, 1, 2])
+
+    def real(batches):
+        """Join the rows that are no padding, and check the padding."""
+        for batch, part in zip(batches, parts, strict=True):
+            np.testing.assert_array_equal(batch["position"], np.arange(part.start, part.stop))
+            padding = batch["mask"] == 0
+            assert (batch["index"][padding] == -1).all() and not batch["weight"][padding].any()
+        return {k: np.concatenate([b[k][b["mask"] > 0] for b in batches]) for k in batches[0]}
+
+    whole = loading.train_batches(memory, "train", 5, seed=1, start_step=2)
+    read = [
+        loading.train_batches(stream, "train", 5, seed=1, start_step=2, part=part) for part in parts
+    ]
+    for _ in range(9):
+        assert equal(next(whole), real([next(batches) for batches in read]))
+    for batches in read:
+        batches.close()
+    whole = loading.eval_batches(memory, chosen, 5)
+    read = [loading.eval_batches(stream, chosen, 5, part=part) for part in parts]
+    for one, *others in zip(whole, *read, strict=True):
+        assert equal({k: v[one["mask"] > 0] for k, v in one.items()}, real(others))
 
 
 def assert_equal_streams(memory, stream, workers):
