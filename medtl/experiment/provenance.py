@@ -75,7 +75,7 @@ def record(
         "fingerprint": {d: e.fingerprint for d, e in examples.items()},
         "split_hash": {d: e.split_hash for d, e in examples.items()},
         "normalization": dataclasses.asdict(normalization),
-        "epsilon": factory.epsilon(loaded),
+        "epsilon": factory.epsilon(config, loaded),
         "weights": {"path": loaded.path, "sha256": loaded.sha256} if loaded else None,
         "plugins": dict(plugin_files),
         "config": config.to_dict(),

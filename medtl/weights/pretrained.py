@@ -12,7 +12,7 @@ import numpy as np
 from medtl.errors import UserError
 from medtl.examples import Normalization
 from medtl.models.architectures import STEMS, Architecture
-from medtl.weights import families, formats, hub, metadata, naming
+from medtl.weights import families, formats, hub, metadata, naming, transformers
 from medtl.weights.report import LoadReport
 
 
@@ -98,11 +98,15 @@ def load(
     stated = metadata.read(file.metadata, path)
 
     leaves = naming.leaves(variables)
+    has_qkv = any(".qkv." in name for name in leaves)
     named, notes = families.renamed(
-        file.tensors, leaves, lambda n: not naming.is_planned(n, architecture, last_layer)
+        transformers.joined(file.tensors) if has_qkv else file.tensors,
+        leaves,
+        lambda n: not naming.is_planned(n, architecture, last_layer),
     )
+    named, added = transformers.completed(named, leaves)
     tensors, adapted = _adapt_stem(named, leaves)
-    report = _compare(tensors, leaves, (*filter(None, [file.note]), *notes, *adapted))
+    report = _compare(tensors, leaves, (*filter(None, [file.note]), *notes, *added, *adapted))
     misfits = _misfits(report, architecture, last_layer, allow)
     others = _other_architectures(named, stated, architecture)
     # Another architecture's first layers can have the same shapes.
@@ -114,14 +118,18 @@ def load(
             f"{_advice(report, architecture, others)}{_names_of(file.tensors, report)}"
         )
     metadata.check_stride(stated, architecture, path)
-    chosen, note = metadata.choose_normalization(stated, file.usual_input, normalization, path)
+    usual = (architecture.usual_input if architecture else "") or file.usual_input
+    chosen, note = metadata.choose_normalization(stated, usual, normalization, path)
     values = {
         leaves[name].path: naming.from_torch(leaves[name].path, tensors[name])
         for name, _ in report.loaded
     }
     _refuse_bad_numbers(values, path)
     report = dataclasses.replace(report, notes=(note, *report.notes))
-    return Pretrained(naming.nest(values, variables), chosen, report, sha256, path, stated.epsilon)
+    epsilon = architecture.epsilon if architecture else metadata.TORCH_EPSILON
+    if stated.epsilon is not None:
+        epsilon = stated.epsilon
+    return Pretrained(naming.nest(values, variables), chosen, report, sha256, path, epsilon)
 
 
 def adapt_stem(kernel: np.ndarray, channels: int) -> np.ndarray:
