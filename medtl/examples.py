@@ -126,6 +126,7 @@ NORMALIZATIONS = {
         # To [-1, 1]: TensorFlow's Inception and ResNet-v2, BiT, RadImageNet, SigLIP.
         Normalization("inception", (127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
         Normalization("siglip", (127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
+        Normalization("lite", (127.0, 127.0, 127.0), (128.0, 128.0, 128.0)),  # EfficientNet-Lite
         Normalization("dino", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
         Normalization(
             "clip", (122.7709383, 116.7460125, 104.09373615), (68.5005327, 66.6321579, 70.3231626)

@@ -84,7 +84,7 @@ def record(
             if "features" in e.inputs
         },
         "normalization": dataclasses.asdict(normalization),
-        "epsilon": factory.epsilon(loaded),
+        "epsilon": factory.epsilon(config, loaded),
         "weights": {"path": loaded.path, "sha256": loaded.sha256} if loaded else None,
         "plugins": dict(plugin_files),
         "config": config.to_dict(),

@@ -26,7 +26,7 @@ def backbone(
     last_layer: str = "",
     dtype: str = "float32",
     axis_name: str | None = None,
-    epsilon: float = 1e-5,
+    epsilon: float | None = None,
     remat: bool = False,
 ) -> functools.partial:
     """Return a callable that makes the backbone; it takes Linen's `name` and `parent`.
@@ -43,7 +43,8 @@ def backbone(
       last_layer: the last layer that is kept, e.g. "layer3"; "": all are.
       dtype: compute dtype, one of `DTYPES`; parameters are float32.
       axis_name: axis of `jax.pmap` over which BatchNorm takes its statistics.
-      epsilon: of BatchNorm; Keras-applications ResNets were trained with 1.001e-5.
+      epsilon: of BatchNorm; Keras-applications ResNets were trained with 1.001e-5. None: the
+        architecture's, or 1e-5.
       remat: the backward pass computes the inside of each block again, to save memory.
 
     Raises:
@@ -59,18 +60,22 @@ def backbone(
         )
     import jax.numpy as jnp
 
+    architecture = parse(text)
+    usual = architecture.epsilon if architecture else 1e-5
     settings = {
         "last_layer": last_layer,
         "dtype": jnp.dtype(dtype),
         "axis_name": axis_name,
-        "epsilon": epsilon,
+        "epsilon": usual if epsilon is None else epsilon,
         "remat": remat,
     }
-    if architecture := parse(text):
+    if architecture:
         architecture.groups(last_layer)  # raises where there is no such layer
         module, name = architecture.module
         factory = getattr(importlib.import_module(module), name)
-        return functools.partial(factory, **architecture.fields, **settings)
+        fields = {field.name for field in dataclasses.fields(factory)}  # not all have a BatchNorm
+        taken = {field: value for field, value in settings.items() if field in fields}
+        return functools.partial(factory, **architecture.fields, **taken)
     changed = {"last_layer": last_layer, "remat": remat, "dtype": dtype != "float32"}
     return _own_module(text, settings, [field for field in changed if changed[field]])
 

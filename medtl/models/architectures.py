@@ -1,9 +1,12 @@
 """The table of backbones: layers, widths, options and parameter names. Imports no JAX.
 
+The rows of transformers and of the later convolutional networks are in `presets`.
+
 A layer is what `model.last_layer` keeps and `freeze` freezes, by torchvision's name: `layer1` to
 `layer4` of a ResNet, `layer1` to `layer3` of a CIFAR ResNet. The layers of a VGG, which have no
-name there, are `block1` to `block5`: convolutions up to and with a max pooling. Parameters have
-torchvision's names, with numbers joined by "_": `layer1.0.conv1` is `layer1_0/conv1`.
+name there, are `block1` to `block5`: convolutions up to and with a max pooling. Those of the other
+networks are `layer1`, ...: blocks of a transformer, stages of a convolutional network. Parameters
+have the names of torchvision or timm, numbers joined by "_": `layer1.0.conv1` is `layer1_0/conv1`.
 """
 
 from __future__ import annotations
@@ -14,11 +17,11 @@ from typing import Any
 
 from medtl import plugins
 from medtl.errors import UserError, nearest
+from medtl.models import presets
 
 CLASSIFIER_WIDTH = 4096
-STEMS = ("conv1", "features_0")
+STEMS = ("conv1", "features_0", "patch_embed.proj", "stem_0", "conv0", "conv_stem")
 """The names that the first convolution can have."""
-_CHOICES: dict[str, tuple[Any, ...]] = {"stride_in": ("3x3", "1x1"), "classifier": (False, True)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,14 +30,20 @@ class Architecture:
 
     Attributes:
       name: as the config names it, e.g. "resnet50".
-      family: "resnet", "cifar_resnet" or "vgg".
+      family: "resnet", "cifar_resnet", "vgg", or one of `presets.MODULES`.
       depths: residual blocks (ResNet) or convolutions (VGG) of each layer.
       widths: output channels of each layer.
       bottleneck: ResNet: blocks of 1x1, 3x3, 1x1 convolutions instead of two 3x3.
       batch_norm: whether it has BatchNorm.
       options: option -> value. `stride_in` of a bottleneck ResNet is the convolution that takes
         the stride, "3x3" (torchvision, v1.5) or "1x1" (MSRA, Keras, v1). `classifier` of a VGG
-        goes on through its two hidden fully connected layers.
+        goes on through its two hidden fully connected layers. `size` of a transformer is the image
+        size of its position embeddings in the weight file, `pool` how the tokens are pooled.
+      choices: option -> the values that it can have.
+      settings: further fields of the module.
+      usual_input: the usual input normalization of its weights, "" for that of the file's format.
+      epsilon: of BatchNorm where a file states none.
+      prefix: of all names in the original's state_dict.
     """
 
     name: str
@@ -44,11 +53,17 @@ class Architecture:
     bottleneck: bool = False
     batch_norm: bool = True
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+    choices: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict, hash=False)
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+    usual_input: str = ""
+    epsilon: float = 1e-5
+    prefix: str = ""
 
     @property
     def text(self) -> str:
         """The plug-in string, with the options that differ from their defaults."""
-        changed = [f"{k}={v!r}" for k, v in self.options.items() if v != _CHOICES[k][0]]
+        usual = ARCHITECTURES[self.name].options
+        changed = [f"{k}={v!r}" for k, v in self.options.items() if v != usual[k]]
         return f"{self.name}({', '.join(changed)})" if changed else self.name
 
     @property
@@ -62,11 +77,15 @@ class Architecture:
         """The module and the class that build it."""
         if self.family == "vgg":
             return "medtl.models.vgg", "VGG"
+        if self.family in presets.MODULES:
+            return presets.MODULES[self.family]
         return "medtl.models.resnet", "ResNet"
 
     @property
     def fields(self) -> dict[str, Any]:
         """The fields of the class that this architecture sets."""
+        if self.family in presets.MODULES:
+            return {**self.settings, **self.options}
         if self.family == "vgg":
             specific: dict[str, Any] = {"batch_norm": self.batch_norm}
         else:
@@ -76,8 +95,9 @@ class Architecture:
     def groups(self, last_layer: str = "") -> dict[str, tuple[str, ...]]:
         """Return the top-level parameter names of each group, in order of depth.
 
-        The groups are "stem" (ResNets), the layers, and "classifier" (a VGG's fully connected
-        layers). Names are first components of a path: `features_1` is not `features_10`.
+        The groups are "stem" (not of VGGs), the layers, and what follows them: "classifier" (a
+        VGG's fully connected layers), "norm" or "head". Names are first components of a path:
+        `features_1` is not `features_10`.
 
         Args:
           last_layer: the last layer that is kept; "": all are.
@@ -98,6 +118,9 @@ class Architecture:
                 f"config.model.last_layer: the fully connected layers of {self.name} follow "
                 f"{self.layers[-1]}, not {last_layer}"
             )
+        if self.family in presets.MODULES:
+            every = presets.groups(self.family, self.fields)
+            return presets.kept(every, last_layer, family=self.family)
         kept = self.layers[: self.layers.index(last_layer) + 1] if last_layer else self.layers
         if self.family == "vgg":
             kinds = (0, 1) if self.batch_norm else (0,)  # a BatchNorm follows its convolution
@@ -154,9 +177,11 @@ def parse(text: str, *, key: str = "config.model.name") -> Architecture | None:
         if option not in architecture.options:
             hint = nearest(option, architecture.options) or "; it has none"
             raise UserError(f"{key}: {spec.name} has no option {option!r}{hint}")
-        if value not in _CHOICES[option]:
-            choices = " or ".join(map(repr, _CHOICES[option]))
-            raise UserError(f"{key}: {option} of {spec.name} is {value!r}; it can be {choices}")
+        allowed = architecture.choices[option]
+        if value not in allowed:
+            several = f"a multiple of {allowed.step}" if isinstance(allowed, range) else ""
+            wanted = several or " or ".join(map(repr, allowed))
+            raise UserError(f"{key}: {option} of {spec.name} is {value!r}; it can be {wanted}")
     return dataclasses.replace(architecture, options={**architecture.options, **spec.kwargs})
 
 
@@ -180,13 +205,16 @@ def vgg_convs(depths: Sequence[int], *, batch_norm: bool) -> tuple[tuple[int, ..
 def _table() -> dict[str, Architecture]:
     basic, bottleneck = (64, 128, 256, 512), (256, 512, 1024, 2048)
     vgg = (64, 128, 256, 512, 512)
-    stride = {"stride_in": "3x3"}
+    stride: dict[str, Any] = {
+        "options": {"stride_in": "3x3"},
+        "choices": {"stride_in": ("3x3", "1x1")},
+    }
     rows = [
         Architecture("resnet18", "resnet", (2, 2, 2, 2), basic),
         Architecture("resnet34", "resnet", (3, 4, 6, 3), basic),
-        Architecture("resnet50", "resnet", (3, 4, 6, 3), bottleneck, True, options=stride),
-        Architecture("resnet101", "resnet", (3, 4, 23, 3), bottleneck, True, options=stride),
-        Architecture("resnet152", "resnet", (3, 8, 36, 3), bottleneck, True, options=stride),
+        Architecture("resnet50", "resnet", (3, 4, 6, 3), bottleneck, True, **stride),
+        Architecture("resnet101", "resnet", (3, 4, 23, 3), bottleneck, True, **stride),
+        Architecture("resnet152", "resnet", (3, 8, 36, 3), bottleneck, True, **stride),
     ]
     for depth in (20, 32, 44, 56, 110):
         blocks = (depth - 2) // 6
@@ -208,8 +236,10 @@ def _table() -> dict[str, Architecture]:
                     vgg,
                     batch_norm=bool(suffix),
                     options={"classifier": False},
+                    choices={"classifier": (False, True)},
                 )
             )
+    rows += [Architecture(name, **row) for name, row in presets.rows().items()]
     return {row.name: row for row in rows}
 
 

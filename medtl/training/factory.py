@@ -127,9 +127,12 @@ def _term(name: str, section: Any) -> Term:
     return Term(name, plugin() if is_module else plugin, section.weight)
 
 
-def epsilon(loaded: weights.Pretrained | None) -> float:
-    """Return the epsilon of BatchNorm: that of the pretrained weights, else PyTorch's."""
-    return loaded.epsilon if loaded else 1e-5
+def epsilon(config: Any, loaded: weights.Pretrained | None) -> float:
+    """Return the epsilon of BatchNorm: that of the pretrained weights, else the architecture's."""
+    if loaded:
+        return loaded.epsilon
+    architecture = architectures.parse(config.model.name)
+    return architecture.epsilon if architecture else 1e-5
 
 
 def model(
@@ -150,7 +153,11 @@ def model(
     classes = {domain: e.classes for domain, e in examples.items()}
     priors = {d: prior(e) for d, e in examples.items()} if config.model.prior_bias else {}
     return model_for(
-        config, classes, priors=priors, axis_name=parallel.axis_name, epsilon=epsilon(loaded)
+        config,
+        classes,
+        priors=priors,
+        axis_name=parallel.axis_name,
+        epsilon=epsilon(config, loaded),
     )
 
 

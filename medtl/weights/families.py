@@ -13,37 +13,10 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, TypeVar
 
+from medtl.weights.name_tables import TABLES, Rules
+
 T = TypeVar("T")
 _DEPTH = 3  # of mappings in which a state_dict is looked for
-
-_START = r"^((?:[A-Za-z_]\w*\.)*)"  # the prefix of the first number in a name
-# One rule a line, applied in order: a regular expression of the family's names, and torchvision's.
-_TABLES: dict[str, tuple[tuple[str, str], ...]] = {
-    "the layers of an nn.Sequential": (
-        (_START + r"0\.(weight|bias)$", r"\1conv1.\2"),
-        (_START + r"1\.(weight|bias|running_\w+|num_\w+)$", r"\1bn1.\2"),
-        (_START + r"4\.", r"\1layer1."),
-        (_START + r"5\.", r"\1layer2."),
-        (_START + r"6\.", r"\1layer3."),
-        (_START + r"7\.", r"\1layer4."),
-    ),
-    "Hugging Face's ResNet": (
-        (r"embedder\.embedder\.convolution\.", "conv1."),
-        (r"embedder\.embedder\.normalization\.", "bn1."),
-        (r"encoder\.stages\.0\.layers\.", "layer1."),
-        (r"encoder\.stages\.1\.layers\.", "layer2."),
-        (r"encoder\.stages\.2\.layers\.", "layer3."),
-        (r"encoder\.stages\.3\.layers\.", "layer4."),
-        (r"shortcut\.convolution\.", "downsample.0."),
-        (r"shortcut\.normalization\.", "downsample.1."),
-        (r"layer\.0\.convolution\.", "conv1."),
-        (r"layer\.0\.normalization\.", "bn1."),
-        (r"layer\.1\.convolution\.", "conv2."),
-        (r"layer\.1\.normalization\.", "bn2."),
-        (r"layer\.2\.convolution\.", "conv3."),
-        (r"layer\.2\.normalization\.", "bn3."),
-    ),
-}
 
 
 def state_dict(
@@ -108,7 +81,8 @@ def renamed(
     best: dict[str, T] = dict(tensors)
     notes: tuple[str, ...] = ()
     most = sum(name in wanted for name in tensors)
-    for family, rules in (("", ()), *_TABLES.items()):
+    none: Rules = ()
+    for family, rules in (("", none), *TABLES.items()):
         translated = {name: _translate(name, rules) for name in tensors}
         prefix, matches = _prefix(translated.values(), wanted)
         if matches <= max(most, len(wanted) / 3):  # a few names fit by chance
@@ -132,7 +106,7 @@ def renamed(
     return best, notes
 
 
-def _translate(name: str, rules: tuple[tuple[str, str], ...]) -> str:
+def _translate(name: str, rules: Rules) -> str:
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name

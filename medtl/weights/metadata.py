@@ -32,14 +32,14 @@ class Metadata:
       stride_in: "3x3" or "1x1".
       normalization: the input of its training.
       unclear_input: the file's text about its input where that cannot be parsed, else "".
-      epsilon: of BatchNorm; PyTorch's default where the file has none.
+      epsilon: of BatchNorm.
     """
 
     architecture: str | None = None
     stride_in: str | None = None
     normalization: Normalization | None = None
     unclear_input: str = ""
-    epsilon: float = TORCH_EPSILON
+    epsilon: float | None = None
 
 
 def read(texts: Mapping[str, str], path: str) -> Metadata:
@@ -61,7 +61,7 @@ def read(texts: Mapping[str, str], path: str) -> Metadata:
             stride_in=texts.get("stride_in") or (variant[1] if variant else None),
             normalization=normalization,
             unclear_input=texts.get("input", "") if normalization is None else "",
-            epsilon=float(texts.get("bn_eps", TORCH_EPSILON)),
+            epsilon=float(texts["bn_eps"]) if "bn_eps" in texts else None,
         )
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(

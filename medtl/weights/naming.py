@@ -21,11 +21,15 @@ Shape = tuple[int, ...]
 
 HEAD = "medtl_head."
 """The prefix of an exported head, which no backbone has."""
-_CLASSIFIERS = ("fc.", "linear.", "classifier.", "head.", "pre_logits.", HEAD)
+_CLASSIFIERS = ("fc.", "linear.", "classifier.", "head.", "pre_logits.", "pooler.", "decoder", HEAD)
+# Of masked training, DINOv3's rotations, Hugging Face's CLIP, torchxrayvision.
+_UNUSED = (".num_batches_tracked", "mask_token", ".periods", ".position_ids", "op_threshs")
 _LEAVES = {
     ("params", "kernel"): "weight",
     ("params", "scale"): "weight",
     ("params", "bias"): "bias",
+    **{("params", name): name for name in ("cls_token", "reg_token", "pos_embed", "latent")},
+    ("params", "gamma"): "gamma",
     ("batch_stats", "mean"): "running_mean",
     ("batch_stats", "var"): "running_var",
 }
@@ -115,16 +119,21 @@ def from_torch(path: Sequence[str], tensor: np.ndarray) -> np.ndarray:
 def is_planned(name: str, architecture: Architecture | None, last_layer: str) -> bool:
     """Return whether a tensor of a file is meant to stay unused.
 
-    These are the classifier, PyTorch's step counters, and layers that are cut off.
+    These are the classifier, PyTorch's step counters, what only the pretraining needs, a pooling
+    that is not in use, and layers that are cut off.
 
     Args:
       name: of the tensor.
       architecture: None for a user's own module, whose layers are not in the table.
       last_layer: the last layer that is kept; "": all are.
     """
-    if name.endswith(".num_batches_tracked") or name.startswith(_CLASSIFIERS):
+    if name.endswith(_UNUSED) or name.startswith(_CLASSIFIERS) or name == "proj":
         return True
-    if architecture is None or not last_layer:
+    if architecture is None:
+        return False
+    if name.startswith("attn_pool.") and architecture.options.get("pool") == "mean":
+        return True
+    if not last_layer:
         return False
     cut = architecture.layers[architecture.layers.index(last_layer) + 1 :]
     return any(in_layer(name, architecture, layer) for layer in cut)

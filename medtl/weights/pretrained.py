@@ -12,7 +12,7 @@ import numpy as np
 from medtl.errors import UserError
 from medtl.examples import Normalization
 from medtl.models.architectures import STEMS, Architecture
-from medtl.weights import families, formats, hub, metadata, naming, siblings
+from medtl.weights import families, formats, hub, metadata, naming, siblings, transformers
 from medtl.weights.report import LoadReport
 
 
@@ -101,11 +101,15 @@ def load(
         stated = dataclasses.replace(stated, normalization=metadata.named(beside[0]))
 
     leaves = naming.leaves(variables)
+    has_qkv = any(".qkv." in name for name in leaves)
     named, notes = families.renamed(
-        file.tensors, leaves, lambda n: not naming.is_planned(n, architecture, last_layer)
+        transformers.joined(file.tensors) if has_qkv else file.tensors,
+        leaves,
+        lambda n: not naming.is_planned(n, architecture, last_layer),
     )
+    named, added = transformers.completed(named, leaves)
     tensors, adapted = _adapt_stem(named, leaves)
-    report = _compare(tensors, leaves, (*filter(None, [file.note]), *notes, *adapted))
+    report = _compare(tensors, leaves, (*filter(None, [file.note]), *notes, *added, *adapted))
     misfits = _misfits(report, architecture, last_layer, allow)
     others = _other_architectures(named, stated, architecture)
     # Another architecture's first layers can have the same shapes.
@@ -117,7 +121,8 @@ def load(
             f"{_advice(report, architecture, others)}{_names_of(file.tensors, report)}"
         )
     metadata.check_stride(stated, architecture, path)
-    chosen, note = metadata.choose_normalization(stated, file.usual_input, normalization, path)
+    usual = (architecture.usual_input if architecture else "") or file.usual_input
+    chosen, note = metadata.choose_normalization(stated, usual, normalization, path)
     values = {
         leaves[name].path: naming.from_torch(leaves[name].path, tensors[name])
         for name, _ in report.loaded
@@ -126,10 +131,11 @@ def load(
     if beside is not None:
         note = f"{note} ({beside[1]})" if note.endswith("stated by the file") else note
     report = dataclasses.replace(report, notes=(note, *report.notes))
-    origin = hub.pinned(path, local)
-    return Pretrained(
-        naming.nest(values, variables), chosen, report, sha256, origin, stated.epsilon
-    )
+    epsilon = architecture.epsilon if architecture else metadata.TORCH_EPSILON
+    if stated.epsilon is not None:
+        epsilon = stated.epsilon
+    nested = naming.nest(values, variables)
+    return Pretrained(nested, chosen, report, sha256, hub.pinned(path, local), epsilon)
 
 
 def adapt_stem(kernel: np.ndarray, channels: int) -> np.ndarray:

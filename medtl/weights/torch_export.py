@@ -69,8 +69,10 @@ def export(
     if path.suffix != ".safetensors" or not path.parent.is_dir():
         raise UserError(f"export: {path} must end in .safetensors, in a folder that exists")
     table_entry = architectures.parse(architecture, key="export")
+    prefix = table_entry.prefix if table_entry else ""
     tensors: dict[str, np.ndarray] = {}
-    for name, leaf in naming.leaves(variables).items():
+    for own_name, leaf in naming.leaves(variables).items():
+        name = prefix + own_name
         tensors[name] = naming.to_torch(leaf.path, leaf.value)
         if not np.isfinite(tensors[name]).all():
             raise UserError(f"export: {name} of {architecture} has NaN or Inf; nothing was written")

@@ -28,7 +28,9 @@ def shapes(name, px=64, channels=3, **options):
     ]
 
 
-@pytest.mark.parametrize("name", models.NAMES)
+@pytest.mark.parametrize(
+    "name", [n for n in models.NAMES if n.startswith(("resnet", "cifar", "vgg"))]
+)
 def test_the_kept_layers_have_the_width_and_the_parameters_of_the_table(name):
     """A truncated backbone's groups are its parameters, and begin those of the complete one."""
     architecture = models.parse(name)

@@ -1,0 +1,136 @@
+"""Convolutions of the later networks: of patches, of channels, and TensorFlow's padding.
+
+Parameters are named and shaped as `layers.Conv` has them, so that weights of PyTorch's Conv2d fit.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from medtl.models import layers
+
+truncated_normal = nn.initializers.truncated_normal(0.02)
+"""Initial kernels of transformers and ConvNeXts, as in timm."""
+
+
+class PatchConv(nn.Module):
+    """A convolution whose stride is the side of its kernel: a matrix product over patches.
+
+    Rows and columns beyond the last whole patch are left out, as by a convolution.
+
+    Parameters: `kernel` float32[size, size, C, features], and with `use_bias` `bias`
+    float32[features].
+
+    Attributes:
+      features: output channels.
+      size: side of the kernel, and its step.
+      use_bias: whether a bias is added.
+      dtype: compute dtype.
+    """
+
+    features: int
+    size: int
+    use_bias: bool = True
+    dtype: layers.Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: layers.Images) -> layers.FeatureMap:
+        """Map [B, H, W, C] to dtype[B, H // size, W // size, features]."""
+        n, channels = self.size, x.shape[-1]
+        kernel = self.param(
+            "kernel", truncated_normal, (n, n, channels, self.features), jnp.float32
+        )
+        h, w = x.shape[1] // n, x.shape[2] // n
+        x = jnp.asarray(x, self.dtype)[:, : h * n, : w * n].reshape(-1, h, n, w, n, channels)
+        patches = x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, h, w, n * n * channels)
+        y = patches @ kernel.astype(self.dtype).reshape(n * n * channels, self.features)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+            y = y + bias.astype(self.dtype)
+        return y
+
+
+class DepthwiseConv(nn.Module):
+    """A convolution of every channel with a kernel of its own.
+
+    Parameters: `kernel` float32[size, size, 1, C], and with `use_bias` `bias` float32[C].
+
+    Attributes:
+      size: side of the kernel.
+      stride: step of the kernel in both directions.
+      same: TensorFlow's padding, see `same_padding`; else size // 2 zeros on each side.
+      use_bias: whether a bias is added.
+      dtype: compute dtype.
+      kernel_init: initializer of `kernel`.
+    """
+
+    size: int
+    stride: int = 1
+    same: bool = False
+    use_bias: bool = False
+    dtype: layers.Dtype = jnp.float32
+    kernel_init: nn.initializers.Initializer = truncated_normal
+
+    @nn.compact
+    def __call__(self, x: layers.Images) -> layers.FeatureMap:
+        """Map [B, H, W, C] to dtype[B, ceil(H / stride), ceil(W / stride), C]."""
+        channels = x.shape[-1]
+        kernel = self.param(
+            "kernel", self.kernel_init, (self.size, self.size, 1, channels), jnp.float32
+        )
+        x, kernel = jnp.asarray(x, self.dtype), kernel.astype(self.dtype)
+        if self.same:
+            padding = [same_padding(side, self.size, self.stride) for side in x.shape[1:3]]
+        else:
+            padding = [(self.size // 2, self.size // 2)] * 2
+        y = depthwise(x, kernel, stride=self.stride, padding=padding)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+            y = y + bias.astype(self.dtype)
+        return y
+
+
+def depthwise(
+    x: layers.Images,
+    kernel: Float[Array, "k k 1 c"],
+    *,
+    stride: int,
+    padding: list[tuple[int, int]],
+    form: str | None = None,
+) -> layers.FeatureMap:
+    """Return the cross-correlation of each channel with its own kernel.
+
+    Args:
+      x: [B, H, W, C].
+      kernel: [k, k, 1, C], of the same dtype.
+      stride: step in both directions.
+      padding: zeros before and after the rows, and the columns.
+      form: "plain" or "cpu"; None: see `layers.lowering`.
+
+    Returns:
+      [B, h, w, C].
+    """
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
+
+
+def same_padding(side: int, size: int, stride: int) -> tuple[int, int]:
+    """Return the zeros before and after a side, so that it becomes ceil(side / stride).
+
+    TensorFlow's "SAME": of an odd number of zeros one more is after the side, so that the grid of
+    a strided convolution depends on the image's size.
+
+    >>> same_padding(224, 3, 2), same_padding(225, 3, 2)
+    ((0, 1), (1, 1))
+    """
+    total = max((-(-side // stride) - 1) * stride + size - side, 0)
+    return total // 2, total - total // 2
