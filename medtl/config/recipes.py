@@ -175,7 +175,7 @@ _ABOUT = {
 
 def _labels(config: ConfigDict) -> int:
     """Return the number of the target's labels to train on; in a cross-validation all."""
-    made = data.labels(
+    made = data.train_labels(
         config.data.target,
         key="config.data.target",
         rules=data.FileRules.of(config.data),

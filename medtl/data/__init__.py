@@ -21,7 +21,7 @@ from medtl.data.values import FileRules
 from medtl.errors import UserError, nearest
 from medtl.examples import Examples
 
-__all__ = ["FileRules", "check", "check_domains", "fractions", "labels", "load", "split_seed"]
+__all__ = ["FileRules", "check", "check_domains", "fractions", "load", "split_seed", "train_labels"]
 check_domains = leaks.between
 _NO_RULES = FileRules()
 
@@ -57,7 +57,7 @@ def check(
         _table(spec, kind, key, require_label, require_train, rules, image_size=0, inputs=inputs)
 
 
-def labels(
+def train_labels(
     spec: Any,
     *,
     key: str,
