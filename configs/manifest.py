@@ -4,15 +4,18 @@ r"""Two hospitals of your own: a config to copy.
         --config.data.source.path=elsewhere/manifest.csv --config.data.target.path=here/manifest.csv
 
 ImageNet ResNet-50 weights -> source manifest -> target manifest. Nothing was measured with it.
-Without a `split` column the data is split 70 : 15 : 15, grouped by patient.
+Without a `split` column the data is split 70 : 15 : 15, grouped by patient. The training settings
+are those of a recipe (docs/methods.md): `few`, `some` or `many`, by the number of the target's
+train labels; the first line of the terminal names it. A field that you set here or by a flag stays.
 """
 
-from medtl.config import dataset, default, stage
+from medtl.config import dataset, default
 
 
 def get_config():
     c = default()
     c.name = "manifest"
+    c.recipe = "auto"
     c.arms = ("transfer", "target_only", "scratch")
 
     c.data.image_size = 224
@@ -21,6 +24,4 @@ def get_config():
     c.data.target = dataset("manifest")
 
     c.model.name = "resnet50"
-    c.stages.source = stage(epochs=5)  # Adam, 1e-4, batch 32
-    c.stages.target = stage(epochs=10)
     return c

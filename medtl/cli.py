@@ -22,7 +22,7 @@ from ml_collections import ConfigDict, config_flags
 
 from medtl import __version__, data, plugins, terminal
 from medtl import config as configs
-from medtl.config import check, lookup
+from medtl.config import check, lookup, recipes
 from medtl.config.rules import KINDS
 from medtl.errors import UserError, nearest
 from medtl.evaluation import plan
@@ -199,6 +199,7 @@ def _run(argv: list[str]) -> None:
         _report(values, folder, rest, has_config_file=bool(path))
         return
     if values.mode in ("train", "check", "sweep"):
+        _apply_recipe(values.config, rest)
         check.check(values.config)
         check.check_installed(values.config)
         if values.mode == "sweep" or (
@@ -223,6 +224,13 @@ def _run(argv: list[str]) -> None:
                 require_train=False,
             )
     _start(values, folder, shlex.join(["python", "launch.py", *argv]))
+
+
+def _apply_recipe(config: ConfigDict, rest: Sequence[str]) -> None:
+    """Set the fields of the requested recipe that no flag sets, and say which it is."""
+    matches = filter(None, map(_OVERRIDE.fullmatch, rest))
+    if line := recipes.apply(config, given={match["path"] for match in matches}):
+        print(line)
 
 
 def _start(values: flags.FlagValues, folder: Path, command: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from medtl import data, plugins, weights
-from medtl.config import fields, methods, tasks, tuning_check
+from medtl.config import fields, methods, recipes, tasks, tuning_check
 from medtl.config.lookup import GRIDS, is_cross_validated, no_such_field, node_at, paths
 from medtl.config.rules import NAME, UNIQUE, Entries, Field, Grid, Node, choose
 from medtl.errors import UserError
@@ -34,6 +34,7 @@ _NOT_TRIED: Mapping[str, str] = {
     **dict.fromkeys(("sweep", "evaluation", "checkpoint"), _SAME_RULES),
     **dict.fromkeys(("name", "seeds", "arms", "arm"), _SAME_RUNS),
     **dict.fromkeys(("parallel", "loggers", "plan"), _NOTHING_LEARNED),
+    "recipe": "it sets other fields, which can be tried",
 }
 
 
@@ -44,6 +45,7 @@ def check(config: ConfigDict) -> None:
       UserError: names the first field at fault, its value, and what it can be.
     """
     _check_node(config, fields.SCHEMA, "config", config)
+    recipes.check(config.recipe)
     _check_between(config)
     for name in GRIDS:
         _check_grid(config, name)

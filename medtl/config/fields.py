@@ -408,6 +408,12 @@ _SWEEP: Section = {
 
 SCHEMA: Section = {
     "name": Field("phantom", "The experiment's name.", NAME),
+    "recipe": Field(
+        "none",
+        "The settings to start from: few, some, many, or auto, by the number of the target's train"
+        " labels (under 200, up to 2,000, more). Fields that a flag sets, or that differ from their"
+        " default, stay. The command applies it, and `medtl.config.recipes.apply`.",
+    ),
     "seeds": Field(
         (0, 1, 2),
         "Every arm runs once with each seed; the verdict needs several.",

@@ -21,7 +21,7 @@ from medtl.data.values import FileRules
 from medtl.errors import UserError, nearest
 from medtl.examples import Examples
 
-__all__ = ["FileRules", "check", "check_domains", "fractions", "load", "split_seed"]
+__all__ = ["FileRules", "check", "check_domains", "fractions", "load", "split_seed", "train_labels"]
 check_domains = leaks.between
 _NO_RULES = FileRules()
 
@@ -55,6 +55,36 @@ def check(
         kind.check(spec, key=key)
     else:
         _table(spec, kind, key, require_label, require_train, rules, image_size=0, inputs=inputs)
+
+
+def train_labels(
+    spec: Any,
+    *,
+    key: str,
+    rules: FileRules = _NO_RULES,
+    inputs: Sequence[str] = ("image",),
+    whole: bool = False,
+) -> int | None:
+    """Return the number of examples to train on, without decoding images.
+
+    Args:
+      spec: a `medtl.config.dataset`.
+      key: its config key.
+      rules: as in `load`.
+      inputs: as in `load`.
+      whole: count those of val and test, too.
+
+    Returns:
+      The number; None for a kind that has to be read in full.
+
+    Raises:
+      UserError: as `check`.
+    """
+    kind = _kind(spec, key)
+    if kind.is_user or kind.check is not None:
+        return None
+    table = _table(spec, kind, key, True, True, rules, image_size=0, inputs=inputs)
+    return len(table) if whole else int(np.sum(table.split == "train"))
 
 
 def load(

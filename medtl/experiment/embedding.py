@@ -49,7 +49,7 @@ def embed(config: Any, folder: Path, *, manifest: str = "", output: str = "") ->
     if loaded is None:
         raise UserError("--mode=embed needs config.weights.path: random weights give no features")
     print(loaded.report.summary())
-    model = factory.model_for(config, {"target": ("", "")}, epsilon=factory.epsilon(loaded))
+    model = factory.model_for(config, {"target": ("", "")}, epsilon=factory.epsilon(config, loaded))
     model = model.clone(make_encoders={"image": model.make_encoders["image"]})
     image = {"image": jax.ShapeDtypeStruct((1, *factory.image_shape(config)), np.float32)}
     drawn = jax.device_get(init_variables(model, jax.random.key(0), image))

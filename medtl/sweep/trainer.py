@@ -177,10 +177,14 @@ def _program(arms: Sequence[Arm], trials: Sequence[Trial]) -> tuple[Program, lis
         },
         devices=experiment.parallel.devices,
     )
-    heads = [
-        {"params": {"heads": s.variables["params"]["heads"]}, "batch_stats": {}} for s in starts
-    ]
-    return program, heads
+    return program, [_without_backbone(s.variables) for s in starts]
+
+
+def _without_backbone(variables: Any) -> dict[str, Any]:
+    """Return the variables without the frozen image encoder, whose output is in the columns."""
+    params = dict(variables["params"])
+    kept = {name: x for name, x in params.pop("encoders").items() if name != "image"}
+    return {"params": {**params, **({"encoders": kept} if kept else {})}, "batch_stats": {}}
 
 
 def _orders(
