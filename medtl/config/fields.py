@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from medtl.config.comparison_fields import COMPARISON
 from medtl.config.data_fields import DATA, DATASET, Section
 from medtl.config.image_fields import AUGMENT
+from medtl.config.objective_fields import OBJECTIVE
 from medtl.config.plan_fields import PLAN
 from medtl.config.rules import (
     GROUPS,
@@ -37,13 +38,12 @@ from medtl.config.rules import (
     one_of,
 )
 from medtl.config.tuning_fields import TUNING
-from medtl.data import samplers, source_weights
+from medtl.data import samplers
 from medtl.evaluation.metrics.names import NAMES, QUANTITY_CRITERIA
 from medtl.models import DTYPES, FUSIONS
 
 DOMAINS = ("source", "target")
 PARALLEL = ("pmap", "mesh", "fsdp", "none")
-REDUCTIONS = ("mean", "sum")
 AUTO = 0  # the batch_size of a training stage that is "auto"
 # Metric writer -> the module that it imports and the extra that brings it.
 WRITERS = {
@@ -264,49 +264,6 @@ _WEIGHTS: Section = {
     ),
 }
 
-_LOSS: Section = {
-    "loss": Field("cross_entropy", "A loss for each example.", PluginString("medtl.losses")),
-    "weight": Field(1.0, "Its factor.", at_least(0)),
-}
-_TERM: Section = {
-    "term": Field(
-        "",
-        "A term over the whole batch of both domains, or over the parameters.",
-        PluginString("medtl.losses.terms"),
-    ),
-    "weight": Field(1.0, "Its factor.", at_least(0)),
-}
-_OBJECTIVE: Section = {
-    "lambda_": Field(1.0, "The factor of the target in a joint target stage.", at_least(0)),
-    "lambda_schedule": Field(
-        "",
-        'An Optax schedule in place of lambda_, e.g. "linear_schedule(0.0, 1.0, 1000)".',
-        PluginString("optax", optional=True),
-    ),
-    "balance": Field(
-        "fixed",
-        "How λ chooses itself in a joint stage, from lambda_ on. uncertainty: by learnt variances."
-        " learned: by the loss of a held-out fifth of the target's train. reweight: λ is fixed, and"
-        " that loss weighs each source example.",
-        one_of("fixed", "uncertainty", "learned", "reweight"),
-    ),
-    "source_weights": Field(
-        "",
-        "Importance weights of the source's train examples, from frozen features of both domains:"
-        " those that resemble the target count more.",
-        PluginString("medtl.data.source_weights", source_weights.NAMES, optional=True),
-    ),
-    "reduction": Field("mean", "The reduction over each domain.", one_of(*REDUCTIONS)),
-    "gradients": Field(
-        "sum",
-        "Joint stage, where the source's gradient and the target's conflict. sum: they are added."
-        " pcgrad: each loses its part along the other. gated: the source's is left out.",
-        one_of("sum", "pcgrad", "gated"),
-    ),
-    "losses": Entries(_LOSS, {"main": _LOSS}, least="at least one loss"),
-    "terms": Entries(_TERM),
-}
-
 _CHECKPOINT: Section = {
     "select": Field(
         "best",
@@ -440,7 +397,7 @@ SCHEMA: Section = {
     "augment": AUGMENT,
     "model": _MODEL,
     "weights": _WEIGHTS,
-    "objective": _OBJECTIVE,
+    "objective": OBJECTIVE,
     "stages": {name: changed(STAGE, learning_rate=1e-3) for name in DOMAINS},
     "parallel": Field(
         "pmap",

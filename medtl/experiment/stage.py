@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from medtl import config as configs
-from medtl import data, plugins
+from medtl import data
 from medtl.data import loading
 from medtl.errors import UserError
 from medtl.examples import Examples
-from medtl.experiment import frozen, provenance
+from medtl.experiment import frozen, head_start, provenance
 from medtl.training import (
     adabn,
     averages,
@@ -26,7 +25,6 @@ from medtl.training import (
     loop,
     memory,
     mixing,
-    probe,
     tracing,
 )
 from medtl.training.checkpoint import Store
@@ -112,7 +110,7 @@ class Stage:
                     raise batch_fit.out_of_memory(self, error) from error
             if self._validation.ranks and self._has_val and not store.is_ranked:
                 metric = self.arm.config.checkpoint.metric
-                print(f"{self._title}: {metric} on val was never defined; the last is taken")
+                print(f"{self.title}: {metric} on val was never defined; the last is taken")
             chosen = store.restore(store.chosen_step(), state)
         return self.hand_on(self._adapted(self._finished(chosen)))
 
@@ -159,7 +157,7 @@ class Stage:
                 begun = jax.device_get(self.begun)
                 share, variables = averages.best_between(begun, variables, wise, self._rank)
                 record["wise"] = share
-                print(f"{self._title}: {share:g} of the tuned weights is best on val")
+                print(f"{self.title}: {share:g} of the tuned weights is best on val")
             store.save(int(chosen.step), variables, record)
             store.wait()
         return variables
@@ -198,12 +196,12 @@ class Stage:
             frozen.keep(e.folder, self.shared)
         is_brief = bool(self.arm.split.path)
         progress = Progress(
-            self._title, self.steps, start=first, brief=is_brief, examples=e.word_for_examples
+            self.title, self.steps, start=first, brief=is_brief, examples=e.word_for_examples
         )
         loggers = e.components.make_loggers(store.folder, c) if hosts.is_first() else []
         feed = self.feed(first, progress)
         if e.profile is not None:
-            feed = e.profile.around(feed, self._title, left=self.steps - first)
+            feed = e.profile.around(feed, self.title, left=self.steps - first)
         loop.fit(
             e.parallel.place(state),
             feed,
@@ -270,7 +268,7 @@ class Stage:
         return frozen.arrays(self.start.variables) if self._stays_loaded else {}
 
     @property
-    def _title(self) -> str:
+    def title(self) -> str:
         parts = [*self.arm.split.path.split("/"), self.arm.trial.name]
         where = [part.replace("_", " ") for part in parts if part]
         return "  ".join([f"seed {self.arm.seed}", *where, self.arm.name, f"{self.name} stage"])
@@ -312,29 +310,7 @@ class Stage:
     @functools.cached_property
     def begun(self) -> Any:
         """The variables before the first step: with `head_start`, a classifier's minimum."""
-        variables, text = self.start.variables, self.section.head_start
-        if not text or self.start.is_random:
-            return variables
-        e, examples = self.arm.experiment, self.arm.examples[self.name]
-        path, rows = f"stages.{self.name}.head_start", examples.indices("train")
-        key, patient = f"config.{path}", examples.patient
-        model = plugins.resolve(text, configs.default_module(path), key=key)()
-        x = e.evaluator.features(
-            e.parallel.place(variables),
-            self.name,
-            examples,
-            rows,
-            e.replaced(self.name, encoded=self.start.is_loaded),
-        )
-        patient = None if patient is None else patient[rows]
-        with plugins.blame("", key=key):
-            probe.fit(model, x, examples.label[rows], weight=examples.weight[rows], patient=patient)
-        head = probe.head(model, len(examples.classes), key=key)
-        if (chosen := getattr(model, "C_", None)) and np.ndim(chosen) == 0:
-            print(f"{self._title}: the head starts at the minimum with C = {chosen:g}")
-        params = variables["params"]
-        heads = {**params["heads"], e.model.head_of[self.name]: head}
-        return {**variables, "params": {**params, "heads": heads}}
+        return head_start.variables(self)
 
     @functools.cached_property
     def variables(self) -> Any:

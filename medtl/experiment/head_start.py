@@ -1,0 +1,54 @@
+"""The head that a training stage starts with: the minimum of a linear classifier (LP-FT).
+
+Kumar et al. 2022, arXiv:2202.10054: a head at its minimum keeps fine-tuning from distorting the
+pretrained features.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medtl import config as configs
+from medtl import plugins
+from medtl.training import probe
+
+if TYPE_CHECKING:
+    from medtl.experiment.stage import Stage
+
+
+def variables(stage: Stage) -> Any:
+    """Return the stage's variables with the head of `head_start`; without it as they are.
+
+    A random backbone keeps its random head, as its features say nothing.
+
+    Args:
+      stage: the training stage.
+
+    Raises:
+      UserError: the classifier cannot be fitted, or is not linear.
+    """
+    given, text = stage.start.variables, stage.section.head_start
+    if not text or stage.start.is_random:
+        return given
+    e, examples = stage.arm.experiment, stage.arm.examples[stage.name]
+    path, rows = f"stages.{stage.name}.head_start", examples.indices("train")
+    key, patient = f"config.{path}", examples.patient
+    model = plugins.resolve(text, configs.default_module(path), key=key)()
+    x = e.evaluator.features(
+        e.parallel.place(given),
+        stage.name,
+        examples,
+        rows,
+        e.replaced(stage.name, encoded=stage.start.is_loaded),
+    )
+    patient = None if patient is None else patient[rows]
+    with plugins.blame("", key=key):
+        probe.fit(model, x, examples.label[rows], weight=examples.weight[rows], patient=patient)
+    head = probe.head(model, len(examples.classes), key=key)
+    if (chosen := getattr(model, "C_", None)) and np.ndim(chosen) == 0:
+        print(f"{stage.title}: the head starts at the minimum with C = {chosen:g}")
+    params = given["params"]
+    heads = {**params["heads"], e.model.head_of[stage.name]: head}
+    return {**given, "params": {**params, "heads": heads}}
