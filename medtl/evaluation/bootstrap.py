@@ -170,10 +170,11 @@ def resample(
 ) -> Resampled:
     """Compute every metric of every arm, and of resamples of the patients.
 
-    `options.resamples` are made, fewer with many examples: as many as keep examples x classes x
-    resamples within 4e8, but 200 at least; a percentile then moves by a fifth of a standard error
-    from seed to seed. Draw r depends on (seed, r) and the number of patients alone, so not on the
-    number of threads, which is that of the CPUs, at most 4. Patients are those that occur in a set.
+    `options.resamples` are made, fewer with many examples: as many as keep examples x classes (of
+    a quantity log2 examples) x resamples within 4e8, but 200 at least; a percentile then moves by a
+    fifth of a standard error from seed to seed. Draw r depends on (seed, r) and the number of
+    patients alone, so not on the number of threads, which is that of the CPUs, at most 4. Patients
+    are those that occur in a set.
 
     Args:
       arms: name -> its evaluation sets; set i of all arms has the same examples.
@@ -199,7 +200,10 @@ def resample(
     made = next(iter(scorers.values()))[0].names
     support_of: Any = quantity_support if make is QuantityScorer else support
     examples = sum(len(data.label) for sets in numbered.values() for data in sets)
-    resamples = min(options.resamples, max(_FEWEST, int(_WORK / max(1, examples * len(classes)))))
+    width = len(classes)
+    if make is QuantityScorer:  # whose C-index sums once for each bit of the labels' ranks
+        width = max(examples, 2).bit_length()
+    resamples = min(options.resamples, max(_FEWEST, int(_WORK / max(1, examples * width))))
     by_split = {
         arm: np.concatenate([score(np.ones((1, patients))) for score in each])
         for arm, each in scorers.items()
