@@ -15,7 +15,12 @@ IMAGES: dict[str, Node] = {
         ' percentiles: (-1000, 400), ("1%", "99%"). (): as the file states, else it is refused.',
         _WINDOW,
     ),
-    "max_pixels": Field(FileRules.max_pixels, "Refuse larger images.", at_least(1)),
+    "max_pixels": Field(
+        FileRules.max_pixels,
+        "Refuse images of more pixels as they are decoded: a JPEG at reduced size, a pyramid at its"
+        " smallest sufficient level, others as a whole.",
+        at_least(1),
+    ),
     "inspect_images": Field(
         4, "Images of each class and split on the page of --mode=inspect; 0: none.", at_least(0)
     ),

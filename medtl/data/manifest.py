@@ -16,6 +16,7 @@ that is not a number >= 0, a missing image, and a file that is not comma-separat
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import pathlib
@@ -76,9 +77,12 @@ class _Sheet:
     rows: list[list[str]]
     lines: list[int]
 
+    @functools.cached_property
+    def _transposed(self) -> list[tuple[str, ...]]:
+        return list(zip(*self.rows, strict=True))
+
     def column(self, name: str) -> list[str]:
-        index = self.columns[name]
-        return [row[index] for row in self.rows]
+        return list(self._transposed[self.columns[name]]) if self.rows else []
 
     def where(self, row: int, column: str) -> str:
         return f"{self.path}, line {self.lines[row]}, column {column}"
@@ -144,7 +148,7 @@ def _read_sheet(path: str, flag: str) -> _Sheet:
             else "; it is the path of a manifest CSV"
         )
         raise UserError(f"{flag}: {path} is a directory{hint}")
-    stripped = ((line, [cell.strip() for cell in row]) for line, row in read_csv(path, key=flag))
+    stripped = ((line, list(map(str.strip, row))) for line, row in read_csv(path, key=flag))
     records = [(line, row) for line, row in stripped if any(row)]
     if not records:
         raise UserError(

@@ -52,19 +52,34 @@ def decode(
     with _opened(data) as image:
         _choose_frame(image, frame, size)
         pixels = image.width * image.height
-        if pixels > rules.max_pixels:
-            raise UnreadableImageError(
-                f"it has {pixels} pixels; config.data.max_pixels allows {rules.max_pixels}"
-            )
+        if pixels > min(LARGE, rules.max_pixels):
+            image.draft("", (4 * size, 4 * size))  # a JPEG is decoded at 1/2, 1/4 or 1/8
+        _refuse_too_large(image, pixels, rules.max_pixels)
         with _LARGE_ONES if pixels > LARGE else contextlib.nullcontext():
-            if pixels > LARGE:
-                image.draft("", (4 * size, 4 * size))  # a JPEG is decoded at 1/2, 1/4 or 1/8
             deep = _deep(image, data)
             if deep is not None:
                 return deep
             if image.getexif().get(_ORIENTATION, 1) != 1:  # it would copy the others, too
                 return reduced(_to_8_bit(ImageOps.exif_transpose(image)), size)
             return reduced(_to_8_bit(image), size)
+
+
+def _refuse_too_large(image: ImageFile.ImageFile, stored: int, most: int) -> None:
+    """Refuse an image of more pixels than are decoded at once, with the memory that it needs."""
+    pixels = image.width * image.height
+    if pixels <= most:
+        return
+    if pixels < stored:
+        raise UnreadableImageError(
+            f"it has {stored} pixels, {pixels} as it is decoded; config.data.max_pixels allows "
+            f"{most}"
+        )
+    gib = pixels * 4 / 2**30  # Pillow has 4 bytes for an RGB pixel
+    raise UnreadableImageError(
+        f"it has {pixels} pixels; config.data.max_pixels allows {most}; write a JPEG or a TIFF "
+        "with smaller copies of it (a pyramid), which are read at reduced size, or allow more: "
+        f"it takes up to {gib:.1f} GiB of memory"
+    )
 
 
 def reduced(image: Image.Image, size: int) -> Image.Image:

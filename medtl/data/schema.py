@@ -7,9 +7,9 @@ numbers with a few cells that are none. Imports no JAX.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import fnmatch
-import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,6 +28,7 @@ CATEGORIES = 50  # at most so many different words are categories
 MISSING = frozenset(
     ("", "na", "n/a", "#n/a", "nan", "null", "nil", "?", "-", "--", ".", "missing", "unknown")
 )
+_LONGEST = max(map(len, MISSING))
 _NONE = "none"  # missing among numbers; among words it may be an answer
 _BY_NAME = {"image_path": "image"} | {
     name: name for name in ("id", "patient_id", "split", "weight", "site")
@@ -138,7 +139,8 @@ def infer(
             values = _embeddings(name, text, role, where)
         if values is None:
             _refuse_few_words(name, text, role, where)
-            values = np.array([_filled(cell) for cell in text], object)
+            filled = {cell: _filled(cell) for cell in set(text)}
+            values = np.array([filled[cell] for cell in text], object)
         if not role:
             role, reason = _by_cells(name, values)
         schema.append(Column(name, role, reason, float(np.mean(is_missing(values)))))
@@ -201,9 +203,9 @@ def numbers(cells: Sequence[str]) -> np.ndarray | None:
     try:
         values = np.array([float(cell) if cell else math.nan for cell in cells])
     except ValueError:
-        words = ["nan" if _filled(cell, is_number=True) == "" else cell for cell in cells]
+        words = (cell if _filled(cell, is_number=True) else "nan" for cell in cells)
         try:
-            values = np.array([float(cell) for cell in words])
+            values = np.array([float(cell) for cell in words])  # stops at the first word
         except ValueError:
             return None
     return values if not np.isinf(values).any() else None
@@ -223,7 +225,8 @@ def canonical(values: np.ndarray) -> np.ndarray:
     ['1', '1', 'low']
     """
     if values.dtype != object:
-        return np.array(["" if np.isnan(x) else f"{x:.12g}" for x in values], object)
+        distinct, row = np.unique(values, return_inverse=True)
+        return np.array(["" if np.isnan(x) else f"{x:.12g}" for x in distinct], object)[row]
     names = {value: _canonical(value) for value in set(values)}
     return np.array([names[value] for value in values], object)
 
@@ -243,6 +246,8 @@ def _is_number(text: str) -> bool:
 
 
 def _filled(cell: str, *, is_number: bool = False) -> str:
+    if len(cell) > _LONGEST:  # most numbers are longer
+        return cell
     lower = cell.lower()
     return "" if lower in MISSING or (is_number and lower == _NONE) else cell
 
@@ -251,9 +256,10 @@ def _embeddings(
     name: str, cells: Sequence[str], role: str, where: Callable[[int, str], str]
 ) -> np.ndarray | None:
     """Return float32[N, D] of a column of lists; None where its cells do not look like that."""
-    filled = [_filled(cell) for cell in cells]
-    if not any(filled):
+    first = next(filter(_filled, cells), "")
+    if not first or not (role or embeddings.looks_like([first])):
         return None
+    filled = [_filled(cell) for cell in cells]
     if role or embeddings.looks_like([cell for cell in filled if cell]):
         return embeddings.parse(filled, lambda row: where(row, name))
     return None
@@ -265,15 +271,15 @@ def _refuse_few_words(
     """Refuse a column whose cells are numbers but for at most one in ten, or that must be."""
     if role in ("categorical", "text"):
         return
-    present = [(row, cell) for row, cell in enumerate(cells) if _filled(cell, is_number=True)]
-    most = len(present) if role == "numeric" else len(present) // 10
-    # Words are not read to the end.
-    odd = list(itertools.islice((p for p in present if not _is_number(p[1])), most + 1))
-    if role == "numeric" or (len(present) >= 10 and len(odd) <= most):
-        row, cell = odd[0]
+    counts = collections.Counter(cells)
+    present = {cell: n for cell, n in counts.items() if _filled(cell, is_number=True)}
+    odd = {cell: n for cell, n in present.items() if not _is_number(cell)}
+    n, n_odd = sum(present.values()), sum(odd.values())
+    if role == "numeric" or (n >= 10 and n_odd <= n // 10):
+        row, cell = next((i, cell) for i, cell in enumerate(cells) if cell in odd)
         raise UserError(
-            f"{where(row, name)}: {quoted(cell)} is not a number, as {len(present) - len(odd)} of "
-            f"{len(present)} cells are; write a number, leave it empty, or set the column's role: "
+            f"{where(row, name)}: {quoted(cell)} is not a number, as {n - n_odd} of "
+            f"{n} cells are; write a number, leave it empty, or set the column's role: "
             f"columns=({f'{name}=categorical'!r},)"
         )
 

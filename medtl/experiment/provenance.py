@@ -76,7 +76,7 @@ def record(
         "fingerprint": {d: e.fingerprint for d, e in examples.items()},
         "split_hash": {d: e.split_hash for d, e in examples.items()},
         "features": {
-            d: np.shape(e.inputs["features"])[1]
+            d: np.asarray(e.inputs["features"]).shape[1]
             for d, e in examples.items()
             if "features" in e.inputs
         },

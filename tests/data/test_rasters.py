@@ -154,6 +154,12 @@ def test_images_of_any_size_are_reduced_and_the_limit_is_a_field():
         Image.fromarray(pixels).save(buffer, kind, **options)
         shown = decode(buffer.getvalue(), size=8)[..., 0]
         np.testing.assert_allclose(shown[:, [0, 1, 2, 5, 6, 7]], [[0] * 3 + [255] * 3] * 8, atol=3)
+        if kind == "JPEG":  # decoded at an eighth of its sides
+            small = decode(buffer.getvalue(), size=8, max_pixels=(side // 8) ** 2)[..., 0]
+            np.testing.assert_array_equal(small, shown)
+            with pytest.raises(UnreadableImageError, match="1562500 as it is decoded"):
+                decode(buffer.getvalue(), size=8, max_pixels=(side // 8) ** 2 - 1)
+            continue
         with pytest.raises(UnreadableImageError, match="has 100000000 pixels; config.data.max_pix"):
             decode(buffer.getvalue(), max_pixels=99_999_999)
     assert Image.MAX_IMAGE_PIXELS < 10**8  # Pillow's limit holds again for everyone else
