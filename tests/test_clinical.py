@@ -10,7 +10,7 @@ from clinical_run import clinical, scores, write_clinical
 from medtl import cli
 from medtl.config import arm, check, dataset, stage
 from medtl.errors import UserError
-from medtl.experiment import experiment, inference
+from medtl.experiment import domains, experiment, inference
 from medtl.experiment.preview import preview
 from medtl.training.checkpoint import Store
 
@@ -124,6 +124,20 @@ def test_arms_of_one_modality_run_beside_the_fused_one(tmp_path):
     scored = inference.predict(tmp_path / "run", manifest=path)
     reported = scores(tmp_path / "run" / "predictions.csv")
     assert {n: scores(scored)[n] for n in reported}.keys() == reported.keys()
+
+
+def test_a_row_without_any_input_is_refused_or_kept_by_name(tmp_path):
+    path = write_clinical(tmp_path / "data", 30, images=False)
+    lines = path.read_text().splitlines()
+    lines.insert(3, "nobody,,,,ill")
+    path.write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"line 4: the row has none of the inputs table \(1 rows"):
+        check.check(clinical(path))
+    config = clinical(path, data__allow=("rows_without_inputs",))
+    check.check(config)
+    examples = domains.load(config, "target")
+    assert "nobody" in examples.id
+    assert examples.notes[0].endswith("(allowed: rows_without_inputs)")
 
 
 @pytest.mark.parametrize(
