@@ -105,7 +105,7 @@ def test_fsdp_keeps_a_part_of_each_array_on_each_device():
     assert float(new["kernel"].min()) == float(new["kernel"].max()) == 5
 
 
-def test_a_checkpoint_goes_on_in_another_mode(tmp_path, alone):
+def test_a_run_folder_accepts_another_mode(tmp_path):
     from hosts_worker import config
 
     from medtl.experiment import run_folder
