@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import platform
 from collections.abc import Mapping
@@ -32,8 +33,8 @@ _IDENTITY = {
 }
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of Python, medtl and the libraries behind the numbers, and the device."""
+@functools.cache
+def _versions() -> dict[str, str]:
     packages = (
         "jax",
         "jaxlib",
@@ -53,6 +54,11 @@ def versions() -> dict[str, str]:
         "device": f"{jax.device_count()} x {device.device_kind} ({device.platform}){spread}",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
     }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, medtl and the libraries behind the numbers, and the device."""
+    return dict(_versions())  # a run records them with each checkpoint; reading them takes files
 
 
 def record(
