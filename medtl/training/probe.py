@@ -89,7 +89,8 @@ class LinearProbe:
         """
         x, y = np.asarray(x, np.float64), np.asarray(y)
         weight = np.ones(len(x)) if sample_weight is None else np.asarray(sample_weight)
-        x, back = _rotated(x)
+        mean = x.mean(axis=0)  # the bias is not penalized, so that this moves no minimum
+        x, back = _rotated(x - mean)
         self.classes_ = np.unique(y) if y.ndim == 1 else np.arange(y.shape[1])
         grid = sorted(self.grid) if self.C == "cv" else [float(self.C)]
         parts, folds = np.zeros(len(x), int), self.number_of_folds(y, groups)
@@ -121,7 +122,8 @@ class LinearProbe:
         self.C_ = grid[best]
         start = np.concatenate([kernel[best, 0], bias[best, :1]])
         found = _polished(start, x, target, weight, penalty[best], self._is_softmax)
-        self.coef_, self.intercept_ = (back @ found[:-1]).T, found[-1]
+        self.coef_ = (back @ found[:-1]).T
+        self.intercept_ = found[-1] - self.coef_ @ mean
         return self
 
     def number_of_folds(self, y: np.ndarray, groups: np.ndarray | None) -> int:
@@ -236,6 +238,6 @@ def _polished(
         gradient = np.concatenate([x.T @ slope + penalty * kernel, slope.sum(axis=0)[None]])
         return weight @ loss + penalty / 2 * np.sum(kernel**2), gradient.ravel()
 
-    options = {"maxiter": 200, "maxcor": 30, "ftol": 0.0, "gtol": 1e-7 * weight.sum()}
+    options = {"maxiter": 2000, "maxcor": 30, "ftol": 0.0, "gtol": 1e-8 * weight.sum()}
     found = minimize(objective, start.ravel(), jac=True, method="L-BFGS-B", options=options)
     return found.x.reshape(start.shape)
