@@ -74,6 +74,7 @@ def compare(net, module, folder, *, px, features, text="", batch=2, seed=0, grad
     net = randomize(net.double(), seed).eval()
     images = np.random.default_rng(seed + 1).standard_normal((batch, px, px, 3), np.float32)
     tensor = torch.from_numpy(images.transpose(0, 3, 1, 2).astype(np.float64))
+    images = jnp.asarray(images)
     shape = (px, px, 3)
     variables, report = loaded(net.state_dict(), module, architecture, shape, folder)
     with torch.no_grad():

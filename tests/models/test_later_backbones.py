@@ -12,21 +12,21 @@ from random_variables import relative_error
 from medtl import models, weights
 from medtl.errors import UserError
 from medtl.examples import NORMALIZATIONS
-from medtl.models import positions
+from medtl.models import convs, positions
 from medtl.models.convnext import ConvNeXt
 from medtl.models.densenet import DenseNet
 from medtl.models.efficientnet import EfficientNet
 from medtl.models.vit import ViT
 from medtl.weights import families, transformers
 
-TINY = dict(width=16, depth=2, heads=2, patch=8, size=32)
+TINY = dict(width=16, depth=1, heads=2, patch=8, size=32)
 MODULES = {
     "vit": ViT(**TINY, layer_scale=True, registers=2),
     "rope": ViT(**TINY, position="rope", gated=True, pool="mean", key_bias=False),
     "siglip": ViT(**TINY, class_token=False, pool="attention", activation="gelu_tanh"),
-    "convnext": ConvNeXt((1, 1, 2, 1), (4, 8, 12, 16)),
-    "densenet": DenseNet((1, 2, 2, 1), growth=4, stem=8),
-    "efficientnet": EfficientNet((1,) * 7, (4, 8, 8, 8, 12, 12, 16), lite=True),
+    "convnext": ConvNeXt((1, 1), (4, 8)),
+    "densenet": DenseNet((1, 1), growth=4, stem=8),
+    "efficientnet": EfficientNet((1, 1), (4, 8), last_layer="layer2"),
 }
 
 
@@ -115,6 +115,29 @@ def test_keys_without_a_bias_never_get_one():
     loss = jax.grad(lambda p: module.apply({"params": p}, images, True).sum())
     bias = loss(variables["params"])["blocks_0"]["attn"]["qkv"]["bias"].reshape(3, -1)
     assert (bias[1] == 0).all() and (bias[0] != 0).any() and (bias[2] != 0).any()
+
+
+@pytest.mark.parametrize(("size", "stride", "same"), [(3, 1, False), (5, 2, True), (3, 2, True)])
+def test_both_forms_of_a_depthwise_convolution_are_equal(size, stride, same):
+    rng = np.random.default_rng(0)
+    x, kernel = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32)
+        for shape in ((2, 11, 8, 5), (size, size, 1, 5))
+    )
+    padding = [(size // 2, size // 2)] * 2
+    if same:
+        padding = [convs.same_padding(side, size, stride) for side in (11, 8)]
+
+    def value_and_gradient(form):
+        def loss(x, kernel):
+            y = convs.depthwise(x, kernel, stride=stride, padding=padding, form=form)
+            return jnp.sum(jnp.sin(y)), y
+
+        (_, y), gradient = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(x, kernel)
+        return y, *gradient
+
+    for found, expected in zip(value_and_gradient("cpu"), value_and_gradient("plain"), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(("antialias", "offset"), [(False, 0.0), (True, 0.0), (False, 0.1)])
