@@ -146,9 +146,9 @@ def test_overrides_apply_to_a_config_file_wherever_they_stand(calls, tmp_path):
         (["--config"], "--config needs a file: --config=configs/NAME.py"),
         (["--config="], "--config needs a file: --config=configs/NAME.py"),
         (["--mode=trian"], "--mode=trian: there is no such mode; did you mean 'train'?"),
-        (["--manifest=x.csv"], "--manifest is for --mode=predict; the mode is train"),
-        (["--profile", "--mode=sweep"], "--profile is for --mode=train; the mode is sweep"),
-        (["--mode=evaluate", "--profile"], "--profile is for --mode=train; the mode is evaluate"),
+        (["--manifest=x.csv"], "--manifest is for --mode=predict or embed, not train"),
+        (["--profile", "--mode=sweep"], "--profile is for --mode=train, not sweep"),
+        (["--mode=evaluate", "--profile"], "--profile is for --mode=train, not evaluate"),
         (["--profle"], "there is no flag --profle; did you mean '--profile'?"),
         (
             ["--mode=predict"],
