@@ -172,11 +172,11 @@ def test_embeddings_are_interpolated_as_pytorch_does(grid, antialias, offset):
 )
 def test_export_comes_back_bit_for_bit(name, last, tmp_path):
     module = models.backbone(name, last_layer=last)()
-    variables = drawn(module, 56)
+    variables = drawn(module, 112)
     path = tmp_path / "out.safetensors"
     normalization = NORMALIZATIONS["inception"]
     weights.export(path, name, variables, normalization=normalization, last_layer=last)
-    _, like = shapes(module)
+    _, like = shapes(module, 112)
     like = {collection: like.get(collection, {}) for collection in ("params", "batch_stats")}
     loaded = weights.load(str(path), models.parse(name), like, last_layer=last)
     jax.tree.map(np.testing.assert_array_equal, loaded.variables, {"batch_stats": {}, **variables})
