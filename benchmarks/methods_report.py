@@ -14,6 +14,7 @@ from scipy.stats import friedmanchisquare, rankdata, studentized_range
 BASE = "target_only"
 RESAMPLES = 1000
 FEWEST = 10  # images of a class that counts
+LEAST = 5  # methods on a data set that counts for the ranks
 
 
 def report(
@@ -26,6 +27,8 @@ def report(
         runs = runs_of(data, seeds)
         found = {m: folder / name / f"{m}.npz" for m in about}
         predictions = {m: dict(np.load(p)) for m, p in found.items() if p.exists()}
+        if BASE not in predictions:  # a part that was not run yet
+            continue
         for made in predictions.values():
             seconds += made["seconds"]
         for size in data.sizes:
@@ -127,7 +130,7 @@ def _interval(name: str, of_interval: str, values: np.ndarray) -> dict[str, Any]
 
 def _ranks(cells: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
     """Rank the methods on each data set; the interval resamples data sets."""
-    used = {c: m for c, m in cells.items() if c.split()[0] in names}
+    used = {c: m for c, m in cells.items() if c.split()[0] in names and len(m) >= LEAST}
     if not used:
         return {}
     complete = [m for m in next(iter(used.values())) if all(m in x for x in used.values())]

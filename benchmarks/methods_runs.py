@@ -167,7 +167,10 @@ def _principal(data: DataSet, arrays: Mapping[str, np.ndarray], is_target: bool)
     """Return the first 32 principal components of the target's train images, whitened."""
     x = data.target["plain"]
     width = min(32, x.shape[1], len(data.pool) - 1)
-    return PCA(width, whiten=True, random_state=0).fit(x[data.pool]).transform(arrays["plain"])
+    pca = PCA(width, whiten=True, random_state=0).fit(x[data.pool])
+    # The columns of a table may depend on each other; whitening would blow up what is left of that.
+    is_real = pca.explained_variance_ > 1e-6 * pca.explained_variance_[0]
+    return pca.transform(arrays["plain"])[:, is_real]
 
 
 VIEWS = {

@@ -92,6 +92,15 @@ def test_the_convex_head_is_scikit_learns_at_the_chosen_penalty(runs, data):
         np.testing.assert_allclose(p, model.predict_proba(x[run.test]), atol=2e-3)
 
 
+def test_whitening_leaves_out_what_dependent_columns_have_no_variance_in(runs, data):
+    x = np.c_[data.target["plain"], data.target["plain"].sum(1)]
+    target = {**data.target, "plain": x}
+    made = runs.VIEWS["principal"](runs.DataSet("d", target, None, (0,)), target, True)
+    train = made[target["split"] == "train"]
+    assert made.shape == (100, 6)
+    np.testing.assert_allclose(np.cov(train.T), np.eye(6), atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["contrastive", "dann"])
 def test_one_program_trains_encoders_and_terms_as_the_trainer_does(
     runs, data, name, monkeypatch, tmp_path

@@ -48,7 +48,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
                 batch_norm="frozen",
                 optimizer="adam",
                 learning_rate=3e-3,
-                weight_decay=3.0,
+                weight_decay=10.0,
             ),
             "stages.source.epochs": 10,
             "stages.target.epochs": 150,
