@@ -173,8 +173,8 @@ def test_what_can_be_run_is_accepted(fields):
             "config.stages.source.epochs is -1; it must be at least 0",
         ),
         (
-            {"stages__source__batch_size": 0},
-            "config.stages.source.batch_size is 0; it must be at least 1",
+            {"stages__source__batch_size": -1},
+            "config.stages.source.batch_size is -1; it must be at least 0",
         ),
         (
             {"stages__target__freeze": "4"},
