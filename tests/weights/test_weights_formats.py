@@ -45,7 +45,7 @@ def _fails(path, text, **options):
         (b"", "is empty"),
         (
             b"\x00\x01 something else entirely",
-            "no (safetensors|NumPy|PyTorch|HDF5) file|truncated or no HDF5",
+            "no (safetensors|NumPy|PyTorch|HDF5) file|truncated or no Keras",
         ),
     ],
 )
