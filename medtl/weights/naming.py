@@ -7,6 +7,7 @@ the state_dict.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -145,21 +146,51 @@ def in_layer(name: str, architecture: Architecture, layer: str) -> bool:
 
 
 def guess(shapes: Mapping[str, Shape]) -> tuple[str, ...]:
-    """Return the architectures whose first layers have these tensors; several where layers are cut.
+    """Return the architectures whose first layers have these tensors.
+
+    Several fit where layers are cut, or where checkpoints share their shapes, as ViT-B/16 of
+    supervised training, DeiT, MAE and DINO.
 
     Args:
       shapes: state_dict name -> shape.
     """
-    modules = {m[0] for name in shapes if (m := re.match(r"(layer\d+|features)\.\d+", name))}
+    vgg = {m[0] for name in shapes if (m := re.match(r"features\.\d+", name))}
+    depths = {family: _depths(pattern, shapes) for family, pattern in _BLOCKS.items()}
     return tuple(
         name
         for name, architecture in ARCHITECTURES.items()
-        if _has_modules(architecture, modules) and _has_width(architecture, shapes)
+        if (
+            _has_convolutions(architecture, vgg)
+            if architecture.family == "vgg"
+            else _begins(architecture.depths, depths[architecture.family])
+            and _has_kind(architecture, shapes)
+        )
     )
 
 
-def _has_modules(architecture: Architecture, modules: set[str]) -> bool:
-    """Return whether these are the blocks or convolutions of the first layers."""
+_BLOCKS = {  # the number of a layer and that of a block in it, or of a block alone
+    "resnet": r"layer(\d+)\.(\d+)\.",
+    "cifar_resnet": r"layer(\d+)\.(\d+)\.",
+    "vit": r"blocks\.(\d+)()\.[a-z]",
+    "convnext": r"stages\.(\d+)\.blocks\.(\d+)\.",
+    "densenet": r"denseblock(\d+)\.denselayer(\d+)\.",
+    "efficientnet": r"blocks\.(\d+)\.(\d+)\.",
+}
+
+
+def _depths(pattern: str, names: Iterable[str]) -> tuple[int, ...]:
+    """Return the number of blocks of each layer."""
+    blocks = {m.groups() for name in names if (m := re.match(pattern, name))}
+    counts = collections.Counter(int(layer) for layer, _ in blocks)
+    return tuple(count for _, count in sorted(counts.items()))
+
+
+def _begins(depths: tuple[int, ...], found: tuple[int, ...]) -> bool:
+    return bool(found) and depths[: len(found)] == found
+
+
+def _has_convolutions(architecture: Architecture, modules: set[str]) -> bool:
+    """Return whether these are the convolutions of the first layers of a VGG."""
     expected: set[str] = set()
     for layer in architecture.layers:
         expected |= {torch_module(module) for module in architecture.prefixes(layer)}
@@ -168,14 +199,44 @@ def _has_modules(architecture: Architecture, modules: set[str]) -> bool:
     return False
 
 
-def _has_width(architecture: Architecture, shapes: Mapping[str, Shape]) -> bool:
-    """Return whether the blocks of a ResNet have this kind and width; True for a VGG."""
-    if architecture.family == "vgg":
-        return True
-    width = architecture.widths[0] // (4 if architecture.bottleneck else 1)
-    is_bottleneck = any(".conv3." in name for name in shapes)
-    channels = shapes.get("layer1.0.conv2.weight", ())[:2]
-    return is_bottleneck == architecture.bottleneck and channels == (width, width)
+def _has_kind(architecture: Architecture, shapes: Mapping[str, Shape]) -> bool:
+    """Return whether the tensors by which networks of equal depths differ are as they should be."""
+    ends, optional = _kind(architecture)
+    return all(shapes.get(name, ())[-len(end) :] == end for name, end in ends.items()) and all(
+        (name in shapes) == is_there for name, is_there in optional.items()
+    )
+
+
+def _kind(architecture: Architecture) -> tuple[dict[str, Shape], dict[str, bool]]:
+    """Return the ends of the shapes that show width and kind, and whether a tensor is there."""
+    settings, width = architecture.settings, architecture.widths[0]
+    if architecture.family == "vit":
+        patch = settings["patch"]
+        return {
+            "blocks.0.attn.qkv.weight": (3 * width, width),
+            "patch_embed.proj.weight": (patch, patch),
+        }, {
+            "cls_token": settings.get("class_token", True),
+            "reg_token": settings.get("registers", 0) > 0,
+            "pos_embed": settings.get("position") != "rope",
+            "norm_pre.weight": settings.get("pre_norm", False),
+            "attn_pool.latent": architecture.options["pool"] == "attention",
+            "blocks.0.ls1.gamma": settings.get("layer_scale", False),
+            "blocks.0.mlp.fc1_g.weight": settings.get("gated", False),
+        }
+    if architecture.family == "convnext":
+        return {"stages.0.blocks.0.conv_dw.weight": (width, 1, 7, 7)}, {
+            "stages.0.blocks.0.gamma": True  # ConvNeXt V2 has none
+        }
+    if architecture.family == "densenet":  # growth 32; DenseNet-161 has 48
+        return {"denseblock1.denselayer1.conv2.weight": (32, 128, 3, 3)}, {}
+    if architecture.family == "efficientnet":
+        return {"blocks.0.0.conv_dw.weight": (32, 1, 3, 3)}, {
+            "blocks.0.0.se.conv_reduce.weight": not settings["lite"]
+        }
+    width //= 4 if architecture.bottleneck else 1
+    kernel: dict[str, Shape] = {"layer1.0.conv2.weight": (width, width, 3, 3)}
+    return kernel, {"layer1.0.conv3.weight": architecture.bottleneck}
 
 
 def _walk(tree: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -13,7 +13,8 @@ from medtl import models, weights
 @functools.cache
 def _shapes(name, channels, options):
     module = models.backbone(name, **dict(options))()
-    size = 224 if "classifier" in name else 64
+    patch = models.parse(name).settings.get("patch", 16)
+    size = 224 if "classifier" in name else 4 * patch
     image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
     return jax.eval_shape(lambda x: module.init(jax.random.key(0), x, False), image)
 
