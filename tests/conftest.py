@@ -32,7 +32,7 @@ TYPED = (
 install_import_hook(TYPED, "beartype.beartype")
 
 # Without PyTorch it cannot be imported to look for examples in docstrings.
-collect_ignore = ["models/torch_reference.py"]
+collect_ignore = ["models/torch_reference.py", "models/torch_later.py", "models/equal_weights.py"]
 
 
 @pytest.fixture(scope="session")

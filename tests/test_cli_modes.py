@@ -205,7 +205,7 @@ def test_the_folder_of_a_sweep_has_no_models(capsys, tmp_path, mode):
         assert error_of(capsys, *asked).endswith(advice)
 
 
-def test_a_sweep_that_is_stopped_begins_again(monkeypatch, calls, capsys):
+def test_a_sweep_that_is_stopped_says_what_the_next_one_repeats(monkeypatch, calls, capsys):
     def stopped(*_, **__):
         raise KeyboardInterrupt
 
@@ -216,7 +216,7 @@ def test_a_sweep_that_is_stopped_begins_again(monkeypatch, calls, capsys):
         )
         == 130
     )
-    assert "the same command begins the sweep again" in capsys.readouterr().err
+    assert "the same command goes on after the settings that are done" in capsys.readouterr().err
 
 
 def test_a_sweep_is_asked_for_by_its_mode(calls, capsys, tmp_path):

@@ -321,7 +321,7 @@ def fit(
             stack.callback(logger.close)
         path, first = store.folder / "log.jsonl" if hosts.is_first() else None, int(state.step)
         log = stack.enter_context(Log(path, first, loggers))
-        watch = Watch(path, first - first % schedule.evaluate_every)
+        watch = Watch(path, first - first % max(schedule.evaluate_every, 1))
         log.loggers.append(watch)
         state = _steps(state, feed, schedule, evaluate, record, store, progress, log, watch, stop)
     if schedule.steps == 0 and store.last_step is None:
