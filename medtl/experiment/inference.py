@@ -308,7 +308,7 @@ def load_checkpoint(
     encoders = {key: text for key, text in texts.items() if key.startswith("config.model.")}
     trust.check(encoders, stage, accept=accept_code)
     provenance.check_files(record, plugins.source_files(encoders), stage, advice="put it back")
-    with Store(stage, frozen.load(stage, record, config)) as store:
+    with Store(handed_on(stage), frozen.load(stage, record, config)) as store:
         arrays = store.arrays(step)
     classes = {domain: tuple(names) for domain, names in record["classes"].items()}
     model = factory.model_for(config, classes, epsilon=record["epsilon"])
