@@ -33,8 +33,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
+LAUNCH = Path(__file__).parents[1] / "launch.py"
 CONFIG = """
 from medtl.config import dataset, default, grid, stage
 
@@ -77,7 +78,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", default="")
     options = parser.parse_args()
-    _import_everything()
     rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as name:
         soak = Soak(Path(name), rng)
@@ -106,14 +106,6 @@ def _count(trials: Sequence[dict[str, Any]]) -> dict[str, int]:
         "disturbed": sum(t["disturbed"] for t in trials),
         "equal": sum(not t["fault"] for t in trials),
     }
-
-
-def _import_everything() -> None:
-    """Import what commands import, without starting JAX's devices, so that forks start fast."""
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    import medtl.cli
-    import medtl.experiment.experiment
-    import medtl.sweep.sweep  # noqa: F401
 
 
 class Soak:
@@ -147,24 +139,15 @@ class Soak:
         return run
 
     def start(self, mode: str, run: Path) -> int:
-        """Start a command in a fork and return its process id."""
-        argv = [f"--workdir={run}", *MODES[mode]]
+        """Start a command and return its process id."""
+        argv = [sys.executable, str(LAUNCH), f"--workdir={run}", *MODES[mode]]
         if mode not in ON_A_RUN:
-            argv.insert(0, f"--config={self.config}")
-        if pid := os.fork():
-            return pid
-        os.setsid()
-        with open(f"{self.folder / run.name}.txt", "a") as output:
-            os.dup2(output.fileno(), 1)
-            os.dup2(output.fileno(), 2)
-        from medtl import cli
-
-        code = 70
-        try:
-            code = cli.run(argv)
-        finally:
-            sys.stdout.flush()
-            os._exit(code)
+            argv.append(f"--config={self.config}")
+        how = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        path = str(self.folder / f"{run.name}.txt")
+        actions = [(os.POSIX_SPAWN_OPEN, 1, path, how, 0o600), (os.POSIX_SPAWN_DUP2, 1, 2)]
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+        return os.posix_spawn(argv[0], argv, environment, file_actions=actions, setsid=True)
 
     def output(self, run: Path) -> str:
         return Path(f"{self.folder / run.name}.txt").read_text(errors="replace")
