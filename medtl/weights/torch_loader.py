@@ -18,6 +18,9 @@ from torch import nn
 class Diagnosis(nn.Module):
     """The probabilities f32[B, K] of images uint8[B, C, H, W]; `classes` names the K columns."""
 
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(self, path: str, backbone: Any):
         super().__init__()
         with safetensors.safe_open(path, "pt") as file:
