@@ -18,8 +18,6 @@ from medtl.evaluation.arm_results import Evaluated
 from medtl.evaluation.metrics import Options
 from medtl.evaluation.predictions import Predictions
 
-RULES = ("mean", "max")
-
 
 def per_patient(
     evaluated: Mapping[str, Evaluated],

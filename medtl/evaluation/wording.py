@@ -197,23 +197,6 @@ def difference_name(comparison: Mapping[str, Any]) -> str:
     return f"{comparison['arm']} − {comparison['reference']}"
 
 
-def main_difference(comparison: Mapping[str, Any], level: Any) -> str:
-    """Write the main difference: +0.031 AUROC (95 % interval +0.010 to +0.052; p = 0.004)."""
-    difference = comparison["difference"]
-    name = metric(comparison["metric"])
-    if not is_known(difference.get("value")):
-        return f"{name} {UNDEFINED}: {difference.get('undefined', NO_REASON)}"
-    between = interval(difference.get("low"), difference.get("high"), sign=True)
-    by = f" by {comparison['method']}" if comparison.get("method") else ""
-    parts = [f"{percent(level)} interval{by} {between}" if between else NO_INTERVAL]
-    if is_known(comparison.get("p")):
-        tested = f"p {p_relation(comparison['p'])}"
-        if value(comparison.get("p_adjusted")) > value(comparison["p"]):
-            tested += f", adjusted {p_value(comparison['p_adjusted'])}"
-        parts.append(tested)
-    return f"{signed(difference['value'])} {name} ({'; '.join(parts)})"
-
-
 def text_table(rows: Sequence[Sequence[str]], *, left: int = 1, width: int = 0) -> list[str]:
     """Align rows of text into columns two spaces apart, one space where that is too wide.
 

@@ -105,6 +105,7 @@ def html(made: Plan, drawn: Sequence[Figure]) -> str:
       drawn: its `figures`.
     """
     return template("plan.html").render(
+        title="Plan: how many patients to evaluate on",
         headline=made.headline,
         notes=made.notes,
         assumed=plan.assumed(made.assumptions),
