@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from medtl.errors import UserError, damaged, nearest
-from medtl.weights import families, keras_h5, siblings
+from medtl.weights import families, flat_flax, keras_h5, siblings
 from medtl.weights.siblings import INDEX
 
 SUFFIXES = (".safetensors", ".npz", ".pth", ".th", ".pt", ".bin", ".h5", ".keras")
@@ -151,7 +151,7 @@ def read(path: str) -> WeightFile:
     elif suffix == ".safetensors":
         tensors, metadata = _read_safetensors(path)
     elif suffix == ".npz":
-        tensors = _read_npz(path)
+        tensors = flat_flax.to_torch(_read_npz(path))
     elif suffix in (".h5", ".keras"):
         tensors, metadata = keras_h5.read(path)
     else:
@@ -216,11 +216,17 @@ def _read_safetensors(path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]
 
 
 def _read_npz(path: str) -> dict[str, np.ndarray]:
+    import ml_dtypes
+
     with (
         damaged(f"config.weights.path: {path} is damaged or holds more than arrays"),
         np.load(path, allow_pickle=False) as file,
     ):
-        return {name: file[name] for name in file.files}
+        tensors = {name: file[name] for name in file.files}
+    two_bytes = np.dtype("V2")  # bfloat16, which NumPy's format has no name for
+    return {
+        n: x.view(ml_dtypes.bfloat16) if x.dtype == two_bytes else x for n, x in tensors.items()
+    }
 
 
 def _read_torch(path: str) -> tuple[dict[str, np.ndarray], str]:
