@@ -75,7 +75,7 @@ def pair(request):
     }
     params = traverse_util.unflatten_dict({tuple(k.split("/")): x for k, x in flat.items()})
     ours = ViT(**OURS, **POOLS[request.param])
-    return images, flat, net.apply({"params": params}, images), ours
+    return images, flat, jax.jit(net.apply)({"params": params}, images), ours
 
 
 def features(path, module, images, **options):
@@ -83,7 +83,8 @@ def features(path, module, images, **options):
     loaded = weights.load(
         str(path), None, {"batch_stats": {}, **like}, normalization="inception", **options
     )
-    return module.apply(loaded.variables, images, False), loaded.report
+    apply = jax.jit(lambda variables, x: module.apply(variables, x, False))
+    return apply(loaded.variables, images), loaded.report
 
 
 def test_big_vision_s_vit_computes_the_same(pair, tmp_path):
