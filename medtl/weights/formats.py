@@ -203,8 +203,11 @@ def _read_safetensors(path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]
     import ml_dtypes  # noqa: F401  registers bfloat16 with NumPy
 
     with _open_safetensors(path) as file:
-        tensors = {}
-        for name in file.keys():  # noqa: SIM118  a safe_open is no dict
+        names, metadata = list(file.keys()), file.metadata() or {}
+    tensors = {}
+    for name in names:
+        # Opened each time: the pages of the mapped file would stay in memory beside the tensors.
+        with _open_safetensors(path) as file:
             dtype = file.get_slice(name).get_dtype()
             if dtype not in _DTYPES:
                 raise UserError(
@@ -212,7 +215,7 @@ def _read_safetensors(path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]
                     f"{', '.join(_DTYPES)}"
                 )
             tensors[name] = file.get_tensor(name)
-        return tensors, file.metadata() or {}
+    return tensors, metadata
 
 
 def _read_npz(path: str) -> dict[str, np.ndarray]:

@@ -101,6 +101,11 @@ def nest(
     return tree
 
 
+def is_float(tensor: np.ndarray) -> bool:
+    """Return whether the numbers can be weights: integers are counters, or damage."""
+    return tensor.dtype.kind == "f" or tensor.dtype.name == "bfloat16"
+
+
 def to_torch(path: Sequence[str], value: Any) -> np.ndarray:
     """Return our array in the layout of a state_dict, float32."""
     array = np.asarray(value, np.float32)

@@ -267,11 +267,15 @@ def test_queries_keys_and_values_are_joined():
     parts = {n: np.full((2, 2), i, np.float32) for i, n in enumerate(("query", "key", "value"))}
     tensors = {f"x.{name}.weight": value for name, value in parts.items()}
     tensors |= {"x.query.bias": np.ones(2, np.float32), "x.value.bias": np.ones(2, np.float32)}
-    found = transformers.joined(tensors)
+    strict, found = dict(tensors), dict(tensors)
+    transformers.join(strict)
+    assert "x.query.bias" in strict and "x.qkv.bias" not in strict  # is missing the key's, loudly
+    transformers.join(found, key_bias=False)
     np.testing.assert_array_equal(found["x.qkv.weight"], np.repeat([0, 1, 2], 2)[:, None] * [1, 1])
     np.testing.assert_array_equal(found["x.qkv.bias"], [1, 1, 0, 0, 1, 1])
     del tensors["x.key.weight"], tensors["x.value.weight"]
-    assert "x.query.weight" in transformers.joined(tensors)  # a misfit, with the file's own name
+    transformers.join(tensors)
+    assert "x.query.weight" in tensors  # a misfit, with the file's own name
 
 
 @pytest.mark.parametrize(
