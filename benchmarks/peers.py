@@ -3,12 +3,13 @@
     python benchmarks/peers.py --model=resnet50 --batch=16 --torch_python=PATH
 
 All do the same work: a ResNet v1.5 (`backbones.py` has others), cross-entropy over 1,000 classes,
-SGD with momentum, the same shapes. Contenders take turns in rounds, each in a separate process, so that the machine's noise
-hits all; a ratio is taken within a round. PyTorch runs under the interpreter of --torch_python and
-is left out, with a notice, if that has none. Compilation and warm-up are not timed. medtl runs as
-its trainer does, with memory kept from step to step (medtl/training/memory.py). The peers run as
-they come, and once more with the same setting, which a user could give them ("kept"). --write keeps
-the result in benchmarks/results/peers_MODEL_DTYPE_BACKEND.json.
+SGD with momentum, the same shapes. Contenders take turns in rounds, each in a separate process, so
+that the machine's noise hits all; a ratio is taken within a round. PyTorch runs under the
+interpreter of --torch_python and is left out, with a notice, if that has none. Compilation and
+warm-up are not timed. medtl runs as its trainer does, with memory kept from step to step
+(medtl/training/memory.py). The peers run as they come, and once more with the same setting, which a
+user could give them ("kept"). --write keeps the result in
+benchmarks/results/peers_MODEL_DTYPE_BACKEND.json.
 """
 
 from __future__ import annotations
