@@ -58,7 +58,10 @@ CASES = {
 FLIPPING = ("efficientnet_lite", "resnext_d", "wide_resnet")  # ReLUs; their gradients in float64
 
 
-@pytest.mark.parametrize("name", CASES)
+SLOW = pytest.param("efficientnet_lite", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", [*(n for n in CASES if n != "efficientnet_lite"), SLOW])
 def test_features_statistics_and_gradients(name, tmp_path):
     """No size is native: odd maps show padding, a smaller grid the interpolation of positions."""
     net, module, px = CASES[name]
