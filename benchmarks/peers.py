@@ -2,13 +2,14 @@
 
     python benchmarks/peers.py --model=resnet50 --batch=16 --torch_python=PATH
 
-All do the same work: a ResNet v1.5, cross-entropy over 1,000 classes, SGD with momentum, the same
-shapes. Contenders take turns in rounds, each in a separate process, so that the machine's noise
-hits all; a ratio is taken within a round. PyTorch runs under the interpreter of --torch_python and
-is left out, with a notice, if that has none. Compilation and warm-up are not timed. medtl runs as
-its trainer does, with memory kept from step to step (medtl/training/memory.py). The peers run as
-they come, and once more with the same setting, which a user could give them ("kept"). --write keeps
-the result in benchmarks/results/peers_MODEL_DTYPE_BACKEND.json.
+All do the same work: a ResNet v1.5 (`backbones.py` has others), cross-entropy over 1,000 classes,
+SGD with momentum, the same shapes. Contenders take turns in rounds, each in a separate process, so
+that the machine's noise hits all; a ratio is taken within a round. PyTorch runs under the
+interpreter of --torch_python and is left out, with a notice, if that has none. Compilation and
+warm-up are not timed. medtl runs as its trainer does, with memory kept from step to step
+(medtl/training/memory.py). The peers run as they come, and once more with the same setting, which a
+user could give them ("kept"). --write keeps the result in
+benchmarks/results/peers_MODEL_DTYPE_BACKEND.json.
 """
 
 from __future__ import annotations
@@ -43,6 +44,14 @@ flags.adopt_module_key_flags(step)
 PAUSE = flags.DEFINE_float(
     "pause", 0.5, "seconds between contenders, in which their threads stop spinning"
 )
+
+
+DEPTHS = {
+    "resnet18": (2, 2, 2, 2),
+    "resnet34": (3, 4, 6, 3),
+    "resnet50": (3, 4, 6, 3),
+    "resnet101": (3, 4, 23, 3),
+}
 
 
 class PlainBlock(nn.Module):
@@ -98,13 +107,7 @@ def plain(
     name: str, *, batch: int, size: int, dtype: str, train: bool, classes: int = 1000
 ) -> timing.Contender:
     """Return the plain Flax step, compiled and warm."""
-    depths = {
-        "resnet18": (2, 2, 2, 2),
-        "resnet34": (3, 4, 6, 3),
-        "resnet50": (3, 4, 6, 3),
-        "resnet101": (3, 4, 23, 3),
-    }
-    net = PlainResNet(depths[name], name not in ("resnet18", "resnet34"), classes, jnp.dtype(dtype))
+    net = PlainResNet(DEPTHS[name], name not in ("resnet18", "resnet34"), classes, jnp.dtype(dtype))
     data = step.images(batch, size, classes=classes, domains=("target",))["target"]
     variables = jax.jit(functools.partial(net.init, train=False))(
         jax.random.key(0), data["image"][:1]
@@ -193,6 +196,8 @@ def plan(mode: str) -> dict[str, tuple[list[str], bool]]:
         "plain Flax": (command("plain", mode), False),
         "PyTorch eager": (command("torch", mode), False),
     }
+    if step.MODEL.value not in DEPTHS:
+        del commands["plain Flax"]
     if COMPILE.value:
         commands["torch.compile"] = ([*command("torch", mode), "--compile"], False)
     if ALL_KEPT.value:

@@ -1,9 +1,9 @@
-"""The PyTorch side of `peers.py`: a ResNet in a separate process, driven line by line over stdin.
+"""The PyTorch side of `peers.py`: a network in a separate process, driven line by line over stdin.
 
     python benchmarks/peers_torch.py --model=resnet50 --batch=16 --size=224 --mode=train --threads=2
 
 Prints "ready" and the device when warmed up. Then each line "N" runs N steps and prints the
-seconds. Needs only PyTorch.
+seconds. Needs only PyTorch, and timm for networks other than ResNets.
 """
 
 from __future__ import annotations
@@ -69,6 +69,17 @@ def resnet(name: str, classes: int) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))
 
 
+def build(name: str, classes: int, size: int) -> nn.Module:
+    """Return a ResNet, or timm's network of that name, for images with sides of `size` pixels."""
+    if name in DEPTHS:
+        return resnet(name, classes)
+    import timm
+
+    sized = {"img_size": size} if name.startswith("vit") else {}
+    suffix = "_224" if name.startswith("vit") else ""
+    return timm.create_model(f"{name}{suffix}", num_classes=classes, **sized)
+
+
 def start(threads: int) -> torch.device:
     """Set PyTorch up for both benchmarks and return the device; 0 threads: PyTorch's default."""
     if threads:
@@ -89,7 +100,7 @@ def serve(device: torch.device, answer: Callable[[int], object]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--model", default="resnet50", choices=sorted(DEPTHS))
+    parser.add_argument("--model", default="resnet50")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--classes", type=int, default=1000)
@@ -100,7 +111,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
     device = start(args.threads)
-    net = resnet(args.model, args.classes).to(device, memory_format=torch.channels_last)
+    net = build(args.model, args.classes, args.size).to(device, memory_format=torch.channels_last)
     image = torch.randn(args.batch, 3, args.size, args.size, device=device).to(
         memory_format=torch.channels_last
     )

@@ -248,6 +248,16 @@ PROGRAMS = {
         "--mode=infer",
         "--noall_kept",
     ],
+    "backbones": [
+        "backbones.py",
+        "--models=resnet18",
+        "--batch=2",
+        "--size=32",
+        "--rounds=1",
+        "--steps=1",
+        "--mode=infer",
+        "--noall_kept",
+    ],
     "sweep": [
         "sweep.py",
         "--features=200x8",

@@ -1,6 +1,6 @@
 """The table of backbones: layers, widths, options and parameter names. Imports no JAX.
 
-The rows of transformers and of the later convolutional networks are in `presets`.
+The rows of transformers and of all later networks are in `presets`.
 
 A layer is what `model.last_layer` keeps and `freeze` freezes, by torchvision's name: `layer1` to
 `layer4` of a ResNet, `layer1` to `layer3` of a CIFAR ResNet. The layers of a VGG, which have no
@@ -20,7 +20,10 @@ from medtl.errors import UserError, nearest
 from medtl.models import presets
 
 CLASSIFIER_WIDTH = 4096
-STEMS = ("conv1", "features_0", "patch_embed.proj", "stem_0", "conv0", "conv_stem")
+STEMS = (
+    "conv1", "conv1_0", "features_0", "patch_embed.proj", "stem_0", "stem.conv", "conv0",
+    "conv_stem",
+)  # fmt: skip
 """The names that the first convolution can have."""
 
 
@@ -90,7 +93,8 @@ class Architecture:
             specific: dict[str, Any] = {"batch_norm": self.batch_norm}
         else:
             specific = {"bottleneck": self.bottleneck, "cifar": self.family == "cifar_resnet"}
-        return {"depths": self.depths, "widths": self.widths, **specific, **self.options}
+        shape = {"depths": self.depths, "widths": self.widths}
+        return {**shape, **specific, **self.settings, **self.options}
 
     def groups(self, last_layer: str = "") -> dict[str, tuple[str, ...]]:
         """Return the top-level parameter names of each group, in order of depth.
@@ -133,8 +137,11 @@ class Architecture:
             if self.options.get("classifier"):
                 groups["classifier"] = ("classifier_0", "classifier_3")
             return groups
+        convs: tuple[str, ...] = ("conv1",)
+        if self.settings.get("deep_stem"):
+            convs = tuple(f"conv1_{i}" for i in (0, 1, 3, 4, 6))  # also their BatchNorms
         return {
-            "stem": ("conv1", "bn1"),
+            "stem": (*convs, "bn1"),
             **{
                 layer: tuple(f"{layer}_{i}" for i in range(depth))
                 for layer, depth in zip(kept, self.depths, strict=False)

@@ -1,4 +1,4 @@
-"""The rows of vision transformers, ConvNeXts, DenseNets and EfficientNets. Imports no JAX.
+"""The rows of all backbones but the first ResNets and VGGs. Imports no JAX.
 
 Each row is what a family of checkpoints was trained with: sizes, activation, position embeddings,
 pooling and input. Two rows may have equal shapes, such as `mae_vitb16` and `dino_vitb16`: the
@@ -16,6 +16,7 @@ MODULES = {
     "convnext": ("medtl.models.convnext", "ConvNeXt"),
     "densenet": ("medtl.models.densenet", "DenseNet"),
     "efficientnet": ("medtl.models.efficientnet", "EfficientNet"),
+    "resnetv2": ("medtl.models.resnetv2", "ResNetV2"),
 }
 EFFICIENTNET_DEPTHS = (1, 2, 2, 3, 3, 4, 1)
 _LARGEST_IMAGE = 2048
@@ -48,6 +49,9 @@ def groups(family: str, fields: Mapping[str, Any]) -> dict[str, tuple[str, ...]]
     if family == "convnext":
         stages = {f"layer{i + 1}": (f"stages_{i}",) for i in numbers}
         return {"stem": ("stem_0", "stem_1"), **stages, "norm": ("head",)}
+    if family == "resnetv2":
+        stages = {f"layer{i + 1}": (f"stages_{i}",) for i in numbers}
+        return {"stem": ("stem",), **stages, "norm": ("norm",)}
     if family == "densenet":
         dense: dict[str, tuple[str, ...]] = {
             f"layer{i + 1}": (f"transition{i}", f"denseblock{i + 1}") for i in numbers
@@ -109,7 +113,7 @@ def _vit_groups(
 
 def rows() -> dict[str, Row]:
     """Return name -> the fields of its `architectures.Architecture`."""
-    return {**_augreg(), **_dino(), **_language(), **_convolutional()}
+    return {**_augreg(), **_dino(), **_language(), **_convolutional(), **_residual()}
 
 
 def _vit(
@@ -208,6 +212,34 @@ def _convolutional() -> dict[str, Row]:
         usual = "lite" if lite else "torchvision"
         settings = {**row["settings"], "lite": lite}
         table[name] = {**row, "settings": settings, "usual_input": usual, "epsilon": 1e-3}
+    return table
+
+
+def _residual() -> dict[str, Row]:
+    """ResNet-D (1812.01187), ResNeXt (1611.05431), Wide ResNet (1605.07146), BiT (1912.11370).
+
+    The names are timm's, which agree with torchvision's.
+    """
+    depths = {
+        18: (2, 2, 2, 2), 26: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3),
+        152: (3, 8, 36, 3),
+    }  # fmt: skip
+    pooled: dict[str, Any] = dict(deep_stem=True, pool_shortcut=True)
+    named: list[tuple[str, int, dict[str, Any]]] = [(f"resnet{n}d", n, pooled) for n in depths]
+    for n, groups, width in ((50, 32, 4), (101, 32, 4), (101, 32, 8), (101, 64, 4)):
+        row = dict(cardinality=groups, base_width=width)
+        named.append((f"resnext{n}_{groups}x{width}d", n, row))
+    named.append(("resnext50d_32x4d", 50, {**pooled, "cardinality": 32, "base_width": 4}))
+    named += [(f"wide_resnet{n}_2", n, dict(base_width=128)) for n in (50, 101)]
+    table: dict[str, Row] = {}
+    for name, n, settings in named:
+        bottleneck = n not in (18, 34)
+        widths = tuple((256 if bottleneck else 64) * 2**i for i in range(4))
+        row = _row("resnet", depths[n], widths)
+        table[name] = {**row, "settings": settings, "bottleneck": bottleneck}
+    for n, factor in ((50, 1), (50, 3), (101, 1), (101, 3), (152, 2), (152, 4)):
+        row = _row("resnetv2", depths[n], tuple(256 * factor * 2**i for i in range(4)))
+        table[f"resnetv2_{n}x{factor}_bit"] = {**row, "usual_input": "inception"}
     return table
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from medtl.errors import UserError, damaged, nearest
-from medtl.weights import families, keras_h5, siblings
+from medtl.weights import families, flat_flax, keras_h5, siblings
 from medtl.weights.siblings import INDEX
 
 SUFFIXES = (".safetensors", ".npz", ".pth", ".th", ".pt", ".bin", ".h5", ".keras")
@@ -151,7 +151,7 @@ def read(path: str) -> WeightFile:
     elif suffix == ".safetensors":
         tensors, metadata = _read_safetensors(path)
     elif suffix == ".npz":
-        tensors = _read_npz(path)
+        tensors = flat_flax.to_torch(_read_npz(path))
     elif suffix in (".h5", ".keras"):
         tensors, metadata = keras_h5.read(path)
     else:
@@ -203,8 +203,11 @@ def _read_safetensors(path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]
     import ml_dtypes  # noqa: F401  registers bfloat16 with NumPy
 
     with _open_safetensors(path) as file:
-        tensors = {}
-        for name in file.keys():  # noqa: SIM118  a safe_open is no dict
+        names, metadata = list(file.keys()), file.metadata() or {}
+    tensors = {}
+    for name in names:
+        # Opened each time: the pages of the mapped file would stay in memory beside the tensors.
+        with _open_safetensors(path) as file:
             dtype = file.get_slice(name).get_dtype()
             if dtype not in _DTYPES:
                 raise UserError(
@@ -212,15 +215,21 @@ def _read_safetensors(path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]
                     f"{', '.join(_DTYPES)}"
                 )
             tensors[name] = file.get_tensor(name)
-        return tensors, file.metadata() or {}
+    return tensors, metadata
 
 
 def _read_npz(path: str) -> dict[str, np.ndarray]:
+    import ml_dtypes
+
     with (
         damaged(f"config.weights.path: {path} is damaged or holds more than arrays"),
         np.load(path, allow_pickle=False) as file,
     ):
-        return {name: file[name] for name in file.files}
+        tensors = {name: file[name] for name in file.files}
+    two_bytes = np.dtype("V2")  # bfloat16, which NumPy's format has no name for
+    return {
+        n: x.view(ml_dtypes.bfloat16) if x.dtype == two_bytes else x for n, x in tensors.items()
+    }
 
 
 def _read_torch(path: str) -> tuple[dict[str, np.ndarray], str]:

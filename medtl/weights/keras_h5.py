@@ -52,6 +52,8 @@ def read(path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
       UserError: the file is broken or holds another model.
     """
     layers = _read_layers(path)
+    if any(array.dtype.kind != "f" for arrays in layers.values() for array in arrays):
+        raise UserError(f"config.weights.path: {path} has weights that are no floats")
     metadata = {"bn_eps": repr(EPSILON)}
     try:
         if "block1_conv1" in layers:

@@ -40,6 +40,22 @@ def _efficientnet_rules() -> Rules:
     )
 
 
+def _bit_rules() -> Rules:
+    """Count from 0 what BiT counts from 1; its second generation of names comes first."""
+    conv = r"standardized_conv2d(?:\.\d+)?\."
+    rules = [(rf"(^|\.)block{n}\.", rf"\1stages.{n - 1}.") for n in range(1, 5)]
+    rules += [(rf"\.unit{n:02d}\.", f".blocks.{n - 1}.") for n in range(1, 37)]
+    for n, part in enumerate("abc", 1):
+        rules += [(rf"\.{part}\.{conv}", f".conv{n}."), (rf"\.{part}\.group_norm\.", f".norm{n}.")]
+    return (
+        *rules,
+        (r"\.gn([123])\.", r".norm\1."),
+        (rf"\.(?:conv_proj\.|a\.proj\.{conv})", ".downsample.conv."),
+        (rf"root_block\.(?:conv_root\.|{conv})", "stem.conv."),
+        (r"(?:norm-pre-head|group_norm)\.", "norm."),
+    )
+
+
 TABLES: dict[str, Rules] = {
     "the layers of an nn.Sequential": (
         (_START + r"0\.(weight|bias)$", r"\1conv1.\2"),
@@ -146,6 +162,30 @@ TABLES: dict[str, Rules] = {
         (r"\.pwconv([12])\.", r".mlp.fc\1."),
         (r"(blocks\.\d+)\.layernorm\.", r"\1.norm."),
         (r"^((?!.*stages).*)layernorm\.", r"\1head.norm."),
+    ),
+    "big_vision's ViT": (
+        (r"(?:Transformer\.)?encoderblock\.(\d+)\.", r"blocks.\1."),
+        (r"Transformer\.encoder_norm\.", "norm."),
+        (r"(?:Transformer\.)?(?:posembed_input\.)?pos_embedding$", "pos_embed"),
+        (r"(^|\.)cls$", r"\1cls_token"),
+        (r"(^|\.)embedding\.", r"\1patch_embed.proj."),
+        (r"MAPHead\.0\.probe$", "attn_pool.latent"),
+        (r"MAPHead\.0\.MultiHeadDotProductAttention\.0\.out\.", "attn_pool.proj."),
+        (r"MAPHead\.0\.MultiHeadDotProductAttention\.0\.", "attn_pool."),
+        (r"MAPHead\.0\.LayerNorm\.0\.", "attn_pool.norm."),
+        (r"MAPHead\.0\.MlpBlock\.0\.", "attn_pool.mlp."),
+        (r"MultiHeadDotProductAttention\.\d\.out\.", "attn.proj."),
+        (r"MultiHeadDotProductAttention\.\d\.", "attn."),
+        (r"LayerNorm\.0\.", "norm1."),
+        (r"LayerNorm\.[12]\.", "norm2."),
+        (r"MlpBlock\.\d\.", "mlp."),
+        (r"Dense\.0\.", "fc1."),
+        (r"Dense\.1\.", "fc2."),
+    ),
+    "the BiT of its authors": _bit_rules(),
+    "Hugging Face's BiT": (
+        (r"embedder\.convolution\.", "stem.conv."),
+        (r"encoder\.stages\.(\d)\.layers\.", r"stages.\1.blocks."),
     ),
     "torchvision's first DenseNets": ((r"\.(norm|conv)\.([12])\.", r".\1\2."),),
     "the EfficientNet of Melas-Kyriazi": _efficientnet_rules(),

@@ -101,6 +101,11 @@ def nest(
     return tree
 
 
+def is_float(tensor: np.ndarray) -> bool:
+    """Return whether the numbers can be weights: integers are counters, or damage."""
+    return tensor.dtype.kind == "f" or tensor.dtype.name == "bfloat16"
+
+
 def to_torch(path: Sequence[str], value: Any) -> np.ndarray:
     """Return our array in the layout of a state_dict, float32."""
     array = np.asarray(value, np.float32)
@@ -175,6 +180,7 @@ _BLOCKS = {  # the number of a layer and that of a block in it, or of a block al
     "convnext": r"stages\.(\d+)\.blocks\.(\d+)\.",
     "densenet": r"denseblock(\d+)\.denselayer(\d+)\.",
     "efficientnet": r"blocks\.(\d+)\.(\d+)\.",
+    "resnetv2": r"stages\.(\d+)\.blocks\.(\d+)\.",
 }
 
 
@@ -234,9 +240,15 @@ def _kind(architecture: Architecture) -> tuple[dict[str, Shape], dict[str, bool]
         return {"blocks.0.0.conv_dw.weight": (32, 1, 3, 3)}, {
             "blocks.0.0.se.conv_reduce.weight": not settings["lite"]
         }
-    width //= 4 if architecture.bottleneck else 1
-    kernel: dict[str, Shape] = {"layer1.0.conv2.weight": (width, width, 3, 3)}
-    return kernel, {"layer1.0.conv3.weight": architecture.bottleneck}
+    if architecture.family == "resnetv2":
+        return {"stages.0.blocks.0.conv2.weight": (width // 4, width // 4, 3, 3)}, {}
+    cardinality = settings.get("cardinality", 1)
+    if architecture.bottleneck:
+        width = width // 4 * settings.get("base_width", 64) // 64 * cardinality
+    return {"layer1.0.conv2.weight": (width, width // cardinality, 3, 3)}, {
+        "layer1.0.conv3.weight": architecture.bottleneck,
+        "conv1.0.weight": settings.get("deep_stem", False),
+    }
 
 
 def _walk(tree: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -100,12 +100,12 @@ def load(
     if stated.normalization is None and beside is not None:
         stated = dataclasses.replace(stated, normalization=metadata.named(beside[0]))
 
-    leaves = naming.leaves(variables)
-    has_qkv = any(".qkv." in name for name in leaves)
+    leaves, own_names = naming.leaves(variables), list(file.tensors)
+    if any(".qkv." in name for name in leaves):
+        has_key_bias = architecture is not None and architecture.settings.get("key_bias", True)
+        transformers.join(file.tensors, key_bias=has_key_bias)
     named, notes = families.renamed(
-        transformers.joined(file.tensors) if has_qkv else file.tensors,
-        leaves,
-        lambda n: not naming.is_planned(n, architecture, last_layer),
+        file.tensors, leaves, lambda n: not naming.is_planned(n, architecture, last_layer)
     )
     named, added = transformers.completed(named, leaves)
     tensors, adapted = _adapt_stem(named, leaves)
@@ -118,16 +118,17 @@ def load(
         kept = f" with last_layer={last_layer!r}" if last_layer else ""
         raise UserError(
             f"config.weights.path: {path} does not fit {name}{kept}{_listed(misfits)}\n"
-            f"{_advice(report, architecture, others)}{_names_of(file.tensors, report)}"
+            f"{_advice(report, architecture, others)}{_names_of(own_names, report)}"
         )
     metadata.check_stride(stated, architecture, path)
     usual = (architecture.usual_input if architecture else "") or file.usual_input
     chosen, note = metadata.choose_normalization(stated, usual, normalization, path)
-    values = {
-        leaves[name].path: naming.from_torch(leaves[name].path, tensors[name])
-        for name, _ in report.loaded
-    }
-    _refuse_bad_numbers(values, path)
+    file.tensors.clear()
+    named.clear()  # the last references but those of `tensors`, which are dropped one by one
+    values = {}
+    for name, _ in report.loaded:
+        variable = leaves[name].path
+        values[variable] = _converted(name, variable, tensors.pop(name), path)
     if beside is not None:
         note = f"{note} ({beside[1]})" if note.endswith("stated by the file") else note
     report = dataclasses.replace(report, notes=(note, *report.notes))
@@ -161,7 +162,7 @@ def _adapt_stem(
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Return the tensors with an adapted first kernel, and a note about it."""
     for name in (f"{naming.torch_module(module)}.weight" for module in STEMS):
-        if name not in tensors or name not in leaves:
+        if name not in tensors or name not in leaves or not naming.is_float(tensors[name]):
             continue
         old, new = tensors[name].shape, leaves[name].torch_shape
         if len(old) == 4 and old[1] != new[1] and (old[0], *old[2:]) == (new[0], *new[2:]):
@@ -219,13 +220,13 @@ def _listed(misfits: Sequence[str]) -> str:
     return f", in {len(misfits)} tensors: {'; '.join(misfits[:5])}{more}" if misfits else ""
 
 
-def _names_of(tensors: Mapping[str, np.ndarray], report: LoadReport) -> str:
+def _names_of(names: Sequence[str], report: LoadReport) -> str:
     """Return the file's own names where the backbone's are not in it."""
     if not report.left_random:
         return ""
-    more = ", ..." if len(tensors) > 5 else ""
-    count = f"{len(report.loaded)} of its {len(tensors)} tensors fit"
-    return f". {count}; it has {', '.join(list(tensors)[:5])}{more}"
+    more = ", ..." if len(names) > 5 else ""
+    count = f"{len(report.loaded)} of its {len(names)} tensors fit"
+    return f". {count}; it has {', '.join(names[:5])}{more}"
 
 
 def _other_architectures(
@@ -268,12 +269,22 @@ def _last_held_layer(report: LoadReport, architecture: Architecture) -> str:
     return held[-1] if held and lacking and is_cut else ""
 
 
-def _refuse_bad_numbers(values: Mapping[tuple[str, ...], np.ndarray], path: str) -> None:
-    for variable, value in values.items():
-        name = naming.torch_name(variable)
-        if not np.isfinite(value).all():
-            raise UserError(f"config.weights.path: {path} has NaN or Inf in {name}; it is damaged")
-        if variable[-1] == "var" and (value < 0).any():
-            raise UserError(
-                f"config.weights.path: {path} has a negative variance in {name}; it is damaged"
-            )
+def _converted(name: str, variable: Sequence[str], tensor: np.ndarray, path: str) -> np.ndarray:
+    """Return a tensor of the file as our float32 array.
+
+    Raises:
+      UserError: no weight has such numbers.
+    """
+    if not naming.is_float(tensor):
+        raise UserError(
+            f"config.weights.path: {path} has {tensor.dtype} in {name}; weights are floats"
+        )
+    with np.errstate(over="ignore"):  # Inf is refused below
+        value = naming.from_torch(variable, tensor)
+    if not np.isfinite(value).all():
+        raise UserError(f"config.weights.path: {path} has NaN or Inf in {name}; it is damaged")
+    if variable[-1] == "var" and (value < 0).any():
+        raise UserError(
+            f"config.weights.path: {path} has a negative variance in {name}; it is damaged"
+        )
+    return value

@@ -12,47 +12,44 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from medtl.weights.naming import Leaf
+from medtl.weights.naming import Leaf, is_float
 
 Tensors = dict[str, np.ndarray]
 _QUERY = re.compile(r"(.*\.)(query|q_proj)(\.weight|\.bias)$")
 _OF_QUERY = {"query": ("query", "key", "value"), "q_proj": ("q_proj", "k_proj", "v_proj")}
 
 
-def joined(tensors: Mapping[str, np.ndarray]) -> Tensors:
-    """Return the tensors with query, key and value joined as `qkv`, under otherwise equal names.
+def join(tensors: Tensors, *, key_bias: bool = True) -> None:
+    """Join query, key and value in place as `qkv`, so that no second copy stays in memory.
 
-    A bias that only some of the three have is zero for the others. The joined tensor of
+    Without `key_bias` a key's bias that is missing is zero (DINOv3). The joined tensor of
     `nn.MultiheadAttention` in SigLIP's head is split into `q` and `kv`. DINOv3's `bias_mask`, which
     switches the key's bias off, is applied.
     """
-    result = dict(tensors)
-    for name in tensors:
+    for name in list(tensors):
         if match := _QUERY.fullmatch(name):
             start, query, leaf = match.groups()
-            _join(result, start, _OF_QUERY[query], leaf)
+            _join(tensors, start, _OF_QUERY[query], leaf, key_bias)
         elif name.endswith("head.attention.in_proj_weight"):
-            _split(result, name, ".weight")
+            _split(tensors, name, ".weight")
         elif name.endswith("head.attention.in_proj_bias"):
-            _split(result, name, ".bias")
+            _split(tensors, name, ".bias")
         elif ".mlp.up_proj." in name and name.replace("up_proj", "gate_proj") not in tensors:
-            result[name.replace("up_proj", "fc1")] = result.pop(name)  # DINOv3 without a gate
+            tensors[name.replace("up_proj", "fc1")] = tensors.pop(name)  # DINOv3 without a gate
         elif name.endswith(".qkv.bias_mask"):
-            bias, mask = name.removesuffix("_mask"), result.pop(name)
-            if bias in result and mask.shape == result[bias].shape:
-                result[bias] = np.where(mask == 1, result[bias], 0).astype(np.float32)
-    return result
+            bias, mask = name.removesuffix("_mask"), tensors.pop(name)
+            old = tensors.get(bias)
+            if old is not None and is_float(old) and mask.shape == old.shape:
+                tensors[bias] = np.where(mask == 1, old, 0).astype(np.float32)
 
 
-def _join(tensors: Tensors, start: str, names: tuple[str, str, str], leaf: str) -> None:
-    weights = [tensors.get(f"{start}{name}.weight") for name in names]
+def _join(
+    tensors: Tensors, start: str, names: tuple[str, str, str], leaf: str, key_bias: bool
+) -> None:
     parts = [tensors.get(f"{start}{name}{leaf}") for name in names]
-    if leaf == ".bias":  # the weights may have been joined already
-        width = len(parts[0]) if parts[0] is not None else 0
-        parts = [np.zeros(width, np.float32) if part is None else part for part in parts]
-    elif any(part is None for part in weights):
-        return
-    arrays = [part for part in parts if part is not None]
+    if leaf == ".bias" and not key_bias and parts[0] is not None and parts[1] is None:
+        parts[1] = np.zeros_like(parts[0])
+    arrays = [part for part in parts if part is not None and is_float(part)]
     if len(arrays) == 3 and len({part.shape for part in arrays}) == 1:
         for name in names:
             tensors.pop(f"{start}{name}{leaf}", None)

@@ -6,6 +6,7 @@ the names, joins and transposes of a checkpoint family are tested with its numbe
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 import jax
@@ -65,13 +66,28 @@ def loaded(state, module, architecture, shape, folder):
     return jax.tree.map(jnp.asarray, result.variables), result.report
 
 
-def compare(net, module, folder, *, px, features, text="", batch=2, seed=0, gradient=True):
+@contextlib.contextmanager
+def float64():
+    """Let our modules compute in float64: what they call float32 is float64 here."""
+    float32 = jnp.float32
+    with jax.enable_x64(True):
+        jnp.float32 = jnp.float64
+        try:
+            yield
+        finally:
+            jnp.float32 = float32
+
+
+def compare(
+    net, module, folder, *, px, features, text="", batch=2, seed=0, gradient=True, exact=False
+):
     """Return the errors of `module` against `net`, whose `features(images)` are NCHW or [B, D].
 
-    PyTorch computes in float64: rounding is then all on the side that is tested.
+    PyTorch computes in float64: rounding is then all on the side that is tested. `exact`: our
+    gradient is in float64, too, as rounding flips some ReLUs, where the gradient jumps.
     """
     architecture = models.parse(text) if text else None
-    net = randomize(net.double(), seed).eval()
+    net = randomize(net.double(), seed).float().double().eval()
     images = np.random.default_rng(seed + 1).standard_normal((batch, px, px, 3), np.float32)
     tensor = torch.from_numpy(images.transpose(0, 3, 1, 2).astype(np.float64))
     images = jnp.asarray(images)
@@ -89,19 +105,22 @@ def compare(net, module, folder, *, px, features, text="", batch=2, seed=0, grad
     expected = _nhwc(output)
     weight = np.random.default_rng(seed + 2).standard_normal(expected.shape, np.float32)
 
-    @jax.jit
-    def step(params):
+    def step(module, params, images, gradient):
         def loss(params):
             found, changed = module.apply(
                 {**variables, "params": params}, images, True, mutable=["batch_stats"]
             )
             return jnp.sum(found * weight), (found, changed)
 
-        return (jax.grad if gradient else _only_values)(loss, has_aux=True)(params)
+        return jax.jit((jax.grad if gradient else _only_values)(loss, has_aux=True))(params)
 
-    ours, (found, changed) = step(variables["params"])
+    ours, (found, changed) = step(module, variables["params"], images, gradient and not exact)
     training, worst = relative_error(found, expected), 0.0
     if gradient:
+        if exact:
+            with float64():
+                double = [jax.tree.map(jnp.float64, x) for x in (variables["params"], images)]
+                ours, _ = step(module.clone(dtype=jnp.float64), *double, True)
         (_nchw_like(weight, output) * output).sum().backward()
         missing = {n: torch.zeros_like(v) for n, v in net.state_dict().items()}
         theirs = {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
@@ -125,7 +144,7 @@ def _worst(found, expected) -> float:
     sizes = {path: np.linalg.norm(np.asarray(x, np.float64)) for path, x in expected.items()}
     floor = 1e-4 * max(sizes.values())
     return max(
-        float(np.linalg.norm(np.asarray(found[path] - expected[path], np.float64)))
+        float(np.linalg.norm(np.asarray(found[path], np.float64) - np.asarray(expected[path])))
         / max(sizes[path], floor)
         for path in expected
     )

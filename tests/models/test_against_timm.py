@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from medtl import models
 from medtl.models.convnext import ConvNeXt
 from medtl.models.densenet import DenseNet
 from medtl.models.efficientnet import EfficientNet
+from medtl.models.resnet import ResNet
+from medtl.models.resnetv2 import ResNetV2
 from medtl.models.vit import ViT
 
 torch = pytest.importorskip("torch")
@@ -98,3 +101,40 @@ def test_efficientnet(name, tmp_path):
     features = net.forward_features
     errors = compare(net, module, tmp_path, px=65, features=features, batch=4, gradient=not lite)
     assert_equal(errors)
+
+
+@pytest.mark.parametrize("name", ["resnet18d", "resnext50d_32x4d", "wide_resnet50_2"])
+def test_resnet(name, tmp_path):
+    row = models.parse(name)
+    net = timm.create_model(name, num_classes=0, layers=[1, 2, 1, 1])
+    module = ResNet(**{**row.fields, "depths": (1, 2, 1, 1)})
+    net_features = net.forward_features
+    errors = compare(net, module, tmp_path, px=69, features=net_features, batch=4, exact=True)
+    assert_equal(errors)
+
+
+def test_bit(tmp_path):
+    shape = dict(layers=[1, 2, 1], channels=[128, 256, 256], stem_chs=32, num_classes=0)
+    net = timm.models.resnetv2._create_resnetv2_bit("resnetv2_50x1_bit", **shape)
+    module = ResNetV2((1, 2, 1), (128, 256, 256))
+    assert_equal(compare(net, module, tmp_path, px=69, features=net.forward_features))
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in models.NAMES if models.parse(n).family == "resnetv2" or n[-1] == "d"]
+)
+def test_residual_names_and_shapes_are_timm_s(name):
+    """Every variable of a named network has a tensor of its shape in timm's, and the reverse."""
+    import jax
+
+    from medtl.weights import naming
+
+    with torch.device("meta"):
+        net = timm.create_model(name, num_classes=0)
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), "float32")
+    module = models.backbone(name)()
+    like = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, False), image)
+    ours = {n: leaf.torch_shape for n, leaf in naming.leaves(like).items()}
+    theirs = {n: tuple(x.shape) for n, x in net.state_dict().items() if "num_batches" not in n}
+    assert ours == theirs
+    assert name in naming.guess(theirs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from medtl.models.convnext import ConvNeXt
+from medtl.models.resnetv2 import ResNetV2
 from medtl.models.vit import ViT
 
 torch = pytest.importorskip("torch")
@@ -99,4 +100,17 @@ def test_convnext(px, tmp_path):
     assert "Hugging Face's ConvNeXt" in errors.notes
     assert errors.evaluation < 1e-5
     assert errors.training < 1e-4
+    assert errors.gradient < 1e-3
+
+
+def test_bit(tmp_path):
+    depths, widths = (1, 2, 1), (128, 256, 256)
+    config = transformers.BitConfig(embedding_size=32, hidden_sizes=widths, depths=depths)
+    net = transformers.BitModel(config)
+    errors = compare(
+        net, ResNetV2(depths, widths), tmp_path, px=69, features=lambda x: net(x).last_hidden_state
+    )
+    print(errors)
+    assert "Hugging Face's BiT" in errors.notes
+    assert errors.evaluation < 1e-5
     assert errors.gradient < 1e-3

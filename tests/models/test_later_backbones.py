@@ -16,6 +16,8 @@ from medtl.models import convs, positions
 from medtl.models.convnext import ConvNeXt
 from medtl.models.densenet import DenseNet
 from medtl.models.efficientnet import EfficientNet
+from medtl.models.resnet import ResNet
+from medtl.models.resnetv2 import ResNetV2
 from medtl.models.vit import ViT
 from medtl.weights import families, transformers
 
@@ -27,6 +29,8 @@ MODULES = {
     "convnext": ConvNeXt((1, 1), (4, 8)),
     "densenet": DenseNet((1, 1), growth=4, stem=8),
     "efficientnet": EfficientNet((1, 1), (4, 8), last_layer="layer2"),
+    "resnet_d": ResNet((1, 1), (64, 128), True, cardinality=8, deep_stem=True, pool_shortcut=True),
+    "bit": ResNetV2((1, 1), (128, 256)),
 }
 
 
@@ -36,7 +40,16 @@ def shapes(module, px=56, channels=3):
 
 
 @pytest.mark.parametrize(
-    "name", ["dinov2_vits14_reg", "dinov3_vits16", "clip_vitb32", "siglip_vitb16", "densenet169"]
+    "name",
+    [
+        "dinov2_vits14_reg",
+        "dinov3_vits16",
+        "clip_vitb32",
+        "siglip_vitb16",
+        "densenet169",
+        "resnext50d_32x4d",
+        "resnetv2_50x1_bit",
+    ],
 )
 def test_groups_of_a_cut_network_are_its_parameters(name):
     architecture = models.parse(name)
@@ -59,6 +72,16 @@ def test_groups_of_a_cut_network_are_its_parameters(name):
         ("densenet121", 7_978_856 - 1_025_000),
         ("efficientnet_lite0", 4_652_008 - 1_281_000),
         ("efficientnet_b0", 5_288_548 - 1_281_000),
+        ("resnet18d", 11_708_744 - 513_000),
+        ("resnet26d", 16_014_408 - 2_049_000),
+        ("resnet50d", 25_576_264 - 2_049_000),
+        ("resnext50_32x4d", 25_028_904 - 2_049_000),
+        ("resnext101_32x8d", 88_791_336 - 2_049_000),
+        ("resnext101_64x4d", 83_455_272 - 2_049_000),
+        ("wide_resnet50_2", 68_883_240 - 2_049_000),
+        ("wide_resnet101_2", 126_886_696 - 2_049_000),
+        ("resnetv2_50x1_bit", 25_549_352 - 2_049_000),
+        ("resnetv2_152x4_bit", 936_533_224 - 8_193_000),
     ],
 )
 def test_published_parameter_counts(text, count):
@@ -140,6 +163,29 @@ def test_both_forms_of_a_depthwise_convolution_are_equal(size, stride, same):
         np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize(("groups", "stride"), [(32, 1), (6, 2)])
+def test_both_forms_of_a_grouped_convolution_are_equal(groups, stride):
+    """128 channels are two dense convolutions, 18 are one with all groups."""
+    rng = np.random.default_rng(0)
+    channels = 4 * groups if stride == 1 else 3 * groups
+    x, kernel = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32)
+        for shape in ((2, 9, 6, channels), (3, 3, channels // groups, 2 * groups))
+    )
+
+    def value_and_gradient(form):
+        def loss(x, kernel):
+            y = convs.grouped(x, kernel, stride=stride, padding=1, groups=groups, form=form)
+            return jnp.sum(jnp.sin(y)), y
+
+        run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+        (_, y), gradient = run(x, kernel)
+        return y, *gradient
+
+    for found, expected in zip(value_and_gradient("cpu"), value_and_gradient("plain"), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
 @pytest.mark.parametrize(("antialias", "offset"), [(False, 0.0), (True, 0.0), (False, 0.1)])
 @pytest.mark.parametrize("grid", [(5, 9), (11, 7), (7, 7)])
 def test_embeddings_are_interpolated_as_pytorch_does(grid, antialias, offset):
@@ -168,6 +214,10 @@ def test_embeddings_are_interpolated_as_pytorch_does(grid, antialias, offset):
         ("convnext_tiny", "layer1"),
         ("densenet121", "layer2"),
         ("efficientnet_lite0", "layer3"),
+        ("resnet18d", "layer2"),
+        ("resnext50d_32x4d", "layer1"),
+        ("wide_resnet50_2", "layer1"),
+        ("resnetv2_50x1_bit", "layer1"),
     ],
 )
 def test_export_comes_back_bit_for_bit(name, last, tmp_path):
@@ -217,11 +267,15 @@ def test_queries_keys_and_values_are_joined():
     parts = {n: np.full((2, 2), i, np.float32) for i, n in enumerate(("query", "key", "value"))}
     tensors = {f"x.{name}.weight": value for name, value in parts.items()}
     tensors |= {"x.query.bias": np.ones(2, np.float32), "x.value.bias": np.ones(2, np.float32)}
-    found = transformers.joined(tensors)
+    strict, found = dict(tensors), dict(tensors)
+    transformers.join(strict)
+    assert "x.query.bias" in strict and "x.qkv.bias" not in strict  # is missing the key's, loudly
+    transformers.join(found, key_bias=False)
     np.testing.assert_array_equal(found["x.qkv.weight"], np.repeat([0, 1, 2], 2)[:, None] * [1, 1])
     np.testing.assert_array_equal(found["x.qkv.bias"], [1, 1, 0, 0, 1, 1])
     del tensors["x.key.weight"], tensors["x.value.weight"]
-    assert "x.query.weight" in transformers.joined(tensors)  # a misfit, with the file's own name
+    transformers.join(tensors)
+    assert "x.query.weight" in tensors  # a misfit, with the file's own name
 
 
 @pytest.mark.parametrize(

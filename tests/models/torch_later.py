@@ -158,6 +158,110 @@ def densenet(depths, growth, stem):
     return net
 
 
+class Bottle(nn.Module):
+    """A bottleneck of a ResNeXt, Wide ResNet or ResNet-D, as timm has it."""
+
+    def __init__(self, inputs, planes, stride, groups, base, pools):
+        super().__init__()
+        width = planes * base // 64 * groups
+        self.conv1, self.bn1 = nn.Conv2d(inputs, width, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, groups=groups, bias=False)
+        self.bn2, self.bn3 = nn.BatchNorm2d(width), nn.BatchNorm2d(4 * planes)
+        self.conv3 = nn.Conv2d(width, 4 * planes, 1, bias=False)
+        self.downsample = nn.Identity()
+        if stride > 1 or inputs != 4 * planes:
+            pool = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)
+            first = [pool if stride > 1 else nn.Identity()] if pools else []
+            conv = nn.Conv2d(inputs, 4 * planes, 1, 1 if pools else stride, bias=False)
+            self.downsample = nn.Sequential(*first, conv, nn.BatchNorm2d(4 * planes))
+
+    def forward(self, x):
+        y = torch.relu(self.bn1(self.conv1(x)))
+        y = self.bn3(self.conv3(torch.relu(self.bn2(self.conv2(y)))))
+        return torch.relu(y + self.downsample(x))
+
+
+def resnet(depths, groups=1, base=64, is_d=False):
+    net = nn.Sequential()
+    stem = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+    if is_d:
+        stem = nn.Sequential(
+            nn.Conv2d(3, 32, 3, 2, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
+            nn.Conv2d(32, 32, 3, 1, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
+            nn.Conv2d(32, 64, 3, 1, 1, bias=False),
+        )  # fmt: skip
+    net.add_module("conv1", stem)
+    net.add_module("bn1", nn.BatchNorm2d(64))
+    net.add_module("relu", nn.ReLU())
+    net.add_module("maxpool", nn.MaxPool2d(3, 2, 1))
+    inputs = 64
+    for i, depth in enumerate(depths):
+        blocks = []
+        for j in range(depth):
+            stride = 2 if i and not j else 1
+            blocks.append(Bottle(inputs, 64 * 2**i, stride, groups, base, is_d))
+            inputs = 256 * 2**i
+        net.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
+    return net
+
+
+class StdConv(nn.Conv2d):
+    """Weight standardization, written out."""
+
+    def forward(self, x):
+        rows = self.weight.flatten(1)
+        rows = rows - rows.mean(dim=1, keepdim=True)
+        rows = rows / torch.sqrt(rows.pow(2).mean(dim=1, keepdim=True) + 1e-8)
+        kernel = rows.view_as(self.weight)
+        return f.conv2d(x, kernel, None, self.stride, self.padding)
+
+
+class BitBlock(nn.Module):
+    def __init__(self, inputs, outputs, stride):
+        super().__init__()
+        width = outputs // 4
+        self.norm1, self.norm2, self.norm3 = (nn.GroupNorm(32, n) for n in (inputs, width, width))
+        self.conv1 = StdConv(inputs, width, 1, bias=False)
+        self.conv2 = StdConv(width, width, 3, stride, 1, bias=False)
+        self.conv3 = StdConv(width, outputs, 1, bias=False)
+        self.downsample = None
+        if stride > 1 or inputs != outputs:
+            self.downsample = nn.Module()
+            self.downsample.conv = StdConv(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x):
+        y = torch.relu(self.norm1(x))
+        x = x if self.downsample is None else self.downsample.conv(y)
+        y = self.conv2(torch.relu(self.norm2(self.conv1(y))))
+        return x + self.conv3(torch.relu(self.norm3(y)))
+
+
+class Bit(nn.Module):
+    def __init__(self, depths, widths):
+        super().__init__()
+        inputs = widths[0] // 4
+        self.stem = nn.Sequential()
+        self.stem.add_module("conv", StdConv(3, inputs, 7, 2, 3, bias=False))
+        self.stem.add_module("pad", nn.ConstantPad2d(1, 0.0))
+        self.stem.add_module("pool", nn.MaxPool2d(3, 2))
+        self.stages = nn.ModuleList()
+        for i, (depth, width) in enumerate(zip(depths, widths, strict=True)):
+            stage = nn.Module()
+            blocks = []
+            for j in range(depth):
+                blocks.append(BitBlock(inputs, width, 2 if i and not j else 1))
+                inputs = width
+            stage.blocks = nn.Sequential(*blocks)
+            self.stages.append(stage)
+        self.norm = nn.GroupNorm(32, inputs)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for stage in self.stages:
+            x = stage.blocks(x)
+        return torch.relu(self.norm(x))
+
+
 class Same(nn.Conv2d):
     """TensorFlow's padding: an odd zero is after the side."""
 
@@ -198,17 +302,16 @@ class LiteBlock(nn.Module):
 
 class Lite0(nn.Module):
     PLAN = (
-        (1, 3, 1, 16), (2, 3, 2, 24), (2, 5, 2, 40), (3, 3, 2, 80),
-        (3, 5, 1, 112), (4, 5, 2, 192), (1, 3, 1, 320),
+        (3, 1, 16), (3, 2, 24), (5, 2, 40), (3, 2, 80), (5, 1, 112), (5, 2, 192), (3, 1, 320),
     )  # fmt: skip
 
-    def __init__(self):
+    def __init__(self, depths=(1, 2, 2, 3, 3, 4, 1)):
         super().__init__()
         self.conv_stem, self.bn1 = Same(3, 32, 3, 2, bias=False), nn.BatchNorm2d(32, 1e-3, 0.01)
         stages, inputs = [], 32
-        for i, (depth, size, stride, width) in enumerate(self.PLAN):
+        for i, (size, stride, width) in enumerate(self.PLAN):
             blocks = []
-            for j in range(depth):
+            for j in range(depths[i]):
                 blocks.append(LiteBlock(inputs, width, size, 1 if j else stride, i > 0))
                 inputs = width
             stages.append(nn.Sequential(*blocks))

@@ -93,7 +93,13 @@ def test_another_architecture_is_refused_with_its_name(file, name, last, shapes,
         weights.load(str(tmp_path / "w.npz"), models.parse(name), like, last_layer=last)
 
 
-def test_guess_knows_nothing_of_wide_and_grouped_resnets(shapes):
+def test_guess_tells_wide_and_grouped_resnets_apart(shapes):
     tensors = _torch_shapes(shapes("resnet50"))
-    assert naming.guess({**tensors, "layer1.0.conv2.weight": (128, 4, 3, 3)}) == ()
+
+    def guess(*shape):
+        return naming.guess({**tensors, "layer1.0.conv2.weight": shape})
+
+    assert guess(128, 4, 3, 3) == ("resnext50_32x4d",)
+    assert guess(128, 128, 3, 3) == ("wide_resnet50_2",)
+    assert guess(192, 6, 3, 3) == ()
     assert naming.guess({"encoder.weight": (3, 3)}) == ()
