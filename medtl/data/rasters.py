@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import sys
 import threading
 from collections.abc import Iterator
@@ -57,9 +58,10 @@ def decode(
         pixels = image.width * image.height
         if pixels > min(LARGE, rules.max_pixels):
             image.draft("", (4 * size, 4 * size))  # a JPEG is decoded at 1/2, 1/4 or 1/8
-        if image.width * image.height > rules.max_pixels and _has_strips(image, size, rules):
+        if image.width * image.height > rules.max_pixels and _has_strips(image, rules):
+            least = math.ceil(math.sqrt(pixels / rules.max_pixels))
             with _LARGE_ONES:
-                return _in_strips(image, data, size)
+                return _in_strips(image, data, max(least, min(image.size) // (4 * size)))
         _refuse_too_large(image, pixels, rules.max_pixels)
         with _LARGE_ONES if pixels > LARGE else contextlib.nullcontext():
             deep = _deep(image, data)
@@ -89,12 +91,11 @@ def _refuse_too_large(image: ImageFile.ImageFile, stored: int, most: int) -> Non
     )
 
 
-def _has_strips(image: ImageFile.ImageFile, size: int, rules: FileRules) -> bool:
+def _has_strips(image: ImageFile.ImageFile, rules: FileRules) -> bool:
     """Return whether `_in_strips` reads it as the whole would be read, in bounded memory."""
     tags = getattr(image, "tag_v2", {})
-    rawmode, most, factor = _rawmode(image), rules.max_pixels, min(image.size) // (4 * size)
-    pixels = image.width * image.height
-    if factor < 2 or not factor**2 * most >= pixels <= _IN_STRIPS * most:
+    rawmode, most = _rawmode(image), rules.max_pixels
+    if image.width * image.height > _IN_STRIPS * most:
         return False
     if image.format != "TIFF":
         has_key = "transparency" in image.info and image.mode != "P"  # a colour that is transparent
@@ -108,12 +109,11 @@ def _has_strips(image: ImageFile.ImageFile, size: int, rules: FileRules) -> bool
     )
 
 
-def _in_strips(image: ImageFile.ImageFile, data: bytes, size: int) -> Image.Image | Values:
-    """Decode a PNG or TIFF at reduced size; the values of more than 8 bits are means of blocks."""
+def _in_strips(image: ImageFile.ImageFile, data: bytes, factor: int) -> Image.Image | Values:
+    """Decode a PNG or TIFF at a `factor`-th of its sides; deep values are means of blocks."""
     is_png, rawmode = image.format == "PNG", _rawmode(image)
     is_deep = ";16" in rawmode if is_png else _is_deep_tiff(image)
-    factor, page = min(image.size) // (4 * size), image.tell()
-    pixels = strips.reduce(data, page=page, factor=factor, is_deep=is_deep)
+    pixels = strips.reduce(data, page=image.tell(), factor=factor, is_deep=is_deep)
     exif = Image.Image.getexif(image)  # that of a PNG's own class loads the pixels
     pixels = _turned(pixels, exif.get(_ORIENTATION, 1))
     if not is_deep:

@@ -100,6 +100,12 @@ def test_an_image_in_strips_has_the_values_of_the_whole(name):
     np.testing.assert_allclose(shown, decode(FILES[name], window, size=SIZE), atol=2)
 
 
+def test_the_result_has_no_more_pixels_than_are_decoded_at_once():
+    pytest.importorskip("pyvips", reason="the extra large_images is not installed")
+    rules = FileRules(max_pixels=1000)
+    assert rasters.decode(FILES["16-bit TIFF"], size=SIDE, rules=rules).pixels.shape == (26, 26)
+
+
 def test_what_strips_do_not_read_as_the_whole_is_refused():
     pytest.importorskip("pyvips", reason="the extra large_images is not installed")
     for data in (
