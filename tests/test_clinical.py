@@ -113,6 +113,28 @@ def test_classifiers_of_scikit_learn_are_arms_on_the_same_folds(tmp_path, table)
         preview(config)
 
 
+def test_a_linear_model_is_at_the_minimum_of_scikit_learn(tmp_path, table):
+    """A stage without steps is logistic regression on the columns."""
+    probe = "LinearProbe(C=0.3)"
+    config = clinical(table, stages__target__epochs=0, stages__target__head_start=probe)
+    config.arm.logistic = arm(
+        "random",
+        source_stage=False,
+        joint=False,
+        estimator="sklearn.linear_model:LogisticRegression(C=0.3, tol=1e-10)",
+    )
+    config.arms = ("own", "logistic")
+    experiment.train(config, tmp_path)
+    with open(tmp_path / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    own, logistic = (
+        {r["id"]: float(r["prob_ill"]) for r in rows if r["arm"] == name} for name in config.arms
+    )
+    assert own.keys() == logistic.keys() and np.std(list(own.values())) > 0.1
+    for name, p in own.items():
+        assert p == pytest.approx(logistic[name], abs=5e-4)
+
+
 def test_arms_of_one_modality_run_beside_the_fused_one(tmp_path):
     path = write_clinical(tmp_path / "data", lacks=1 / 3)
     config = clinical(path, data__inputs=("auto",), arms=("own", "text"), stages__target__epochs=1)

@@ -17,8 +17,9 @@ IMAGES: dict[str, Node] = {
     ),
     "max_pixels": Field(
         FileRules.max_pixels,
-        "Refuse images of more pixels as they are decoded: a JPEG at reduced size, a pyramid at its"
-        " smallest sufficient level, others as a whole.",
+        "The most pixels that are decoded at once: of a JPEG at reduced size, of a pyramid at its"
+        " smallest sufficient level. Larger PNGs and TIFFs are reduced in strips, up to 100 times"
+        " this; others are refused.",
         at_least(1),
     ),
     "inspect_images": Field(

@@ -1,10 +1,10 @@
 """From an image file to uint8[size, size, channels].
 
 Like a viewer, `decode` first applies the EXIF orientation, looks up palettes, and puts transparency
-over black. Files of more than 8 bits (PNG, TIFF, DICOM, NIfTI) are shown through a window in their
-own units: `data.window`, else the one that the file states; without either they are refused, since
-a guessed range would differ from image to image. 8-bit files are shown as they are. RGB becomes
-grey by ITU-R 601 luma; grey becomes RGB by repetition. Pillow's antialiased bilinear filter
+over black. Files of more than 8 bits (PNG, TIFF, DICOM, NIfTI, .npy) are shown through a window in
+their own units: `data.window`, else the one that the file states; without either they are refused,
+since a guessed range would differ from image to image. 8-bit files are shown as they are. RGB
+becomes grey by ITU-R 601 luma; grey becomes RGB by repetition. Pillow's antialiased bilinear filter
 resizes.
 
 Refuses files that cannot be read completely, and files of several frames of which none is named.
@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from medtl.data import dicom, nifti, rasters
+from medtl.data import dicom, nifti, npy, rasters
 from medtl.data.values import FileRules, UnreadableImageError, Values
 
 RESIZE = ("squash", "crop", "pad")
@@ -51,13 +51,7 @@ def decode(
       UnreadableImageError: with the reason.
     """
     try:
-        image: Image.Image | Values
-        if dicom.is_dicom(data):
-            image = dicom.decode(data, rules=rules, frame=frame)
-        elif nifti.is_nifti(data):
-            image = nifti.decode(data, rules=rules, frame=frame)
-        else:
-            image = rasters.decode(data, size=size, rules=rules, frame=frame)
+        image = read(data, size=size, rules=rules, frame=frame)
         if isinstance(image, Values):
             image = rasters.reduced(Image.fromarray(image.windowed(rules.window)), size)
     except UnreadableImageError:
@@ -67,6 +61,30 @@ def decode(
         reason = " ".join(str(error).split())[:200]
         raise UnreadableImageError(reason or type(error).__name__) from error
     return fit(image, size=size, channels=channels, resize=resize)
+
+
+def read(data: bytes, *, size: int, rules: FileRules, frame: int | None) -> Image.Image | Values:
+    """Return an 8-bit image, or values in the file's own units; a large image may be reduced.
+
+    Args:
+      data: the file's bytes.
+      size: the height and width that are needed.
+      rules: see `decode`.
+      frame: see `decode`.
+
+    Raises:
+      UnreadableImageError: with the reason.
+      Exception: whatever the file's reader raises on damaged files.
+    """
+    if dicom.is_dicom(data):
+        return dicom.decode(data, rules=rules, frame=frame)
+    if nifti.is_nifti(data):
+        return nifti.decode(data, rules=rules, frame=frame)
+    if npy.is_npy(data):
+        return npy.decode(data, rules=rules, frame=frame)
+    if data[:4] == b"PK\3\4":
+        raise UnreadableImageError("it is a ZIP archive (.npz); write one array a file, as .npy")
+    return rasters.decode(data, size=size, rules=rules, frame=frame)
 
 
 def fit(image: Image.Image, *, size: int, channels: int, resize: str) -> np.ndarray:

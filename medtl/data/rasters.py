@@ -4,13 +4,15 @@ Pillow shows RGB and grey with alpha of 16 bits a channel as 8 bits, takes signe
 ones, and leaves 16-bit greys inverted where 0 is white. Bit depth, sample format and photometric
 interpretation are therefore asked of the file, and the two bytes of a sample are unpacked by
 themselves. Refuses what would still be lost, with its bit depth. A large image holds the lock
-`_LARGE_ONES`, so that threads decode them one after the other.
+`_LARGE_ONES`, so that threads decode them one after the other. A PNG or TIFF of more pixels than
+`max_pixels` is reduced in strips.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import math
 import sys
 import threading
 from collections.abc import Iterator
@@ -19,12 +21,14 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
 
+from medtl.data import strips
 from medtl.data.values import FileRules, UnreadableImageError, Values
 
 LARGE = 2**24  # pixels from which an image is reduced before it is resized
 _LARGE_ONES = threading.Lock()
 _BITS, _PHOTOMETRIC, _PLANAR, _FORMAT, _SUBFILE = 258, 262, 284, 339, 254  # TIFF 6.0, section 8
-_ORIENTATION = 274
+_ORIENTATION, _SAMPLES, _ROWS, _TILE_HEIGHT = 274, 277, 278, 323
+_IN_STRIPS = 100  # times max_pixels, so that a file of a few bytes does not take hours
 _INTERPRETATIONS = {0: "MinIsWhite", 1: "MinIsBlack", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YCbCr"}
 # The low bytes of a 16-bit sample are the high ones of the other byte order.
 _OTHER_ORDER = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
@@ -54,6 +58,10 @@ def decode(
         pixels = image.width * image.height
         if pixels > min(LARGE, rules.max_pixels):
             image.draft("", (4 * size, 4 * size))  # a JPEG is decoded at 1/2, 1/4 or 1/8
+        if image.width * image.height > rules.max_pixels and _has_strips(image, rules):
+            least = math.ceil(math.sqrt(pixels / rules.max_pixels))
+            with _LARGE_ONES:
+                return _in_strips(image, data, max(least, min(image.size) // (4 * size)))
         _refuse_too_large(image, pixels, rules.max_pixels)
         with _LARGE_ONES if pixels > LARGE else contextlib.nullcontext():
             deep = _deep(image, data)
@@ -76,10 +84,42 @@ def _refuse_too_large(image: ImageFile.ImageFile, stored: int, most: int) -> Non
         )
     gib = pixels * 4 / 2**30  # Pillow has 4 bytes for an RGB pixel
     raise UnreadableImageError(
-        f"it has {pixels} pixels; config.data.max_pixels allows {most}; write a JPEG or a TIFF "
-        "with smaller copies of it (a pyramid), which are read at reduced size, or allow more: "
+        f"it has {pixels} pixels; config.data.max_pixels allows {most}; write a JPEG, a TIFF in "
+        "small strips, or a TIFF with smaller copies of it (a pyramid), which are read at reduced "
+        "size, or allow more: "
         f"it takes up to {gib:.1f} GiB of memory"
     )
+
+
+def _has_strips(image: ImageFile.ImageFile, rules: FileRules) -> bool:
+    """Return whether `_in_strips` reads it as the whole would be read, in bounded memory."""
+    tags = getattr(image, "tag_v2", {})
+    rawmode, most = _rawmode(image), rules.max_pixels
+    if image.width * image.height > _IN_STRIPS * most:
+        return False
+    if image.format != "TIFF":
+        has_key = "transparency" in image.info and image.mode != "P"  # a colour that is transparent
+        return image.format == "PNG" and not image.info.get("interlace") and not has_key
+    black_or_white = (1, 2) if _is_deep_tiff(image) else (0, 1, 2, 3, 6)
+    rows = tags.get(_TILE_HEIGHT) or min(tags.get(_ROWS, image.height), image.height)
+    return (
+        tags.get(_PHOTOMETRIC) in black_or_white
+        and (tags.get(_SAMPLES, 1) in (1, 3) or rawmode == "RGBA")
+        and rows * image.width <= max(most, LARGE)
+    )
+
+
+def _in_strips(image: ImageFile.ImageFile, data: bytes, factor: int) -> Image.Image | Values:
+    """Decode a PNG or TIFF at a `factor`-th of its sides; deep values are means of blocks."""
+    is_png, rawmode = image.format == "PNG", _rawmode(image)
+    is_deep = ";16" in rawmode if is_png else _is_deep_tiff(image)
+    pixels = strips.reduce(data, page=image.tell(), factor=factor, is_deep=is_deep)
+    exif = Image.Image.getexif(image)  # that of a PNG's own class loads the pixels
+    pixels = _turned(pixels, exif.get(_ORIENTATION, 1))
+    if not is_deep:
+        return Image.fromarray(np.ascontiguousarray(pixels))
+    words = _png_words(rawmode) if is_png else _tiff_words(image.tag_v2)  # type: ignore[attr-defined]
+    return Values(pixels, words)
 
 
 def reduced(image: Image.Image, size: int) -> Image.Image:
@@ -174,9 +214,9 @@ def _deep(image: ImageFile.ImageFile, data: bytes) -> Values | None:
     if image.format == "TIFF":
         return _deep_tiff(image, data, rawmode, is_deep)
     if image.format == "PNG" and ";16" in rawmode:
-        kind = {"I;16B": "grey", "LA;16B": "grey with alpha", "RGB;16B": "RGB"}.get(rawmode, "RGBA")
+        words = _png_words(rawmode)  # before the image is loaded
         turned = _turned(_samples(image, data, rawmode), image.getexif().get(_ORIENTATION, 1))
-        return Values(_without_alpha(turned), f"16-bit {kind} PNG")
+        return Values(_without_alpha(turned), words)
     args: Any = image.tile[0].args if image.tile else ""
     maximum = args[1] if codec == "ppm" else 0
     if is_deep or codec == "SGI16" or maximum > 255 or _is_deep_jpeg_2000(data, image):
@@ -187,13 +227,25 @@ def _deep(image: ImageFile.ImageFile, data: bytes) -> Values | None:
     return None
 
 
+def _png_words(rawmode: str) -> str:
+    kinds = {"I;16B": "grey", "LA;16B": "grey with alpha", "RGB;16B": "RGB"}
+    return f"16-bit {kinds.get(rawmode, 'RGBA')} PNG"
+
+
+def _is_deep_tiff(image: ImageFile.ImageFile) -> bool:
+    """Return whether 8 unsigned bits do not hold the values."""
+    tags = image.tag_v2  # type: ignore[attr-defined]  # only TIFFs have tags
+    is_deep = image.mode.startswith("I") or image.mode == "F" or max(tags.get(_BITS, (1,))) > 8
+    return is_deep or max(tags.get(_FORMAT, (1,))) == 2
+
+
 def _deep_tiff(
     image: ImageFile.ImageFile, data: bytes, rawmode: str, is_deep: bool
 ) -> Values | None:
     tags = image.tag_v2  # type: ignore[attr-defined]  # only TIFFs have tags
     bits, is_signed = max(tags.get(_BITS, (1,))), max(tags.get(_FORMAT, (1,))) == 2
     is_inverted, words = tags.get(_PHOTOMETRIC) == 0, _tiff_words(tags)
-    if not is_deep and bits <= 8 and not is_signed:
+    if not _is_deep_tiff(image):
         return None
     layout = rawmode.partition(";")[0]
     if not is_deep and (

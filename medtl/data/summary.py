@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from medtl.data import cache, dicom, kinds, labels, nifti, rasters, schema
+from medtl.data import cache, dicom, kinds, labels, npy, schema
+from medtl.data.images import read
 from medtl.data.table import Encoded
 from medtl.data.values import FileRules, UnreadableImageError, Values
 from medtl.examples import Examples, known
@@ -115,19 +116,15 @@ def _pixels(images: np.ndarray | Encoded, row: int, rules: FileRules) -> tuple[s
         is_rgb = images.ndim == 4 and images.shape[-1] == 3
         return f"8-bit {'RGB' if is_rgb else 'grey'} array", images[row]
     data, frame = images[row], images.frame(row)
-    image: Image.Image | Values
-    if dicom.is_dicom(data):
-        name, image = "DICOM", dicom.decode(data, rules=rules, frame=frame)
-    elif nifti.is_nifti(data):
-        name, image = "NIfTI", nifti.decode(data, rules=rules, frame=frame)
-    else:
-        image = rasters.decode(data, size=_WORKING, rules=rules, frame=frame)
-        with Image.open(io.BytesIO(data)) as file:
-            name = str(file.format)
+    image = read(data, size=_WORKING, rules=rules, frame=frame)
     if isinstance(image, Values):
         if not np.isfinite(image.pixels).all():
             raise UnreadableImageError(f"it is a {image.words} with NaN or infinite values")
         return image.words, image.pixels
+    name = "DICOM" if dicom.is_dicom(data) else "array"
+    if not (dicom.is_dicom(data) or npy.is_npy(data)):
+        with Image.open(io.BytesIO(data)) as file:
+            name = str(file.format)
     return f"8-bit {'grey' if image.mode == 'L' else image.mode} {name}", np.asarray(image)
 
 

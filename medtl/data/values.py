@@ -45,8 +45,9 @@ class FileRules:
       window: (low, high) in the file's own units, shown as black and white in files of more than 8
         bits; a bound may be a percentile of the image, such as "99%". (): the range that the file
         states; one that states none is refused.
-      max_pixels: images of more pixels than this are refused, as they are decoded: a JPEG at 1/2,
-        1/4 or 1/8, a pyramid at its smallest sufficient level, others as a whole.
+      max_pixels: the most pixels that are decoded at once: of a JPEG at 1/2, 1/4 or 1/8, of a
+        pyramid at its smallest sufficient level. Larger PNGs and TIFFs are reduced in strips, up to
+        100 times this; others are refused.
       allow: names of the findings that are accepted; see `CHECKS`.
       task: one of `TASKS`, what the label is.
       grades: of an ordinal label, from the lowest to the highest; (): they are numbers.

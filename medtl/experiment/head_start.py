@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 
 from medtl import config as configs
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 def variables(stage: Stage) -> Any:
     """Return the stage's variables with the head of `head_start`; without it as they are.
 
-    A random backbone keeps its random head, as its features say nothing.
+    Random encoders keep their random head, as their features say nothing; the encoder `linear` has
+    no parameters, and its model starts at the minimum.
 
     Args:
       stage: the training stage.
@@ -30,7 +32,8 @@ def variables(stage: Stage) -> Any:
       UserError: the classifier cannot be fitted, or is not linear.
     """
     given, text = stage.start.variables, stage.section.head_start
-    if not text or stage.start.is_random:
+    is_drawn = stage.start.is_random and jax.tree.leaves(given["params"].get("encoders"))
+    if not text or is_drawn:
         return given
     e, examples = stage.arm.experiment, stage.arm.examples[stage.name]
     path, rows = f"stages.{stage.name}.head_start", examples.indices("train")
