@@ -7,7 +7,6 @@ anything is written.
 from __future__ import annotations
 
 import ast
-import errno
 import os
 import re
 import shlex
@@ -20,7 +19,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from medtl import __version__, data, plugins, terminal
+from medtl import __version__, data, files, plugins, terminal
 from medtl import config as configs
 from medtl.config import check, lookup, recipes
 from medtl.config.command_line import HELP, MODES, ONLY
@@ -35,15 +34,7 @@ _SEVERAL = ("coordinator", "process_id", "process_count")
 _ILLEGAL = re.compile(r"flag --config\.(?P<path>[^=]+)=")
 _OVERRIDE = re.compile(r"--?(?P<no>no)?config\.(?P<path>[^=]*)(?P<set>=(?P<value>.*))?", re.DOTALL)
 _AUTO = re.compile(r"stages\.\w+\.batch_size")
-_DISK_FULL = "free space there, or give another --workdir or --config.data.cache_dir"
-_NOT_ALLOWED = "allow access, or give another --workdir or --config.data.cache_dir"
 _LESS_MEMORY = "set config.data.cache='stream' or reduce the batch_size of config.stages"
-_ADVICE = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _DISK_FULL),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _NOT_ALLOWED),
-    errno.EMFILE: "allow more open files: ulimit -n 4096",
-    errno.EIO: "the disk or the network in front of it fails; give another --workdir",
-}
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -90,11 +81,8 @@ def _exit_code(argv: list[str]) -> int:
 def _machine_message(error: Exception) -> str | None:
     """Return one line for a fault of the machine, None for a bug, which keeps its traceback."""
     text = " ".join(str(error).split())
-    if isinstance(error, OSError) and error.errno in _ADVICE:
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}; {_ADVICE[error.errno]}"
-    if "No space left on device" in text:  # the writer of checkpoints raises other classes
-        return f"No space left on device; {_DISK_FULL}"
+    if message := files.fault(error):
+        return message
     if isinstance(error, memory.OutOfMemoryError):
         return str(error)
     if isinstance(error, MemoryError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import os
 import re
 import secrets
@@ -15,6 +16,30 @@ from typing import IO, Any
 from medtl.errors import UserError, quoted
 
 _TEMPORARY = re.compile(r"\..+\.\d+\.[0-9a-f]{8}\.tmp")
+_DISK_FULL = "free space there, or give another --workdir or --config.data.cache_dir"
+_NOT_ALLOWED = "allow access, or give another --workdir or --config.data.cache_dir"
+_ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _DISK_FULL),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _NOT_ALLOWED),
+    errno.EMFILE: "allow more open files: ulimit -n 4096",
+    errno.EIO: "the disk or the network in front of it fails; give another --workdir",
+}
+
+
+def fault(error: BaseException) -> str | None:
+    """Return one line on a fault of the machine under a file, with advice; None for other errors.
+
+    >>> fault(OSError(errno.EROFS, "Read-only file system", "run")).partition(";")[0]
+    'run: Read-only file system'
+    >>> fault(FileNotFoundError("run")) is None
+    True
+    """
+    if isinstance(error, OSError) and error.errno in _ADVICE:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}; {_ADVICE[error.errno]}"
+    if "No space left on device" in str(error):  # the writer of checkpoints raises other classes
+        return f"No space left on device; {_DISK_FULL}"
+    return None
 
 
 @contextlib.contextmanager

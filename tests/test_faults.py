@@ -224,3 +224,45 @@ def test_a_failing_run_ends_its_process_within_seconds(tmp_path, fault, code, me
     assert "Traceback" not in done.stderr
     returned = float(done.stdout.split("returned ")[1])
     assert ended - returned < 10
+
+
+# Saves to file systems of several sizes, all of which are full before the last step.
+FULL_DISKS = """
+    import gc, pathlib, subprocess, sys
+    import numpy as np
+    from medtl import files
+    from medtl.training.checkpoint import Store
+
+    folder = pathlib.Path(sys.argv[1])
+    state = {f"k{i}": np.random.rand(50, 50).astype(np.float32) for i in range(12)}
+    for size in (4, 12, 20, 60, 140, 200, 260):
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(folder)]
+        if subprocess.run(mount, stderr=subprocess.DEVNULL).returncode:
+            sys.exit("cannot mount")
+        try:
+            with Store(folder) as store:
+                for step in range(1, 10):
+                    store.save(step, state, {}, score=float(step))
+        except Exception as error:
+            print(size, files.fault(error))
+        finally:
+            gc.collect()
+            subprocess.run(["umount", "-l", str(folder)], check=True)
+"""
+
+
+def test_a_full_disk_is_one_error_that_save_raises_and_nothing_else_is_printed(tmp_path):
+    """Orbax and tensorstore log tracebacks of their threads, up to 40 for one full disk."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(FULL_DISKS), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(TESTS.parent)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    if "cannot mount" in done.stderr:
+        pytest.skip("a file system of a given size needs the right to mount one")
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert [int(line.split()[0]) for line in lines] == [4, 12, 20, 60, 140, 200, 260]
+    assert all("No space left on device; free space there" in line for line in lines)

@@ -30,6 +30,7 @@ import orbax.checkpoint as ocp
 from flax import traverse_util
 from orbax.checkpoint import checkpoint_managers as policies
 
+from medtl import files
 from medtl.errors import UserError
 from medtl.training import hosts, launching
 
@@ -65,7 +66,10 @@ class Store:
     shared: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        logging.getLogger("absl").addFilter(_quiet_orbax)
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).addFilter(_quiet_orbax)
+        if getattr(sys.unraisablehook, "func", None) is not _quiet_threads:
+            sys.unraisablehook = functools.partial(_quiet_threads, sys.unraisablehook)
         # The rank is a pair, which sorts as the number does that Orbax declares.
         rank: Any = _rank
         kept = [
@@ -179,7 +183,7 @@ class Store:
         except UserError:
             raise
         except Exception as error:  # JSON, missing keys and files, compressed data, ...
-            if launching.is_loss(error):
+            if launching.is_loss(error) or files.fault(error):
                 raise
             reason = (str(error).splitlines() or [""])[0][:160] or type(error).__name__
             raise UserError(
@@ -332,4 +336,12 @@ def _rank(metrics: Mapping[str, Any]) -> tuple[float, int]:
 
 
 def _quiet_orbax(entry: logging.LogRecord) -> bool:
-    return entry.levelno >= logging.ERROR or "orbax" not in entry.pathname
+    """Keep errors of Orbax, but no traceback: what its threads raise, `save` or `wait` raises."""
+    is_error = entry.levelno >= logging.ERROR and not entry.exc_info
+    return is_error or "orbax" not in entry.pathname + entry.getMessage()
+
+
+def _quiet_threads(hook: Any, report: Any) -> None:
+    """Leave out what tensorstore's threads report once a failed save has closed their loop."""
+    if str(report.exc_value) != "Event loop is closed":
+        hook(report)
