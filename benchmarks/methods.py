@@ -118,6 +118,7 @@ METHODS: dict[str, Method] = {
     "probe_principal": _convex("32 principal components", "principal"),
     "probe_principal_views": _convex("the same of the mean over flips", "principal_views"),
     "probe_kernel": _convex("Gaussian kernel", "kernel", KERNEL),
+    "probe_kernel_views": _convex("Gaussian kernel, mean over flips", "kernel_views", KERNEL),
     "lda": Method(
         "shrinkage LDA of 32 principal components",
         grid={SKLEARN: [LDA.format(x) for x in (0.1, 0.3, 0.5, 0.7, 0.9, "'auto'")]},
@@ -128,7 +129,10 @@ METHODS: dict[str, Method] = {
     "pooled": Method("joint, λ = 1", grid=DECAY, joint=True),
     "joint": Method("joint, λ in folds", grid=JOINT, joint=True),
     "joint_cautious": Method(
-        "joint, λ = 10 where folds show a gain, else 1000", grid=CAUTIOUS, joint=True, cautious=True
+        "joint, λ = 10 where the folds show a gain, else 1000",
+        grid=CAUTIOUS,
+        joint=True,
+        cautious=True,
     ),
     "gated": Method("joint, gated gradients", {"objective.gradients": "gated"}, JOINT, joint=True),
     "pcgrad": Method("joint, PCGrad", {"objective.gradients": "pcgrad"}, JOINT, joint=True),
@@ -144,6 +148,9 @@ METHODS: dict[str, Method] = {
     "joint_standard": _joint_convex(", each domain standardized", "standard"),
     "joint_adabn": _joint_convex(", each domain's BatchNorm", "adabn"),
     "joint_kernel": _joint_convex(", Gaussian kernel", "kernel", KERNEL_JOINT),
+    "joint_kernel_cautious": _joint_convex(
+        " that show a gain, else 1000, Gaussian kernel", "kernel", KERNEL_JOINT, cautious=True
+    ),
     "domain_classifier": _joint_convex(
         ", source weights by a domain classifier",
         "principal",

@@ -191,8 +191,17 @@ def _adabn(data: DataSet, arrays: Mapping[str, np.ndarray], is_target: bool) -> 
 
 
 def _principal_views(data: DataSet, arrays: Mapping[str, np.ndarray], _: bool) -> np.ndarray:
-    x = {"plain": arrays["views"].mean(axis=1)}
-    return _principal(dataclasses.replace(data, target={**data.target, **x}), x, True)
+    return _principal(*_of_views(data), True)
+
+
+def _kernel_views(data: DataSet, arrays: Mapping[str, np.ndarray], _: bool) -> np.ndarray:
+    return _kernel(*_of_views(data), True)
+
+
+def _of_views(data: DataSet) -> tuple[DataSet, Mapping[str, np.ndarray]]:
+    """Return the data set with the mean over flips as the features, and the target's arrays."""
+    arrays = {**data.target, "plain": data.target["views"].mean(axis=1)}
+    return dataclasses.replace(data, target=arrays), arrays
 
 
 def _principal(data: DataSet, arrays: Mapping[str, np.ndarray], is_target: bool) -> np.ndarray:
@@ -216,6 +225,7 @@ VIEWS = {
     "principal": _principal,
     "principal_views": _principal_views,
     "kernel": _kernel,
+    "kernel_views": _kernel_views,
     "adabn": _adabn,
 }
 NEEDS = {
@@ -223,6 +233,7 @@ NEEDS = {
     "views": "views",
     "views_standard": "views",
     "principal_views": "views",
+    "kernel_views": "views",
     "adabn": "adabn",
 }
 
