@@ -73,6 +73,11 @@ def _cell(
     share = rng.multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds)), RESAMPLES)
     share = np.concatenate([np.ones((1, len(seeds)), int), share]) / len(seeds)
     classes = np.flatnonzero(np.bincount(label[tested]) >= FEWEST)
+
+    def log_loss(made: Mapping[str, np.ndarray], i: int) -> float:
+        p = made[f"p{i}"][np.arange(len(runs[i].test)), label[runs[i].test]]
+        return float(-np.log(np.clip(p, 1e-6, 1)).mean())
+
     values = {}
     for method, made in predictions.items():
         of_seed = np.zeros((len(drawn), len(seeds)))
@@ -89,6 +94,7 @@ def _cell(
             **_interval("auroc", "interval", (x * share).sum(1)),
             **_interval("difference", "difference_interval", ((x - values[BASE]) * share).sum(1)),
             "by_seed": x[0].round(4).tolist(),
+            "log_loss": round(float(np.mean([log_loss(predictions[method], i) for i in rows])), 4),
         }
         for method, x in values.items()
     }

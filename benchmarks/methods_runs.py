@@ -17,9 +17,13 @@ from typing import Any
 
 import numpy as np
 from sklearn.decomposition import PCA
+from sklearn.metrics.pairwise import rbf_kernel
 
 from medtl import config as configs
+from medtl import plugins
+from medtl.data import source_weights
 from medtl.data.splits import subset_order
+from medtl.evaluation import label_shift
 from medtl.examples import Examples
 from medtl.experiment import baselines, splits
 from medtl.experiment.arm import Arm
@@ -31,6 +35,7 @@ from medtl.training.factory import Components
 FOLDS = 3  # within the labels, to choose a setting
 STEPS = 400  # of each trained head
 PENALTY = "stages.target.weight_decay"
+LAMBDA = "objective.lambda_"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +51,11 @@ class Method:
       view: which features; a function of `VIEWS`.
       joint, source_stage: as in `config.arm`.
       from_folds: predict by the mean of the folds' models in place of the one on all labels.
+      cautious: the source counts where the folds show by one standard error that it helps.
+      source_weights: a plug-in string of `medtl.data.source_weights`; the target's features are
+        those of `DataSet.pool`, without labels.
+      every_class: each subset must hold every class, as those of two classes do.
+      shift: "em" or "bbse": the probabilities are corrected for the frequencies of the classes.
     """
 
     about: str
@@ -56,6 +66,10 @@ class Method:
     joint: bool = False
     source_stage: bool = False
     from_folds: bool = False
+    cautious: bool = False
+    source_weights: str = ""
+    every_class: bool = False
+    shift: str = ""
 
     @property
     def uses_source(self) -> bool:
@@ -158,9 +172,36 @@ def _views_standard(data: DataSet, arrays: Mapping[str, np.ndarray], is_target: 
     return _standard(data, {"plain": _views(data, arrays, is_target)}, is_target)
 
 
+def _kernel(data: DataSet, arrays: Mapping[str, np.ndarray], is_target: bool) -> np.ndarray:
+    """Return features whose inner products are a Gaussian kernel, from the target's train images.
+
+    A linear head on them is kernel logistic regression. The kernel's width is that of
+    scikit-learn's SVC(gamma="scale") on standardized features.
+    """
+    x = _standard(data, data.target, True)[data.pool]
+    own = _standard(data, arrays, is_target)
+    gamma = 1 / (x.shape[1] * x.var())
+    values, vectors = np.linalg.eigh(rbf_kernel(x, gamma=gamma).astype(np.float64))
+    kept = values > 1e-6 * values[-1]
+    return rbf_kernel(own, x, gamma=gamma) @ vectors[:, kept] / np.sqrt(values[kept])
+
+
+def _adabn(data: DataSet, arrays: Mapping[str, np.ndarray], is_target: bool) -> np.ndarray:
+    return arrays["adabn"]
+
+
 def _principal_views(data: DataSet, arrays: Mapping[str, np.ndarray], _: bool) -> np.ndarray:
-    x = {"plain": arrays["views"].mean(axis=1)}
-    return _principal(dataclasses.replace(data, target={**data.target, **x}), x, True)
+    return _principal(*_of_views(data), True)
+
+
+def _kernel_views(data: DataSet, arrays: Mapping[str, np.ndarray], _: bool) -> np.ndarray:
+    return _kernel(*_of_views(data), True)
+
+
+def _of_views(data: DataSet) -> tuple[DataSet, Mapping[str, np.ndarray]]:
+    """Return the data set with the mean over flips as the features, and the target's arrays."""
+    arrays = {**data.target, "plain": data.target["views"].mean(axis=1)}
+    return dataclasses.replace(data, target=arrays), arrays
 
 
 def _principal(data: DataSet, arrays: Mapping[str, np.ndarray], is_target: bool) -> np.ndarray:
@@ -183,12 +224,17 @@ VIEWS = {
     "views_standard": _views_standard,
     "principal": _principal,
     "principal_views": _principal_views,
+    "kernel": _kernel,
+    "kernel_views": _kernel_views,
+    "adabn": _adabn,
 }
 NEEDS = {
     "layers": "layer2",
     "views": "views",
     "views_standard": "views",
     "principal_views": "views",
+    "kernel_views": "views",
+    "adabn": "adabn",
 }
 
 
@@ -205,8 +251,10 @@ class OnFeatures(Experiment):
 def applies(method: Method, data: DataSet) -> bool:
     """Return whether the data set has what the method needs."""
     needs = NEEDS.get(method.view)
-    return (data.source is not None or not method.uses_source) and (
-        needs is None or needs in data.target
+    return (
+        (data.source is not None or not method.uses_source)
+        and (needs is None or needs in data.target)
+        and (len(data.target["classes"]) == 2 or not method.every_class)
     )
 
 
@@ -229,10 +277,24 @@ def train(method: Method, data: DataSet, runs: Sequence[Run]) -> list[tuple[np.n
     made = []
     for r, run in enumerate(runs):
         span = slice(r * (FOLDS + 1), (r + 1) * (FOLDS + 1))
-        losses, tested = _of_run(method, data, run, probabilities[span], held_out[span])
-        best = choose(losses, [trial.values for trial in trials])
-        made.append((tested[best], dict(trials[best].values)))
+        held, tested = _of_run(method, probabilities[span], held_out[span])
+        rows = [np.sort(run.train[run.fold == k]) for k in range(FOLDS)]  # arms: in file order
+        label = data.target["label"][np.concatenate(rows)]
+        losses = -np.log(np.clip(held[:, np.arange(len(label)), label], 1e-6, 1))
+        best = choose(losses, [trial.values for trial in trials], cautious=method.cautious)
+        p = tested[best]
+        if method.shift:
+            p = _shifted(method.shift, held[best], label, p)
+        made.append((p, dict(trials[best].values)))
     return made
+
+
+def _shifted(name: str, held: np.ndarray, label: np.ndarray, p: np.ndarray) -> np.ndarray:
+    """Return test probabilities corrected for the frequencies of the classes in test."""
+    prior = np.bincount(label, minlength=p.shape[1]) / len(label)
+    if name == "em":
+        return label_shift.adjusted(p, prior, label_shift.em(p, prior))
+    return label_shift.adjusted(p, prior, label_shift.bbse(held, label, p))
 
 
 def _opened(method: Method, data: DataSet, folder: Path) -> OnFeatures:
@@ -251,6 +313,8 @@ def _opened(method: Method, data: DataSet, folder: Path) -> OnFeatures:
         for domain, arrays in with_source.items()
         if arrays is not None
     }
+    if method.source_weights:
+        examples["source"] = _weighted(method, data, examples)
     config = with_values(config, method.overrides)
     made = Components.create(config)
     opened = OnFeatures.create(config, folder, made, examples, training=True, train_size=1)
@@ -273,6 +337,14 @@ def _examples(data: DataSet, arrays: Mapping[str, Any], view: str, domain: str) 
         fingerprint=f"{data.name}/{domain}/{view}",
         split_hash="",
     )
+
+
+def _weighted(method: Method, data: DataSet, examples: Mapping[str, Examples]) -> Examples:
+    weigh = plugins.resolve(method.source_weights, source_weights.__name__, key="source_weights")
+    source, pool = examples["source"], examples["target"].inputs["features"][data.pool]
+    x = np.asarray(source.inputs["features"], np.float64)
+    weight = weigh(x, np.asarray(pool, np.float64), np.random.default_rng(0))
+    return dataclasses.replace(source, weight=weight.astype(np.float32))
 
 
 def _grid(method: Method, experiment: Experiment) -> dict[str, Sequence[Any]]:
@@ -298,25 +370,18 @@ def _fitted(method: Method, arms: list[Arm], trials: list[Trial]) -> list[np.nda
 
 
 def _of_run(
-    method: Method,
-    data: DataSet,
-    run: Run,
-    probabilities: Sequence[np.ndarray],
-    held_out: Sequence[np.ndarray],
+    method: Method, probabilities: Sequence[np.ndarray], held_out: Sequence[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return every setting's losses on the rows left out, f64[H, n], and test probabilities."""
-    losses = []
-    for k in range(FOLDS):
-        rows = np.sort(run.train[run.fold == k])  # those of an arm are in file order
-        p = np.nan_to_num(probabilities[k + 1][:, held_out[k + 1]])
-        p = p[:, np.arange(len(rows)), data.target["label"][rows]]
-        losses.append(-np.log(np.clip(p, 1e-6, 1)))
-    members = range(1, FOLDS + 1) if method.from_folds else (0,)
-    tested = [probabilities[m][:, ~held_out[m]] for m in members]
-    return np.concatenate(losses, axis=1), np.mean(tested, axis=0)
+    """Return every setting's probabilities f64[H, n, K] of the rows left out, and of test."""
+    folds = range(1, FOLDS + 1)
+    held = [np.nan_to_num(probabilities[k][:, held_out[k]]) for k in folds]
+    tested = [probabilities[m][:, ~held_out[m]] for m in (folds if method.from_folds else (0,))]
+    return np.concatenate(held, axis=1), np.mean(tested, axis=0)
 
 
-def choose(losses: np.ndarray, values: Sequence[Mapping[str, Any]]) -> int:
+def choose(
+    losses: np.ndarray, values: Sequence[Mapping[str, Any]], *, cautious: bool = False
+) -> int:
     """Return the setting to use: the largest penalty within one standard error of the best.
 
     Breiman et al. 1984, section 3.4.3; the settings that differ from the best in more than the
@@ -325,10 +390,15 @@ def choose(losses: np.ndarray, values: Sequence[Mapping[str, Any]]) -> int:
     Args:
       losses: float[H, n], of the rows that the folds left out.
       values: of each setting.
+      cautious: the best is first moved to the best of those with the largest λ that has a setting
+        within one standard error.
     """
     mean = losses.mean(axis=1)
     best = int(np.argmin(mean))
     most = mean[best] + losses[best].std() / np.sqrt(losses.shape[1])
+    if cautious:
+        within = np.flatnonzero(mean <= most).tolist()
+        best = max(within, key=lambda i: (values[i][LAMBDA], -mean[i]))
 
     def others(i: int) -> dict[str, Any]:
         return {path: value for path, value in values[i].items() if path != PENALTY}

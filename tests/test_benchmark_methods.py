@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from sklearn.metrics.pairwise import rbf_kernel
 
 from medtl import config as configs
 from medtl.experiment.splits import Split
@@ -70,6 +71,32 @@ def test_the_largest_penalty_within_one_standard_error_is_chosen(runs):
     assert runs.choose(losses[[2, 1]], [by_penalty[1], by_penalty[2]]) == 0
 
 
+def test_a_cautious_choice_takes_the_source_only_where_it_is_shown_to_help(runs):
+    values = [{runs.PENALTY: p, runs.LAMBDA: x} for p, x in ((1.0, 10.0), (1.0, 1e3), (2.0, 1e3))]
+    near, far = np.array([0.0, 0.4]), np.array([0.4, 0.8])  # the best's standard error is 0.14
+    losses = np.stack([near, near + 0.1, near + 0.2])
+    assert runs.choose(losses, values) == 0
+    assert runs.choose(losses, values, cautious=True) == 1
+    assert runs.choose(np.stack([near, far, far]), values, cautious=True) == 0
+
+
+def test_gaussian_features_have_the_kernel_of_scikit_learn(runs, data):
+    x = runs.VIEWS["standard"](data, data.target, True)
+    rows, gamma = data.pool, 1 / (x.shape[1] * x[data.pool].var())
+    made = runs.VIEWS["kernel"](data, data.target, True)
+    np.testing.assert_allclose(
+        made[rows] @ made[rows].T, rbf_kernel(x[rows], gamma=gamma), atol=1e-4
+    )
+
+
+def test_corrected_test_probabilities_have_the_estimated_frequencies(runs):
+    label = np.repeat([0, 1], 50)
+    held = np.where(label[:, None] == [0, 1], 0.9, 0.1)
+    test = held[np.r_[:45, 95:100]]  # of the first class nine in ten
+    for name in ("em", "bbse"):
+        assert runs._shifted(name, held, label, test).mean(axis=0)[0] == pytest.approx(0.9, abs=0.1)
+
+
 def test_the_weighted_auroc_is_scikit_learns():
     report = importlib.import_module("methods_report")
     rng = np.random.default_rng(1)
@@ -101,8 +128,8 @@ def test_whitening_leaves_out_what_dependent_columns_have_no_variance_in(runs, d
     np.testing.assert_allclose(np.cov(train.T), np.eye(6), atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["contrastive", "dann"])
-def test_one_program_trains_encoders_and_terms_as_the_trainer_does(
+@pytest.mark.parametrize("name", ["contrastive", "dann", "learned", "reweight", "l2_sp", "lp_ft"])
+def test_one_program_trains_all_that_a_stage_has_as_the_trainer_does(
     runs, data, name, monkeypatch, tmp_path
 ):
     method = importlib.import_module("methods").METHODS[name]
@@ -110,7 +137,7 @@ def test_one_program_trains_encoders_and_terms_as_the_trainer_does(
     experiment = runs._opened(method, data, tmp_path)
     part = np.where(data.target["split"] == "train", "train", "val")
     arm = runs.Arm(experiment, Split(part, 0, 1), 0, "method")
-    values = {runs.PENALTY: 0.5, "objective.lambda_": 3.0}
+    values = {runs.PENALTY: 0.5, **({runs.LAMBDA: 3.0} if runs.LAMBDA in method.grid else {})}
     [together] = trainer.train_heads([arm], [Trial("a", values), Trial("b", values)]).probabilities
     alone = arm.with_trial(Trial("c", values)).validation_probabilities()
     np.testing.assert_allclose(together, np.stack([alone, alone]), atol=1e-5)

@@ -315,9 +315,9 @@ class Stage:
     @functools.cached_property
     def variables(self) -> Any:
         """The variables of the shape before the first step; `begun` may have another head."""
-        return self._with_own(self.start.variables)
+        return self.with_own(self.start.variables)
 
-    def _with_own(self, variables: Any) -> Any:
+    def with_own(self, variables: Any) -> Any:
         """Add the parameters that a joint stage has of its own."""
         config = self.arm.config
         if len(self.domains) < 2:
@@ -336,11 +336,11 @@ class Stage:
         Args:
           begins: with the head of `head_start`; else a state of the same shape may do.
         """
-        variables = self._with_own(self.begun) if begins else self.variables
+        variables = self.with_own(self.begun) if begins else self.variables
         key = jax.random.fold_in(jax.random.key(self.arm.seed), 1 + STAGES.index(self.name))
         with self.arm.experiment.parallel.on_host():
             step = self.compiled.step
-            return step.init(key, variables, self._values, pretrained=self._pretrained)
+            return step.init(key, variables, self.values, pretrained=self._pretrained)
 
     @property
     def _pretrained(self) -> dict[str, Any]:
@@ -367,7 +367,7 @@ class Stage:
         return tracing.used_terms(e.components.terms, context, accumulate=accumulate, key=key)
 
     @property
-    def _values(self) -> dict[str, Any]:
+    def values(self) -> dict[str, Any]:
         """The numbers that differ between splits and trials, whose step is compiled once."""
         config, examples = self.arm.config, self.arm.examples
         values: dict[str, Any] = dict(self.arm.trial.traced) if self.name == "target" else {}

@@ -35,8 +35,8 @@ class Program:
       data: domain -> columns [N, ...] of all its examples, on each device.
       shape: (R, H), filled up.
       values: name in `TrainState.values` -> f32[H].
-      of_run: name in `TrainState.values` -> domain -> f32[R, ...], such as the `sizes` of the
-        training sets.
+      of_run: name in `TrainState.values` -> numbers f32[R, ...] of each run, such as the domains'
+        `class_counts`.
       sharding: of arrays that are "replicated", or have an axis of "runs", "settings", or "both".
     """
 
@@ -54,7 +54,7 @@ class Program:
         values: Mapping[str, np.ndarray],
         data: Any,
         *,
-        of_run: Mapping[str, Mapping[str, Any]],
+        of_run: Sequence[Mapping[str, Any]],
         devices: tuple[jax.Device, ...],
     ) -> Program:
         """Put the data on the devices; nothing is compiled yet.
@@ -63,11 +63,10 @@ class Program:
           step: as `Program.step`.
           values: as `Program.values`, on the host.
           data: as `Program.data`, on the host.
-          of_run: as `Program.of_run`, on the host; at least the `sizes`.
+          of_run: of each run, as `Program.of_run`, on the host.
           devices: that share the runs or the settings.
         """
-        runs = len(next(iter(of_run["sizes"].values())))
-        shape = [runs, len(next(iter(values.values())))]
+        shape = [len(of_run), len(next(iter(values.values())))]
         filled = [-(-n // len(devices)) * len(devices) for n in shape]
         axis = int(filled[1] / shape[1] < filled[0] / shape[0])
         shape[axis] = filled[axis]
@@ -81,11 +80,9 @@ class Program:
             "both": (None, "grid") if axis else ("grid",),
         }
         sharding = {k: NamedSharding(mesh, PartitionSpec(*names)) for k, names in axes.items()}
-        rows = np.resize(np.arange(runs), shape[0])
+        rows = np.resize(np.arange(len(of_run)), shape[0]).tolist()
         filled_runs = jax.tree.map(
-            lambda n: np.asarray(n, np.float32)[rows],
-            {name: dict(by_domain) for name, by_domain in of_run.items()},
-            is_leaf=lambda x: isinstance(x, list),
+            lambda *x: np.stack(x).astype(np.float32), *[dict(of_run[r]) for r in rows]
         )
         settings = {k: np.resize(v.astype(np.float32), shape[1]) for k, v in values.items()}
         return cls(
@@ -140,7 +137,8 @@ class Program:
     @functools.cached_property
     def _compiled(self) -> Any:
         def start(variables: Any, key: Any, of_run: Any, values: Any) -> TrainState:
-            return self.step.init(key, variables, {**values, **of_run})
+            encoders = variables["params"].get("encoders", {})
+            return self.step.init(key, variables, {**values, **of_run}, pretrained=encoders)
 
         def advance(state: Any, order: Any, data: Any, span: Any) -> TrainState:
             def body(t: Any, state: Any) -> Any:

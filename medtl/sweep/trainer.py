@@ -26,7 +26,7 @@ from medtl.evaluation import predictions, to_json
 from medtl.examples import Examples
 from medtl.experiment import frozen, provenance
 from medtl.experiment.arm import Arm
-from medtl.experiment.stage import Stage, counts_of
+from medtl.experiment.stage import Stage
 from medtl.experiment.trials import TRACED_PATHS, Trial
 from medtl.sweep.program import Program
 from medtl.training import logistic
@@ -142,42 +142,29 @@ def train_heads(arms: Sequence[Arm], trials: Sequence[Trial]) -> Trained:
     return Trained(best.probabilities, time.monotonic() - began)
 
 
-def _domains(arm: Arm) -> tuple[str, ...]:
-    return DOMAINS if arm.section.joint else DOMAINS[1:]
-
-
 def _program(arms: Sequence[Arm], trials: Sequence[Trial]) -> tuple[Program, list[Any]]:
     """Return the program, and the variables that each run starts from, on the host."""
-    arm, experiment = arms[0], arms[0].experiment
+    experiment = arms[0].experiment
     # Every head is trained on one device.
     alone = dataclasses.replace(
-        arm,
-        experiment=dataclasses.replace(
-            experiment,
-            parallel=Parallel("none", experiment.parallel.devices[:1]),
-            cache=dataclasses.replace(experiment.cache, steps={}),
-        ),
+        experiment,
+        parallel=Parallel("none", experiment.parallel.devices[:1]),
+        cache=dataclasses.replace(experiment.cache, steps={}),
     )
-    starts = [a.start() for a in arms]
+    stages = [Stage(dataclasses.replace(a, experiment=alone), "target", a.start()) for a in arms]
     # Micro-batches add up to the same gradient; heads need no memory to be saved.
-    step = dataclasses.replace(Stage(alone, "target", starts[0]).make_step(), accumulate=1)
-    domains = _domains(arm)
+    step = dataclasses.replace(stages[0].make_step(), accumulate=1)
     program = Program.create(
         step,
         {
             TRACED_PATHS[path]: np.array([t.values[path] for t in trials])
             for path in trials[0].values
         },
-        {d: experiment.columns(d, encoded=True) for d in domains},
-        of_run={
-            "sizes": {d: [len(a.examples[d].indices("train")) for a in arms] for d in domains},
-            "class_counts": {
-                d: np.stack([counts_of(a.examples[d]) for a in arms]) for d in domains
-            },
-        },
+        {d: experiment.columns(d, encoded=True) for d in stages[0].domains},
+        of_run=[stage.values for stage in stages],
         devices=experiment.parallel.devices,
     )
-    return program, [_without_backbone(s.variables) for s in starts]
+    return program, [_without_backbone(s.with_own(s.begun)) for s in stages]
 
 
 def _without_backbone(variables: Any) -> dict[str, Any]:

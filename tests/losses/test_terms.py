@@ -193,6 +193,12 @@ def test_unknown_diagnoses_do_not_count():
         assert float(value(logits)) == pytest.approx(np.mean(single), rel=1e-5)
 
 
+def test_every_term_is_tested_here():
+    assert {term.__name__.upper() for term in (*EVERY, terms.l2_sp)} == {
+        name.upper() for name in terms.__all__
+    }
+
+
 def test_l2_sp_is_half_the_squared_distance():
     params = {
         "encoders": {"image": {"w": jnp.array([3.0, 1.0])}, "table": {"w": jnp.ones(5)}},
@@ -205,6 +211,10 @@ def test_l2_sp_is_half_the_squared_distance():
     gradient = jax.grad(lambda p: terms.l2_sp(Namespace(params=p, pretrained=start)))(params)
     np.testing.assert_array_equal(gradient["encoders"]["image"]["w"], [2, 0])
     np.testing.assert_array_equal(gradient["encoders"]["table"]["w"], 0)
+    low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (params, start))
+    assert float(terms.l2_sp(Namespace(params=low[0], pretrained=low[1]), heads=0.5)) == 3.0
+    moved = {**params, "encoders": {**params["encoders"], "image": {"w": jnp.array([1.3, 0.4])}}}
+    check_grads(lambda p: terms.l2_sp(Namespace(params=p, pretrained=start)), (moved,), 1, "rev")
 
 
 @every_term
