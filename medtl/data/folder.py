@@ -18,8 +18,7 @@ from medtl.data.manifest import Files
 from medtl.data.table import Table
 from medtl.errors import UserError
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm")
-_SUFFIXES += (".dcm", ".npy")
+_SUFFIXES = tuple(".png .jpg .jpeg .bmp .gif .tif .tiff .webp .pgm .dcm .npy".split())
 _IGNORED = ("thumbs.db", "desktop.ini", "readme", "readme.md", "readme.txt", "license", ".ds_store")
 
 
