@@ -32,6 +32,7 @@ from medtl import config as configs
 from medtl.experiment import experiment
 from medtl.experiment.arm import Arm
 from medtl.sweep import sweep, trainer
+from medtl.training import memory
 
 CELLS = flags.DEFINE_integer("cells", 2000, "cells to run", lower_bound=25)
 FIRST = flags.DEFINE_integer("first", 20, "cells after which all is flat", lower_bound=1)
@@ -104,6 +105,7 @@ class Watch:
 
 
 def main(_: list[str]) -> None:
+    memory.keep()  # as the command line does
     watch = Watch(FIRST.value, SECONDS.value)
     config = config_of(KIND.value, CELLS.value)
     Arm.keep = watch.after(Arm.keep)  # type: ignore[method-assign]
