@@ -136,12 +136,25 @@ def read_csv(path: str | os.PathLike, *, key: str = "") -> Iterator[tuple[int, l
     except FileNotFoundError:
         raise UserError(f"{named}there is no file {path}") from None
     except UnicodeDecodeError as error:
-        where = f"{error.reason} at byte {error.start}"
-        raise UserError(f"{path} is not a CSV file in UTF-8 ({where})") from None
+        where = f"{error.reason} at byte {error.start}{_kind(path)}"
+        raise UserError(
+            f"{path} is not a CSV file in UTF-8 ({where}); save it as CSV in UTF-8"
+        ) from None
     except csv.Error as error:
-        raise UserError(f"{path}, line {line}: not a CSV file ({error})") from None
+        hint = "; is a closing quote missing?" if "larger than field limit" in str(error) else ""
+        raise UserError(f"{path}, line {line}: not a CSV file ({error}){hint}") from None
     except OSError as error:
         raise UserError(f"{named}cannot read {path} ({error.strerror})") from None
+
+
+def _kind(path: str | os.PathLike) -> str:
+    """Return words for what a file is by its first bytes, "" where they do not say."""
+    with open(path, "rb") as file:
+        head = file.read(4)
+    kinds = {b"PK\3\4": "a workbook (.xlsx) or ZIP archive", b"\xd0\xcf\x11\xe0": "a workbook"}
+    kinds |= {b"\xff\xfe": "text in UTF-16", b"\xfe\xff": "text in UTF-16"}
+    kind = kinds.get(head) or kinds.get(head[:2])
+    return f": it is {kind}" if kind else ""
 
 
 def _has_swallowed(row: list[str], width: int) -> bool:
@@ -157,15 +170,19 @@ def check_csv(path: str | os.PathLike, line: int, header: list[str]) -> None:
       UserError: names the line and the separator or the column.
     """
     if len(header) == 1:
-        for mark, word in ((";", "semicolons"), ("\t", "tabs")):
+        for mark, word in ((";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")):
             if mark in header[0]:
                 raise UserError(
                     f"{path}, line {line}: the columns are separated by {word}; "
                     "separate them by commas"
                 )
+    if header[0].lower().startswith("sep="):
+        raise UserError(f"{path}, line {line}: {quoted(header[0])} is no header; remove the line")
     for i, name in enumerate(header):
         if name and name in header[:i]:
-            raise UserError(f"{path}, line {line}: two columns are called {quoted(name)}")
+            raise UserError(
+                f"{path}, line {line}: two columns are called {quoted(name)}; rename one"
+            )
 
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")

@@ -1,12 +1,14 @@
 """Class labels as text: one spelling for each number, missing values, numbers that are no classes.
 
 A number is one class however it is written ("1", "1.0", "+01"), so that files and domains agree.
+Other names that look alike are refused: they may be one class.
 """
 
 from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Collection, Sequence
 from decimal import Decimal
 
@@ -19,6 +21,8 @@ MISSING = frozenset({"", "nan", "<na>", "nat", "null", "n/a", "#n/a", "?"})
 # Without an explicit sign an exponent may be a code, such as ICD-11's 1E50.
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]\d{1,2})?", re.ASCII | re.IGNORECASE)
 _MOST_FRACTIONS, _MOST_INTEGERS = 10, 50  # different numbers that may still be classes
+_LONGEST, _FEW_ROWS = 200, 10  # characters of a name; rows whose labels may all differ
+_AS_NUMBERS = {"true": "1", "false": "0"}
 
 
 def is_missing(cell: str) -> bool:
@@ -37,6 +41,50 @@ def spelled(name: str) -> str:
     ['1', '1', '0.5', '10', '0', '1E50', 'grade 1']
     """
     return format(Decimal(name).normalize() + 0, "f") if _NUMBER.fullmatch(name) else name
+
+
+def plain(text: str) -> str:
+    r"""Return text in one Unicode form, without invisible characters and repeated spaces.
+
+    >>> plain("p\u200b1"), plain("ﬁ  1"), plain("e\u0301") == plain("é")
+    ('p1', 'fi 1', True)
+    """
+    if text.isascii():
+        return " ".join(text.split())
+    composed = unicodedata.normalize("NFKC", text)
+    return " ".join("".join(c for c in composed if unicodedata.category(c) != "Cf").split())
+
+
+def twins(classes: Sequence[str]) -> tuple[str, str] | None:
+    """Return the first name that may be the class of a name before it, and that one; None: none.
+
+    They differ in case, spaces, Unicode form or invisible characters alone, or one is a truth value
+    and the other its number.
+
+    >>> twins(["ill", "well", "Ill"]), twins(["0", "True", "1"]), twins(["1", "one"])
+    (('Ill', 'ill'), ('1', 'True'), None)
+    """
+    seen: dict[str, str] = {}
+    for name in classes:
+        folded = plain(name).casefold()
+        other = seen.setdefault(_AS_NUMBERS.get(folded, folded), name)
+        if other != name:
+            return name, other
+    return None
+
+
+def twin_words(one: str, other: str) -> str:
+    """Return the words of an error about two names from `twins`.
+
+    >>> twin_words("Ill", "ill"), twin_words("1", "True")[:30]
+    ("'Ill' and 'ill' differ in case only; write one of them", "'1' and 'True' may be one clas")
+    """
+    how = "differ in spelling only"
+    if one.lower() == other.lower():
+        how = "differ in case only"
+    elif plain(one).casefold() != plain(other).casefold():
+        how = "may be one class"
+    return f"{one!a} and {other!a} {how}; write one of them"
 
 
 def sorted_classes(names: Collection[str]) -> tuple[str, ...]:
@@ -63,8 +111,8 @@ def encode(
       int32[N], or float32[N, K] of 0, 1 and NaN (unknown); and the K classes.
 
     Raises:
-      UserError: a missing value, names that differ in case only, a diagnosis that is both known
-        and unknown, or numbers that are no classes.
+      UserError: a missing value, names that look alike, a diagnosis that is both known and unknown,
+        several diagnoses where one is expected, or numbers or texts that are no classes.
 
     >>> encode(["a|?b", "|"], str, multi_label=True)[0].tolist()
     [[1.0, nan], [0.0, 0.0]]
@@ -77,8 +125,10 @@ def encode(
         return _several(cells, where)
     names = [spelled(cell) for cell in cells]
     classes = sorted_classes(set(names))
-    _refuse_case_twins(classes, [{name} for name in names], where)
+    _refuse_several(names, where)
+    _refuse_twins(classes, [{name} for name in names], where)
     _refuse_continuous(classes, len(names), where(0))
+    _refuse_texts(classes, names, where)
     index = {name: i for i, name in enumerate(classes)}
     return np.array([index[name] for name in names], np.int32), classes
 
@@ -175,7 +225,7 @@ def _several(
             raise UserError(f"{where(row)}: {both[0]!r} is both present and unknown; write one")
     sets = [one | other for one, other in zip(present, unknown, strict=True)]
     classes = sorted_classes(set().union(*sets))
-    _refuse_case_twins(classes, sets, where)
+    _refuse_twins(classes, sets, where)
     index = {name: i for i, name in enumerate(classes)}
     label = np.zeros((len(cells), len(classes)), np.float32)
     for names_of_row, value in ((present, 1.0), (unknown, np.nan)):
@@ -184,18 +234,39 @@ def _several(
     return label, classes
 
 
-def _refuse_case_twins(
+def _refuse_twins(
     classes: Sequence[str], sets: Sequence[set[str]], where: Callable[[int], str]
 ) -> None:
-    seen: dict[str, str] = {}
-    for name in classes:
-        other = seen.setdefault(name.lower(), name)
-        if other != name:
-            row = next(i for i, names in enumerate(sets) if name in names)
+    if pair := twins(classes):
+        row = next(i for i, names in enumerate(sets) if pair[0] in names)
+        raise UserError(f"{where(row)}: {twin_words(*pair)}")
+
+
+def _refuse_several(names: Sequence[str], where: Callable[[int], str]) -> None:
+    """Refuse the notation of several diagnoses, which would make a class of each combination."""
+    for row, name in enumerate(names):
+        if name.startswith("?") or "|" in name:
             raise UserError(
-                f"{where(row)}: {quoted(name)} and {quoted(other)} differ in case only; "
-                "write one of them"
+                f"{where(row)}: {quoted(name)} is written as several diagnoses; set "
+                "config.data.DOMAIN.multi_label=True, or write one name without '|' and '?'"
             )
+
+
+def _refuse_texts(
+    classes: Sequence[str], names: Sequence[str], where: Callable[[int], str]
+) -> None:
+    """Refuse what is no diagnosis: a text, or a name of each row's own."""
+    for row, name in enumerate(names):
+        if len(name) > _LONGEST:
+            raise UserError(
+                f"{where(row)}: the label has {len(name)} characters, at most {_LONGEST} are a "
+                "name; config.data.DOMAIN.label names the column of the diagnosis"
+            )
+    if len(classes) == len(names) > _FEW_ROWS:
+        raise UserError(
+            f"{where(0)}: the {len(names)} rows have {len(names)} different labels, so nothing can "
+            "be learned; config.data.DOMAIN.label names the column of the diagnosis"
+        )
 
 
 def _refuse_continuous(classes: Sequence[str], n: int, where: str) -> None:

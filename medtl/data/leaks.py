@@ -11,10 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from medtl.data import cache as caches
+from medtl.data import labels
 from medtl.data.copies import Prints, nearest
 from medtl.data.splits import NAMES
 from medtl.data.table import Table
 from medtl.data.values import settle
+from medtl.errors import UserError
 from medtl.examples import Examples, ImageSource, is_quantity
 
 _LEAST_SIDE = 24  # pixels; smaller images are alike without being copies
@@ -73,7 +75,7 @@ def between(
 ) -> tuple[str, ...]:
     """Look for val and test images of the target among those that the source trains on.
 
-    Domains of which one has no images are not compared.
+    Images are compared where both domains have some.
 
     Args:
       source: its examples; None: there is none.
@@ -85,8 +87,14 @@ def between(
       Notes on findings that are allowed.
 
     Raises:
-      UserError: naming the first five pairs.
+      UserError: naming the first five pairs; or a class is written in two ways.
     """
+    classes = () if source is None or target.is_quantity else (*source.classes, *target.classes)
+    if source and (pair := labels.twins(classes)):
+        raise UserError(
+            f"classes of the source {source.name} and the target {target.name}: "
+            f"{labels.twin_words(*pair)}"
+        )
     if source is None or "image" not in source.inputs or "image" not in target.inputs:
         return ()
     train = source.indices("train")

@@ -6,37 +6,24 @@ Two spellings of one patient in train and in test are a leak that equal names wo
 from __future__ import annotations
 
 import dataclasses
-import unicodedata
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from medtl.data.labels import spelled
+from medtl.data.labels import plain, spelled
 from medtl.data.table import Table
 from medtl.data.values import settle
 
 _SHOWN = 3  # pairs in a message
 
 
-def plain_id(text: str) -> str:
-    r"""Return text in one Unicode form, without invisible characters and repeated spaces.
-
-    >>> plain_id("p\u200b1"), plain_id("ﬁ  1"), plain_id("e\u0301") == plain_id("é")
-    ('p1', 'fi 1', True)
-    """
-    if text.isascii():
-        return " ".join(text.split())
-    composed = unicodedata.normalize("NFKC", text)
-    return " ".join("".join(c for c in composed if unicodedata.category(c) != "Cf").split())
-
-
 def plain_patient(text: str) -> str:
-    """Return `plain_id` in lower case, a number in its one spelling.
+    """Return `labels.plain` in lower case, a number in its one spelling.
 
     >>> plain_patient("7.0"), plain_patient("P1X")
     ('7', 'p1x')
     """
-    return spelled(plain_id(text).casefold())
+    return spelled(plain(text).casefold())
 
 
 def check(table: Table, split: np.ndarray, *, allow: Sequence[str], all_held_out: bool) -> Table:
@@ -57,10 +44,10 @@ def check(table: Table, split: np.ndarray, *, allow: Sequence[str], all_held_out
     notes = []
     columns: list[tuple[str, np.ndarray | None, Callable[[str], str]]] = [
         ("patients", table.patient, plain_patient),
-        ("ids", table.id, plain_id),
+        ("ids", table.id, plain),
     ]
-    for word, names, plain in columns:
-        pairs = [] if names is None else _pairs(names, plain)
+    for word, names, folded in columns:
+        pairs = [] if names is None else _pairs(names, folded)
         # An id may occur once; a patient has a split of its own, which is checked elsewhere.
         crossing = [(i, j) for i, j in pairs if all_held_out or split[i] != split[j]]
         for found, where in ((crossing, "in two parts of the data"), (pairs, "in one split")):
@@ -83,13 +70,13 @@ def check(table: Table, split: np.ndarray, *, allow: Sequence[str], all_held_out
     return dataclasses.replace(table, notes=(*table.notes, *notes)) if notes else table
 
 
-def _pairs(names: np.ndarray, plain: Callable[[str], str]) -> list[tuple[int, int]]:
+def _pairs(names: np.ndarray, folded: Callable[[str], str]) -> list[tuple[int, int]]:
     """Return for each spelling after the first its first row, with that of the first spelling."""
     distinct, first = np.unique(names, return_index=True)
     seen: dict[str, int] = {}
     pairs = []
     for row in sorted(first[distinct != ""].tolist()):
-        other = seen.setdefault(plain(str(names[row])), row)
+        other = seen.setdefault(folded(str(names[row])), row)
         if other != row:
             pairs.append((other, row))
     return pairs

@@ -174,12 +174,20 @@ def _read_sheet(path: str, flag: str) -> _Sheet:
 def _sheet(path: str, records: list[tuple[int, list[str]]]) -> _Sheet:
     (line, header), body = records[0], records[1:]
     if any("\0" in name for name in header):
-        raise UserError(f"{path}, line {line}: not a CSV file (it holds NUL bytes)")
+        raise UserError(
+            f"{path}, line {line}: not a CSV file in UTF-8 (it holds NUL bytes); save it as one"
+        )
     check_csv(path, line, header)
     if not body:
         raise UserError(f"{path} has a header and no rows; each further line is an image")
+    unnamed = [i for i, name in enumerate(header) if not name]
     for line, row in body:
         check_length(path, line, row, header)
+        if sum(bool(row[i]) for i in unnamed) > 1:
+            raise UserError(
+                f"{path}, line {line}: cells {unnamed[0] + 1} and {unnamed[1] + 1} are of columns "
+                "without a name; name them in the first line, or leave them out"
+            )
     columns = {name: i for i, name in enumerate(header)}
     return _Sheet(path, columns, [row for _, row in body], [line for line, _ in body])
 

@@ -209,7 +209,7 @@ def _labels(value: np.ndarray, where: str, multi_label: bool, key: str) -> np.nd
     for row in np.flatnonzero(~is_class):
         raise UserError(
             f"{where}, row {row}: {numbers[row]} is not a class number 0, 1, ... below "
-            f"{_MOST_CLASSES:,}; medtl predicts classes, it has no regression"
+            f"{_MOST_CLASSES:,}; kind='manifest' and 'features' can read numbers to be predicted"
         )
     return numbers.astype(np.int32)
 

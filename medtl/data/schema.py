@@ -34,7 +34,14 @@ _BY_NAME = {"image_path": "image"} | {
     name: name for name in ("id", "patient_id", "split", "weight", "site")
 }
 _IDENTIFIER = re.compile(r"(^|.*[\W_])(id|ids|mrn|uuid|guid|accession)|unnamed: 0|index|")
-_DATE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}([ T].*)?|\d{1,2}[./-]\d{1,2}[./-]\d{2,4}( .*)?")
+# Numbers that float() does not read: 12,5 and 1,234.5 and 1.234,5; ="12" of a spreadsheet; 5 mg/l.
+_COMMA = re.compile(r"[+-]?\d+(,\d+)+(\.\d+)?|[+-]?\d{1,3}(\.\d{3})+,\d+", re.ASCII)
+_FORMULA = re.compile(r'="[+-]?[\d.,]+"', re.ASCII)
+_WITH_UNIT = re.compile(r"[<>~]?[+-]?\d+([.,]\d+)?\s*([^\W\d_].*|[%°µ].*)")
+_DATE = re.compile(
+    r"\d{4}[./-]\d{1,2}[./-]\d{1,2}([ T].*)?|\d{1,2}[./-]\d{1,2}[./-]\d{2,4}( .*)?"
+    r"|\d{1,2}\.?[ -][^\W\d_]{3,9}\.?[ ,-]+\d{2,4}( .*)?"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +132,7 @@ def infer(
       where: (row, column) -> the words by which an error names a cell.
 
     Raises:
-      UserError: a column of numbers holds cells that are none.
+      UserError: a column of numbers holds cells that are none, or writes them in another way.
     """
     schema, cells = [], {}
     for name in header:
@@ -139,6 +146,8 @@ def infer(
             values = _embeddings(name, text, role, where)
         if values is None:
             _refuse_few_words(name, text, role, where)
+            if not role:
+                _refuse_other_numbers(name, text, where)
             filled = {cell: _filled(cell) for cell in set(text)}
             values = np.array([filled[cell] for cell in text], object)
         if not role:
@@ -280,6 +289,32 @@ def _refuse_few_words(
         raise UserError(
             f"{where(row, name)}: {quoted(cell)} is not a number, as {n - n_odd} of "
             f"{n} cells are; write a number, leave it empty, or set the column's role: "
+            f"columns=({f'{name}=categorical'!r},)"
+        )
+
+
+def _refuse_other_numbers(
+    name: str, cells: Sequence[str], where: Callable[[int, str], str]
+) -> None:
+    """Refuse a column of numbers that are written as a person or a spreadsheet writes them.
+
+    It would be ignored as an identifier, or become categories.
+    """
+    present = {cell for cell in cells if _filled(cell, is_number=True)}
+    units = {match[2] for cell in present if (match := _WITH_UNIT.fullmatch(cell))}
+    kinds = (
+        (_COMMA, 2, "a number with a comma; write a point, and nothing between thousands"),
+        (_FORMULA, 2, "a spreadsheet's formula; write the number alone"),
+        (_WITH_UNIT, CODES + 1, "a number with a unit; write the number alone"),
+    )
+    for pattern, least, words in kinds:
+        odd = {c for c in present if pattern.fullmatch(c) and not _DATE.fullmatch(c)}
+        are_numbers = len(present) >= least and all(c in odd or _is_number(c) for c in present)
+        if not odd or not are_numbers or (pattern is _WITH_UNIT and len(units) > 1):
+            continue
+        row, cell = next((i, cell) for i, cell in enumerate(cells) if cell in odd)
+        raise UserError(
+            f"{where(row, name)}: {quoted(cell)} reads as {words}, or set the column's role: "
             f"columns=({f'{name}=categorical'!r},)"
         )
 

@@ -73,10 +73,41 @@ def test_an_unknown_label_is_masked():
             encode(cell, multi_label=True)
 
 
+@pytest.mark.parametrize(
+    ("cells", "words"),
+    [
+        (["covid", "covid\u200b"], r"line 3: 'covid\\u200b' and 'covid' differ in spelling only"),
+        (["e\u0301", "\u00e9"], r"'\\xe9' and 'e\\u0301' differ in spelling only; write one"),
+        (["not well", "not  well"], "'not well' and 'not  well' differ in spelling only"),
+        (["True", "FALSE", "TRUE"], "'True' and 'TRUE' differ in case only"),
+        (["1", "0", "True", "False"], "'False' and '0' may be one class; write one of them"),
+        (["edema", "?edema"], r"line 3: '\?edema' is written as several diagnoses; set .*multi_l"),
+        (["a|b", "a"], r"line 2: 'a\|b' is written as several diagnoses"),
+        (["a", "x" * 300], "line 3: the label has 300 characters, at most 200 are a name"),
+        ([f"case {i}" for i in range(11)], "the 11 rows have 11 different labels, so nothing"),
+    ],
+)
+def test_classes_that_are_none_or_look_alike_are_refused(cells, words):
+    with pytest.raises(UserError, match=words):
+        encode(*cells)
+    assert encode("True", "False")[1] == ("False", "True")
+    assert len(encode(*"abcdefghij")[1]) == 10
+
+
+def test_a_class_that_two_domains_write_in_two_ways_is_refused(write, twelve):
+    here = load(write(twelve))
+    there = load(write(twelve.replace(",ill,", ",Ill,")))
+    assert data.check_domains(None, here) == ()
+    words = r"classes of the source .* and the target .*: 'ill' and 'Ill' differ in case only"
+    with pytest.raises(UserError, match=words):
+        data.check_domains(there, here, allow=("shared_with_source",))
+    assert "allowed" in data.check_domains(here, here, allow=("shared_with_source",))[0]
+
+
 def test_a_quantity_is_told_from_grades():
     assert len(encode(*map(str, range(8)), *map(str, range(8)))[1]) == 8
     assert len(encode(*["1.5", "2.5", "3"] * 5)[1]) == 3
-    assert len(encode(*[f"type {i}" for i in range(60)])[1]) == 60
+    assert len(encode(*[f"type {i}" for i in range(60)] * 2)[1]) == 60
     for values in (np.linspace(40, 258.3, 60).round(1), np.arange(60) * 3, [*range(51)] * 9):
         with pytest.raises(UserError, match="line 2: this looks continuous.*asks for regression"):
             encode(*map(str, values))
@@ -139,5 +170,5 @@ def test_one_hot_labels_and_absent_classes_of_an_npz(tmp_path):
     assert named.classes == ("b", "c", "e")
     with pytest.raises(UserError, match="has 5 columns; set config.data.target.multi_label"):
         examples(np.eye(5)[number] + np.eye(5)[0])
-    with pytest.raises(UserError, match="row 0: 1.5 is not a class number.*no regression"):
+    with pytest.raises(UserError, match="row 0: 1.5 is not a class number.*'features' can"):
         examples(number + 0.5)

@@ -34,6 +34,8 @@ def role_of(cells, name="x", **settings):
         (["M", "F", "M", "?"], "categorical"),
         (["", "NA", "unknown"], "ignore"),
         (["2020-01-31", "2020-02-01", "2021-03-04"], "ignore"),
+        (["2020/01/31", "01.02.2020", "3 Mar 2024", "4-May-21"], "ignore"),
+        ([f"{i} Mar 2024" for i in range(1, 31)], "ignore"),
         ([f"fever and cough for {i} days" for i in range(30)], "text"),
         ([f"a{i}" for i in range(30)], "ignore"),
     ],
@@ -94,6 +96,29 @@ def test_a_few_words_among_numbers_are_refused_with_their_line():
     with pytest.raises(UserError, match=r"a\.csv, line 9, column crp: '<0\.01' is not a number"):
         inferred({"crp": cells})
     assert role_of(cells, name="crp", given=["crp=categorical"]) == "categorical"
+
+
+@pytest.mark.parametrize(
+    ("cells", "words"),
+    [
+        (["0,5", "12,25", ""], "'0,5' reads as a number with a comma; write a point"),
+        (["7", "1,234.5", "12,345"], "'1,234.5' reads as a number with a comma"),
+        (["1.234,5", "7"], "'1.234,5' reads as a number with a comma"),
+        (['="40"', '="41"'], "reads as a spreadsheet's formula; write the number alone"),
+        ([f"{i} mg/l" for i in range(12)], "'0 mg/l' reads as a number with a unit"),
+        ([f"{i}.5%" for i in range(12)], "'0.5%' reads as a number with a unit"),
+    ],
+)
+def test_numbers_that_are_written_in_another_way_are_no_identifiers(cells, words):
+    with pytest.raises(UserError, match=f"a.csv, line ., column crp: .*{words}"):
+        inferred({"crp": cells})
+    assert role_of(cells, name="crp", given=["crp=categorical"]) == "categorical"
+
+
+def test_doses_and_bands_are_categories():
+    assert role_of(["10 mg", "20 mg", "10 mg", "40 mg"]) == "categorical"
+    assert role_of(["40-49", "50-59", "60-69", "40-49"]) == "categorical"
+    assert role_of([f"{i}{'ab'[i % 2]}" for i in range(5)] * 5) == "categorical"
 
 
 def test_none_is_missing_among_numbers_and_an_answer_among_words():
