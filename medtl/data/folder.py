@@ -18,8 +18,8 @@ from medtl.data.manifest import Files
 from medtl.data.table import Table
 from medtl.errors import UserError
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm")
-_SUFFIXES += (".dcm", ".npy")
+_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm")
+_SUFFIXES = (*_PICTURES, ".dcm", ".npy")
 _IGNORED = ("thumbs.db", "desktop.ini", "readme", "readme.md", "readme.txt", "license", ".ds_store")
 
 
