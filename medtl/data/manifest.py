@@ -183,7 +183,7 @@ def _sheet(path: str, records: list[tuple[int, list[str]]]) -> _Sheet:
     unnamed = [i for i, name in enumerate(header) if not name]
     for line, row in body:
         check_length(path, line, row, header)
-        if sum(bool(row[i]) for i in unnamed) > 1:
+        if len(unnamed) > 1 and sum(bool(row[i]) for i in unnamed) > 1:
             raise UserError(
                 f"{path}, line {line}: cells {unnamed[0] + 1} and {unnamed[1] + 1} are of columns "
                 "without a name; name them in the first line, or leave them out"

@@ -300,6 +300,9 @@ def _refuse_other_numbers(
 
     It would be ignored as an identifier, or become categories.
     """
+    first = next((cell for cell in cells if _filled(cell, is_number=True)), "")
+    if not any(character.isdigit() for character in first):
+        return
     present = {cell for cell in cells if _filled(cell, is_number=True)}
     units = {match[2] for cell in present if (match := _WITH_UNIT.fullmatch(cell))}
     kinds = (

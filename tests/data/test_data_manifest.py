@@ -142,7 +142,10 @@ HEAD = "image_path,diagnosis,split\n"
         ("image_path\tdiagnosis\n00.png\till\n", ["separated by tabs"]),
         ("image_path|diagnosis\n00.png|ill\n", ["separated by vertical bars"]),
         ("sep=,\nimage_path,diagnosis\n00.png,ill\n", ["line 1: 'sep=' is no header; remove"]),
-        ("image_path,diagnosis\n00.png,ill\n".encode("utf-16"), ["it is text in UTF-16); save it"]),
+        (
+            "image_path,diagnosis\n00.png,ill\n".encode("utf-16"),
+            ["it is text in UTF-16", "save it as CSV in UTF-8"],
+        ),
         (b"PK\3\4" + bytes(range(256)), ["it is a workbook (.xlsx)", "save it as CSV in UTF-8"]),
         (HEAD + f"00.png,{'x' * 200_000},train\n", ["line 2", "is a closing quote missing?"]),
         (",,image_path,diagnosis\n1,2,00.png,ill\n", ["cells 1 and 2 are of columns without a"]),

@@ -100,8 +100,7 @@ def test_a_class_that_two_domains_write_in_two_ways_is_refused(write, twelve):
     assert data.check_domains(None, here) == ()
     words = r"classes of the source .* and the target .*: 'ill' and 'Ill' differ in case only"
     with pytest.raises(UserError, match=words):
-        data.check_domains(there, here, allow=("shared_with_source",))
-    assert "allowed" in data.check_domains(here, here, allow=("shared_with_source",))[0]
+        data.check_domains(there, here)
 
 
 def test_a_quantity_is_told_from_grades():
