@@ -42,6 +42,17 @@ def test_the_largest_power_of_two_within_the_limit_is_taken(factor, size, tmp_pa
     assert batch_fit.largest(stage, 64) == size
 
 
+def test_several_processes_take_the_size_that_fits_in_each(tmp_path, monkeypatch):
+    """The first has 32 examples in mind; 8 are more than another process can hold."""
+    stage, tried = stage_of(tiny(arms=("target_only",)), tmp_path), []
+    monkeypatch.setattr(batch_fit.hosts, "agreed", lambda size: 32)
+    monkeypatch.setattr(batch_fit, "limit", lambda: 2**40)
+    monkeypatch.setattr(
+        batch_fit.hosts, "everywhere", lambda fits: fits and bool(tried.append(1) or len(tried) > 2)
+    )
+    assert batch_fit.largest(stage, 64) == 8
+
+
 def test_auto_is_kept_by_the_run_and_taken_again(tmp_path, monkeypatch, capsys):
     config = auto()
     experiment.train(config, tmp_path / "run")

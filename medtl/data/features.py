@@ -20,7 +20,7 @@ from medtl.data import clinical, labels, schema, splits
 from medtl.data import manifest as manifests
 from medtl.data.table import Table
 from medtl.data.values import TASKS
-from medtl.errors import UserError, nearest, quoted
+from medtl.errors import UserError, damaged, nearest, quoted
 
 
 def read(
@@ -56,6 +56,8 @@ def _of_csv(spec: Any, key: str, require_label: bool, pattern: str, task: str) -
     names = [n for n in sheet.columns if fnmatch.fnmatchcase(n, pattern) and n not in special]
     if not names:
         raise UserError(f"{key}.kind: {spec.path} has no column {pattern!r} to read as features")
+    if require_label:
+        manifests._require(sheet, spec.label, f"{key}.label")
     matrix = []
     for name in names:
         values = schema.numbers(sheet.column(name))
@@ -124,13 +126,10 @@ def _of_npz(path: str, key: str, require_label: bool, task: str) -> Table:
 
 
 def _arrays(path: str, key: str) -> Mapping[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except FileNotFoundError:
-        raise UserError(f"{key}.path: there is no file {path}") from None
-    except (OSError, ValueError, EOFError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read as .npz ({error})") from None
+    if not pathlib.Path(path).is_file():
+        raise UserError(f"{key}.path: there is no file {path}")
+    with damaged(f"{path} cannot be read as .npz"), np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
 
 
 def _labels(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from medtl import files
-from medtl.errors import UserError
+from medtl.errors import UserError, damaged
 from medtl.evaluation import predictions, to_json
 from medtl.evaluation.predictions import Predictions
 from medtl.examples import Examples
@@ -143,8 +144,10 @@ class Arm:
         if outcome.variables is not None:
             classes = self.examples["target"].classes
             self.folder.mkdir(parents=True, exist_ok=True)
-            predictions.write(self.folder / "predictions.csv", outcome.predictions, classes)
-            done = {"record": self.record("target"), "tuned": outcome.tuned}
+            path = self.folder / "predictions.csv"
+            predictions.write(path, outcome.predictions, classes)
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            done = {"record": self.record("target"), "tuned": outcome.tuned, "sha256": digest}
             files.write_text(self.folder / _DONE, to_json(done))
         if self.config.checkpoint.keep_folds and self.split.size is None:
             return
@@ -246,15 +249,21 @@ class Arm:
 
     def _finished(self) -> Outcome:
         """Read back a split that is done."""
-        done, target = json.loads((self.folder / _DONE).read_text()), self.examples["target"]
-        provenance.check_same(done["record"], self.record("target"), self.folder)
-        read, _ = predictions.read(self.folder / "predictions.csv", multi_label=target.multi_label)
-        row_of = {name: row for row, name in enumerate(target.id)}
-        kept = []
-        for p in read:
-            rows = np.array([row_of[name] for name in p.id])
-            kept.append(dataclasses.replace(p, seed=self.seed, **_about(target, rows)))
-        return Outcome(kept, done["tuned"], None)
+        target, path = self.examples["target"], self.folder / "predictions.csv"
+        advice = f"delete {_DONE} there, and the same command trains it again"
+        with damaged(f"the finished split in {self.folder} is damaged; {advice}"):
+            done = json.loads((self.folder / _DONE).read_text())
+            provenance.check_same(done["record"], self.record("target"), self.folder)
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            if done.get("sha256", digest) != digest:  # older versions recorded none
+                raise ValueError(f"{path.name} has changed since it was written")
+            read, _ = predictions.read(path, multi_label=target.multi_label)
+            row_of = {name: row for row, name in enumerate(target.id)}
+            kept = []
+            for p in read:
+                rows = np.array([row_of[name] for name in p.id])
+                kept.append(dataclasses.replace(p, seed=self.seed, **_about(target, rows)))
+            return Outcome(kept, dict(done["tuned"]), None)
 
     def _predictions(self, split: str, rows: np.ndarray, probability: np.ndarray) -> Predictions:
         target = self.examples["target"]

@@ -19,7 +19,7 @@ from medtl.experiment.arm import Arm
 from medtl.experiment.setup import Experiment
 from medtl.experiment.stage import Stage
 from medtl.experiment.trials import Trial
-from medtl.training import memory
+from medtl.training import hosts, memory
 from medtl.training.loop import CHUNK
 from medtl.training.parallel import compiler_options
 
@@ -83,15 +83,18 @@ def fixed(experiment: Experiment, arms: Sequence[str]) -> Experiment:
 
 
 def largest(stage: Stage, most: int) -> int:
-    """Return the largest power of two, up to `most`, of examples whose step fits the device."""
-    size = _predicted(stage, most)
+    """Return the largest power of two, up to `most`, of examples whose step fits the device.
+
+    Several processes agree: it fits in each of them.
+    """
+    size = hosts.agreed(_predicted(stage, most))
     least = _power_of_two(len(stage.arm.experiment.parallel.devices))
     while size > least:
         if size == _size(stage):
             found = stage
         else:
             found = _with_size(stage, size)
-        if (needed(found) or 0) <= limit():
+        if hosts.everywhere((needed(found) or 0) <= limit()):
             break
         size //= 2
     return max(size, least)

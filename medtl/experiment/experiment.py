@@ -10,7 +10,6 @@ import contextlib
 import csv
 import dataclasses
 import io
-import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -246,10 +245,10 @@ def _explain(unexplained: list[tuple[Arm, Outcome]]) -> None:
 
 def _seconds(experiment: Experiment, began: float) -> float:
     """Return the seconds of the run; those of the training run if nothing was trained now."""
-    metrics_file = experiment.folder / "metrics.json"
-    if not experiment.cache.trained and metrics_file.exists():
-        return json.loads(metrics_file.read_text())["seconds"]
-    return round(time.monotonic() - began, 1)
+    now = round(time.monotonic() - began, 1)
+    if experiment.cache.trained:
+        return now
+    return results.provenance_of(experiment.folder).get("seconds", now)
 
 
 def _provenance(

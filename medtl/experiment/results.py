@@ -13,7 +13,7 @@ from typing import Any
 
 from medtl import config as configs
 from medtl import files
-from medtl.errors import UserError
+from medtl.errors import UserError, damaged
 from medtl.evaluation import (
     analysis,
     arm_results,
@@ -149,7 +149,7 @@ def rebuild(folder: Path, config: Any, *, file: Path | None = None) -> dict[str,
             f"there is no {path}; give --predictions=FILE, or the --workdir of a run that is done"
         )
     rows, classes = predictions.read(path, multi_label=config.data.target.multi_label or None)
-    provenance = _provenance(folder) if is_run else {}
+    provenance = provenance_of(folder) if is_run else {}
     if (named := provenance.get("data", {}).get("target", {}).get("classes")) and len(named) == 1:
         classes = tuple(named)  # a quantity's name, which predictions.csv does not hold
     sources = (
@@ -162,17 +162,22 @@ def rebuild(folder: Path, config: Any, *, file: Path | None = None) -> dict[str,
     return summary
 
 
-def _provenance(folder: Path) -> dict[str, Any]:
-    """Read what the run itself wrote into `metrics.json` beside its numbers."""
-    try:
-        written = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+def provenance_of(folder: Path) -> dict[str, Any]:
+    """Return what the run itself wrote into `metrics.json` beside its numbers, if it is there.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    path = folder / "metrics.json"
+    if not path.exists():
         return {}
-    return {
-        name: value
-        for name, value in written.items()
-        if name not in ("arms", "std", "seeds", "splits", "cells", "evaluation")
-    }
+    with damaged(f"{path} is damaged; delete it, and the report is made from predictions.csv"):
+        written = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            name: value
+            for name, value in written.items()
+            if name not in ("arms", "std", "seeds", "splits", "cells", "evaluation")
+        }
 
 
 def _summary(
@@ -208,11 +213,11 @@ def _summary(
 
 def _errors(folder: Path) -> list[dict[str, Any]]:
     """Read the mistakes that a run folder keeps, the most confident first."""
-    entries = [
-        entry
-        for path in sorted(folder.glob(f"seed_*/**/{ERRORS}"))
-        for entry in json.loads(path.read_text())
-    ]
+    entries: list[dict[str, Any]] = []
+    for path in sorted(folder.glob(f"seed_*/**/{ERRORS}")):
+        with damaged(f"{path} is damaged; delete it, and the report is made without it"):
+            of_arm = json.loads(path.read_text())
+            entries += sorted(of_arm, key=lambda entry: -entry["probability"])
     return sorted(entries, key=lambda entry: -entry["probability"])[: mistakes.MOST]
 
 
@@ -227,7 +232,9 @@ def training(folder: Path, config: Any) -> list[dict[str, Any]]:
             )
             if logs:
                 run = {"arm": arm, "seed": config.seeds[0], "stage": stage}
-                logged.append(run | _logged(logs[0]))
+                advice = "delete it, and the report is made without it"
+                with damaged(f"{logs[0]} is damaged; {advice}"):
+                    logged.append(run | _logged(logs[0]))
     return logged
 
 

@@ -228,8 +228,8 @@ class Store:
         """
         record = self.record(step)
         with self._damage(step):
-            # Without it Orbax asks each stored array for its spec, of which tensorstore 0.1.86
-            # loses eight objects a call; it reads into new arrays, not these.
+            # Without it Orbax asks each stored array for its spec, and tensorstore 0.1.86 loses ten
+            # objects at each; what is read does not go into these.
             like = {n: np.empty(shape, dtype) for n, (shape, dtype) in record["tree"].items()}
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like))

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from medtl import files
-from medtl.errors import UserError
+from medtl.errors import UserError, damaged
 from medtl.evaluation import plain
 from medtl.training.checkpoint import Store
 
@@ -44,10 +44,11 @@ class Log:
             return
         kept = ""
         if step > 0 and path.exists():
-            for line in path.read_text().splitlines(keepends=True):
-                if not line.endswith("\n") or json.loads(line)["step"] > step:
-                    break
-                kept += line
+            with damaged(f"{path} is damaged; delete it, and the same command goes on"):
+                for line in path.read_text().splitlines(keepends=True):
+                    if not line.endswith("\n") or json.loads(line)["step"] > step:
+                        break
+                    kept += line
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_text(path, kept)
         self._file = path.open("a")

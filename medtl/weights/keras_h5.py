@@ -96,7 +96,7 @@ def _read_layers(path: str) -> Layers:
         try:
             group = file.get("model_weights", file)
             if "layers" in group and not _names(group, "layer_names"):
-                return _keras_3_layers(group["layers"])
+                return _keras_3_layers(group["layers"], path)
             return _layers(group)
         except UserError:
             raise
@@ -131,7 +131,7 @@ def _names(group: Any, attribute: str) -> list[str]:
     ]
 
 
-def _keras_3_layers(group: Any) -> Layers:
+def _keras_3_layers(group: Any, path: str) -> Layers:
     """Return the layers of a file of Keras 3.
 
     It names a group by class and count; the layer's name is an attribute of its variables.
@@ -140,7 +140,7 @@ def _keras_3_layers(group: Any) -> Layers:
     nested: Layers = {}
     for entry in group.values():
         if "layers" in entry:  # a model that is one layer of this one
-            inner = _keras_3_layers(entry["layers"])
+            inner = _keras_3_layers(entry["layers"], path)
             nested = max(nested, inner, key=len)
             continue
         variables = entry.get("vars", {})
@@ -148,8 +148,8 @@ def _keras_3_layers(group: Any) -> Layers:
             name = variables.attrs.get("name")
             if name is None:
                 raise UserError(
-                    f"config.weights.path: {group.file.filename} lacks its layers' names; "
-                    "save it with a newer Keras 3"
+                    f"config.weights.path: {path} lacks its layers' names; save it with a newer "
+                    "Keras 3"
                 )
             layers[str(name)] = [np.asarray(variables[key]) for key in sorted(variables, key=int)]
     return max(layers, nested, key=len)
