@@ -75,14 +75,17 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--terms", type=int, default=10)
     parser.add_argument("--disks", type=int, default=5)
+    parser.add_argument("--modes", default=",".join(MODES), help="train always runs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", default="")
     options = parser.parse_args()
     rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as name:
-        soak = Soak(Path(name), rng)
-        kills = [soak.kill(rng.choice(list(MODES))) for _ in range(options.kills)]
-        terms = [soak.term(rng.choice(("train", "folds"))) for _ in range(options.terms)]
+        modes = [mode for mode in MODES if mode in ("train", *options.modes.split(","))]
+        soak = Soak(Path(name), rng, modes)
+        kills = [soak.kill(rng.choice(modes)) for _ in range(options.kills)]
+        stopped = [mode for mode in modes if mode in ("train", "folds")]
+        terms = [soak.term(rng.choice(stopped)) for _ in range(options.terms)]
         disks = [soak.full_disk() for _ in range(options.disks)] if soak.can_mount() else []
     result = {
         "kills": _count(kills),
@@ -95,7 +98,8 @@ def main() -> None:
     if options.json:
         import timing
 
-        record = {"machine": timing.machine(), "seed": options.seed, **result}
+        about = {"modes": options.modes, "seed": options.seed}
+        record = {"machine": timing.machine(), **about, **result}
         Path(options.json).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     sys.exit(bool(result["failures"]))
 
@@ -111,13 +115,13 @@ def _count(trials: Sequence[dict[str, Any]]) -> dict[str, int]:
 class Soak:
     """Commands on one config, their undisturbed results, and the ways to disturb them."""
 
-    def __init__(self, folder: Path, rng: random.Random):
+    def __init__(self, folder: Path, rng: random.Random, modes: Sequence[str]):
         self.folder, self.rng = folder, rng
         self.config = folder / "soak_config.py"
         self.config.write_text(CONFIG.format(cache=str(folder / "cache")), encoding="utf-8")
         self.expected: dict[str, dict[str, str]] = {}
         self.seconds: dict[str, float] = {}
-        for mode in MODES:  # the first compiles; the second is as fast as the trials
+        for mode in modes:  # the first compiles; the second is as fast as the trials
             for _ in range(2):
                 run = self.prepared(mode, "undisturbed")
                 began = time.monotonic()

@@ -154,6 +154,19 @@ def test_checkpoints_that_a_killed_run_left_behind_a_finished_fold_are_deleted(t
     experiment.train(config, tmp_path)
     assert not list(tmp_path.glob("**/target/checkpoints"))
     assert (tmp_path / "predictions.csv").read_bytes() == before
+    # A flipped bit in what is left of the fold is noticed, and it is trained again on request.
+    content = bytearray((fold / "predictions.csv").read_bytes())
+    content[-4] ^= 1
+    (fold / "predictions.csv").write_bytes(content)
+    message = r"fold_0 is damaged; delete done\.json there.*has changed since it was written"
+    with pytest.raises(UserError, match=message):
+        experiment.train(config, tmp_path)
+    (fold / "done.json").write_text("[]")
+    with pytest.raises(UserError, match="fold_0 is damaged"):
+        experiment.train(config, tmp_path)
+    (fold / "done.json").unlink()
+    experiment.train(config, tmp_path)
+    assert (tmp_path / "predictions.csv").read_bytes() == before
 
 
 def test_a_subset_of_a_finished_fold_resumes_from_its_last_checkpoint(tmp_path, monkeypatch):

@@ -207,6 +207,19 @@ def test_damaged_npz(damage, compressed):
         np.testing.assert_array_equal(read.image[..., 0], PIXELS)
 
 
+@EACH
+@given(damage=damages(), compressed=st.booleans())
+def test_damaged_features(damage, compressed):
+    values = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
+    arrays = {"features": values, "labels": np.arange(12) % 2, "patients": np.arange(12)}
+    with tempfile.TemporaryDirectory() as folder:
+        spec = npz(folder, damage(npz_bytes(compressed, **arrays)))
+        spec.kind = "features"
+        read = outcome(spec, inputs=("features",))
+    if not isinstance(read, str):
+        np.testing.assert_array_equal(read.inputs["features"], values)
+
+
 NUMBERS = st.sampled_from(
     [
         *(0, 1, 2, -1, 255, 256, 65536, 2**31 - 1, 2**31, 3e9, 2**32, 2**32 + 1, 2**63, 1e300),
