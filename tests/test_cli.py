@@ -315,7 +315,7 @@ def test_version(capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "seconds"),
     [
-        (["--help"], 0, 1.0),
+        (["--help"], 0, 1.5),
         (["--wrkdir=w"], 2, 2.0),
         (["--config.stages.target.epoch=1"], 2, 2.0),
         (["--config.data.target.kind=manifest", "--config.data.target.path=none.csv"], 2, 2.0),
