@@ -185,7 +185,7 @@ def trainer(p: logistic.Problem, *, runs: int, settings: int) -> tuple[timing.Co
         step,
         {"objective.lambda_": np.asarray(LAMBDAS[:settings])},
         data,
-        of_run={"sizes": dict.fromkeys(data, [1] * runs)},
+        of_run=[{"sizes": dict.fromkeys(data, 1)}] * runs,
         devices=tuple(jax.local_devices()),
     )
     rng = np.random.default_rng(0)

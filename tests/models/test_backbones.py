@@ -28,16 +28,16 @@ def shapes(name, px=64, channels=3, **options):
     ]
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in models.NAMES if n.startswith(("resnet", "cifar", "vgg"))]
-)
+STRIDES = {"resnet": 4, "cifar_resnet": 1, "vgg": 2}  # of the first layer of each family
+
+
+@pytest.mark.parametrize("name", [n for n in models.NAMES if models.parse(n).family in STRIDES])
 def test_the_kept_layers_have_the_width_and_the_parameters_of_the_table(name):
     """A truncated backbone's groups are its parameters, and begin those of the complete one."""
     architecture = models.parse(name)
-    strides = {"resnet": 4, "cifar_resnet": 1, "vgg": 2}
     for i, (layer, width) in enumerate(zip(architecture.layers, architecture.widths, strict=True)):
         variables, features = shapes(name, last_layer=layer)
-        side = 64 // (strides[architecture.family] * 2**i)
+        side = 64 // (STRIDES[architecture.family] * 2**i)
         assert features.shape == (2, side, side, width)
         groups = models.backbone(name, last_layer=layer)().groups()
         assert groups == architecture.groups(layer)
