@@ -12,6 +12,7 @@ from sklearn import metrics as sk
 from medtl.errors import UserError
 from medtl.evaluation import metrics
 from medtl.evaluation.metrics import EvaluationSet, Options, Scorer, kernels
+from medtl.evaluation.metrics import ranking as ranks
 
 NAMES = ("a", "b", "c", "d")
 
@@ -435,3 +436,15 @@ def test_options_that_do_not_fit_are_refused(options):
         evaluate(np.eye(3), np.full((3, 3), 0.3), ordinal=True)
     with pytest.raises(UserError, match="prevalence"):
         evaluate([0, 1, 2], np.full((3, 3), 1 / 3), prevalence=0.1)
+
+
+def test_a_fit_that_rounding_leaves_without_curvature_is_nan_and_warns_nobody():
+    # Two examples that differ by 3e-7 have a slope of their own, beside one of probability 1.
+    label = np.array([0, 1, 1, 0, 0, 0, 0])
+    p = [0.50573787, 0.49999978, 0.50000029, 0.49636793, 0.99788215, 1.0, 0.50000028]
+    ranking = ranks.Ranking.of(label == 1, np.array(p), np.arange(7))
+    counts = np.random.default_rng(0).multinomial(7, [1 / 7] * 7, size=2000).astype(float)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        slope = ranks.calibration_slope(ranking, ranks.Weights.of(ranking, counts))
+    assert np.isnan(slope).any() and np.isfinite(slope).any() and not np.isinf(slope).any()

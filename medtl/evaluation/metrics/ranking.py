@@ -285,7 +285,7 @@ def _newton_step(
 ) -> np.ndarray:
     """Return the step float64[R, 2] from beta [R, 2]; or [1, 2], where all are at the same point.
 
-    That makes the sums matrix products.
+    That makes the sums matrix products. NaN where rounding leaves no curvature.
     """
     mu = beta[:, 1:] * x
     mu += beta[:, :1]
@@ -306,10 +306,12 @@ def _newton_step(
         spread = np.stack([weighted.sum(axis=1), weighted @ x, weighted @ (x * x)], axis=1)
     gradient, (h00, h01, h11) = hits - fitted, spread.T
     if free == 1:
-        return np.stack([gradient[:, 0] / h00, np.zeros(len(weight))], axis=1)
-    determinant = h00 * h11 - h01 * h01
-    first = h11 * gradient[:, 0] - h01 * gradient[:, 1]
-    second = h00 * gradient[:, 1] - h01 * gradient[:, 0]
+        first, second, determinant = gradient[:, 0], np.zeros(len(weight)), h00
+    else:
+        first = h11 * gradient[:, 0] - h01 * gradient[:, 1]
+        second = h00 * gradient[:, 1] - h01 * gradient[:, 0]
+        determinant = h00 * h11 - h01 * h01
+    determinant = np.where(determinant == 0, np.nan, determinant)
     return np.stack([first, second], axis=1) / determinant[:, None]
 
 
