@@ -7,12 +7,14 @@ model is an error, ResNetV2 included.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-import io
 import re
+import shutil
+import tempfile
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -71,20 +73,27 @@ def read(path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     )
 
 
-def _open(path: str) -> Any:
+@contextlib.contextmanager
+def _open(path: str) -> Iterator[Any]:
     if importlib.util.find_spec("h5py") is None:
         raise UserError(f"config.weights.path: reading {path} needs h5py: pip install medtl[keras]")
     import h5py
 
-    try:
-        if path.endswith(".keras"):
-            with zipfile.ZipFile(path) as archive:
-                return h5py.File(io.BytesIO(archive.read("model.weights.h5")))
-        return h5py.File(path)
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise UserError(
-            f"config.weights.path: {path} is truncated or no Keras file ({error})"
-        ) from error
+    with contextlib.ExitStack() as files:
+        try:
+            whole: Any = path
+            if path.endswith(".keras"):
+                # On disk: in memory it would lie beside its arrays.
+                whole = files.enter_context(tempfile.TemporaryFile())
+                archive = files.enter_context(zipfile.ZipFile(path))
+                with archive.open("model.weights.h5") as member:
+                    shutil.copyfileobj(member, whole, 1 << 20)
+            file = files.enter_context(h5py.File(whole, "r"))
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise UserError(
+                f"config.weights.path: {path} is truncated or no Keras file ({error})"
+            ) from error
+        yield file
 
 
 def _read_layers(path: str) -> Layers:
