@@ -43,5 +43,7 @@ def get_config():
     c.recipe = "some"
     recipes.apply(c)
     c.evaluation.times = 2
+    c.evaluation.ensembles = True
+    c.evaluation.test_time = ("flip",)
     c.evaluation.batch_size = 32
     return c

@@ -18,6 +18,7 @@ from medtl.models import layers
 
 Padding = tuple[tuple[int, int], ...]
 _DENSE = 64  # channels of a dense convolution; the fastest of 32 to 128 on two cores
+_PARTS = 8  # blocks of rows that one loop adds; more compile longer, fewer are slower
 
 truncated_normal = nn.initializers.truncated_normal(0.02)
 """Initial kernels of transformers and ConvNeXts, as in timm."""
@@ -225,13 +226,42 @@ def depthwise(
     Returns:
       [B, h, w, C].
     """
+    rows, columns = padding
+    pads = (rows, columns)
     if (form or layers.lowering()) == "cpu":
-        return _shifted(x, kernel, stride, padding)
-    return _correlate(x, kernel, stride, tuple(padding), x.shape[-1])
+        return _depthwise(x, kernel, stride, pads)
+    return _correlate(x, kernel, stride, pads, x.shape[-1])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _depthwise(x: Any, kernel: Any, stride: int, padding: Padding) -> Any:
+    """Return `_shifted`, whose gradient by the kernel adds rows before it adds pixels."""
+    return _shifted(x, kernel, stride, padding)
+
+
+def _depthwise_forward(x: Any, kernel: Any, stride: int, padding: Padding) -> Any:
+    return _shifted(x, kernel, stride, padding), (x, kernel)
+
+
+def _depthwise_backward(
+    stride: int, padding: Padding, residuals: tuple[Any, Any], dy: Any
+) -> tuple[Any, Any]:
+    x, kernel = residuals
+    if stride == 1:
+        size = len(kernel)
+        mirrored = tuple((size - 1 - before, size - 1 - after) for before, after in padding)
+        dx = _shifted(dy, kernel[::-1, ::-1], 1, mirrored)
+    else:
+        (dx,) = jax.vjp(lambda x: _shifted(x, kernel, stride, padding), x)[1](dy)
+    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    return dx, _kernel_gradient(padded, dy, len(kernel), stride).astype(kernel.dtype)
+
+
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 def _shifted(
-    x: layers.Images, kernel: Float[Array, "k k 1 c"], stride: int, padding: list[tuple[int, int]]
+    x: layers.Images, kernel: Float[Array, "k k 1 c"], stride: int, padding: Padding
 ) -> layers.FeatureMap:
     """Return the sum of the shifted images, each times its row of the kernel.
 
@@ -251,6 +281,36 @@ def _shifted(
             columns = slice(j, j + (w - 1) * stride + 1, stride)
             total = total + padded[:, rows, columns].astype(jnp.float32) * kernel[i, j, 0]
     return total.astype(x.dtype)
+
+
+def _kernel_gradient(padded: Any, dy: Any, size: int, stride: int) -> Any:
+    """Return float32[size, size, 1, C], for each tap the sum of its pixels times dy.
+
+    XLA's CPU backend computes the product within the sum over all pixels, which takes 20 times as
+    long as the forward pass. Here a loop over neighbouring channels multiplies and adds up to
+    `_PARTS` blocks of rows, and what is left is summed. One row of the kernel at a time: all taps
+    written out compile five times as long.
+    """
+    h, w = dy.shape[1:3]
+    parts = min(h, _PARTS)
+    rows = -(-h // parts)
+    extra = rows * parts - h
+    dy = jnp.pad(dy, ((0, 0), (0, extra), (0, 0), (0, 0))).astype(jnp.float32)
+    padded = jnp.pad(padded, ((0, 0), (0, extra * stride), (0, 0), (0, 0)))
+
+    def of_row(i: Any) -> Any:
+        length = (rows * parts - 1) * stride + 1
+        x = jax.lax.dynamic_slice_in_dim(padded, i, length, axis=1)[:, ::stride]
+        taps = []
+        for j in range(size):
+            columns = x[:, :, j : j + (w - 1) * stride + 1 : stride].astype(jnp.float32)
+            blocks = [slice(p * rows, (p + 1) * rows) for p in range(parts)]
+            added = sum(columns[:, block] * dy[:, block] for block in blocks)
+            # The barrier keeps XLA from computing the products within the sum again.
+            taps.append(jnp.sum(jax.lax.optimization_barrier(added), axis=(0, 1, 2)))
+        return jnp.stack(taps)
+
+    return jax.lax.map(of_row, jnp.arange(size))[:, :, None]
 
 
 def same_padding(side: int, size: int, stride: int) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
@@ -60,6 +61,9 @@ class DenseBlock(nn.Module):
         for i in range(self.depth):
             make = layer(self.growth, self.conv, self.norm, name=f"denselayer{i + 1}")
             x = jnp.concatenate([x, make(x, use_batch_stats, mask)], axis=-1)
+            if layers.lowering() == "cpu":
+                # Otherwise XLA copies earlier outputs within later loops, with a choice per pixel.
+                x = jax.lax.optimization_barrier(x)
         return x
 
 
