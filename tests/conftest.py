@@ -18,6 +18,10 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 # A cache of its own: neither the user's, nor that of earlier tests.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="medtl-tests-")
 os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="medtl-tests-")
+if "PYTEST_XDIST_WORKER" not in os.environ:  # its workers and all commands inherit these
+    # Many tests train the same tiny models: each program is compiled once.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="medtl-tests-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax
 import pytest
