@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from sklearn.decomposition import PCA
-from sklearn.metrics.pairwise import rbf_kernel
 
 from medtl import config as configs
 from medtl import plugins
@@ -30,6 +29,7 @@ from medtl.experiment.arm import Arm
 from medtl.experiment.setup import Experiment
 from medtl.experiment.trials import Trial, combinations, with_values
 from medtl.sweep import trainer
+from medtl.training import kernels
 from medtl.training.factory import Components
 
 FOLDS = 3  # within the labels, to choose a setting
@@ -145,8 +145,8 @@ def _plain(data: DataSet, arrays: Mapping[str, np.ndarray], is_target: bool) -> 
 
 def _standard(data: DataSet, arrays: Mapping[str, np.ndarray], is_target: bool) -> np.ndarray:
     x = arrays["plain"]
-    rows = data.pool if is_target else slice(None)
-    return (x - x[rows].mean(0)) / (x[rows].std(0) + 1e-3 * x[rows].std())
+    mean, scale = kernels.standardization(x[data.pool if is_target else slice(None)])
+    return (x - mean) / scale
 
 
 def _unit(data: DataSet, arrays: Mapping[str, np.ndarray], is_target: bool) -> np.ndarray:
@@ -178,12 +178,8 @@ def _kernel(data: DataSet, arrays: Mapping[str, np.ndarray], is_target: bool) ->
     A linear head on them is kernel logistic regression. The kernel's width is that of
     scikit-learn's SVC(gamma="scale") on standardized features.
     """
-    x = _standard(data, data.target, True)[data.pool]
-    own = _standard(data, arrays, is_target)
-    gamma = 1 / (x.shape[1] * x.var())
-    values, vectors = np.linalg.eigh(rbf_kernel(x, gamma=gamma).astype(np.float64))
-    kept = values > 1e-6 * values[-1]
-    return rbf_kernel(own, x, gamma=gamma) @ vectors[:, kept] / np.sqrt(values[kept])
+    made = kernels.GaussianMap.create(_standard(data, data.target, True)[data.pool])
+    return made.features(_standard(data, arrays, is_target))
 
 
 def _adabn(data: DataSet, arrays: Mapping[str, np.ndarray], is_target: bool) -> np.ndarray:

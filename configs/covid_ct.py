@@ -50,6 +50,13 @@ the second command than in the first, as every arm takes the same number of step
 Learning rate, weight decay and epochs were chosen by patient-grouped 5-fold cross-validation inside
 COVID-CT's train split (benchmarks/linear_head_cv.py; 150 epochs are within 0.002 of the best, at
 half its time). Val was not used. The last checkpoint is taken, because val is reported.
+
+A kernel machine in place of the linear head, with C and width from folds within train, has an AUROC
+of 0.846 (0.717 to 0.923 over patients) on val; Python 3.13, JAX 0.12.0.1 (docs/methods.md):
+
+    python launch.py --config=configs/covid_ct.py --config.arms=target_only --config.seeds=0 \
+        --config.stages.target.epochs=0 \
+        --config.stages.target.head_start="KernelProbe(C='cv')" --workdir=runs/covid_ct_kernel
 """
 
 from medtl.config import arm, dataset, default, stage

@@ -9,7 +9,8 @@ TUNING: dict[str, Node] = {
         "",
         "The linear head before step 1: the minimum of a classifier on the features of train, such"
         " as \"LinearProbe(C='cv')\" or a linear one of scikit-learn; empty: the head as it is."
-        " With epochs=0 the stage is a linear probe. Encoders with random weights leave it out.",
+        " With epochs=0 the stage is a linear probe, or with \"KernelProbe(C='cv')\" a kernel"
+        " machine. Encoders with random weights leave it out.",
         PluginString("medtl.training.probe", optional=True),
     ),
     "trainable": Field(

@@ -16,7 +16,12 @@ from medtl import plugins
 from medtl.training import probe
 
 if TYPE_CHECKING:
-    from medtl.experiment.stage import Stage
+    from medtl.experiment.stage import Stage, Weights
+
+
+def is_left_out(start: Weights) -> bool:
+    """Return whether a stage keeps its random head, as its encoders have random weights."""
+    return start.is_random and bool(jax.tree.leaves(start.variables["params"].get("encoders")))
 
 
 def variables(stage: Stage) -> Any:
@@ -32,8 +37,7 @@ def variables(stage: Stage) -> Any:
       UserError: the classifier cannot be fitted, or is not linear.
     """
     given, text = stage.start.variables, stage.section.head_start
-    is_drawn = stage.start.is_random and jax.tree.leaves(given["params"].get("encoders"))
-    if not text or is_drawn:
+    if not text or is_left_out(stage.start):
         return given
     e, examples = stage.arm.experiment, stage.arm.examples[stage.name]
     path, rows = f"stages.{stage.name}.head_start", examples.indices("train")
@@ -51,7 +55,8 @@ def variables(stage: Stage) -> Any:
         probe.fit(model, x, examples.label[rows], weight=examples.weight[rows], patient=patient)
     head = probe.head(model, len(examples.classes), key=key)
     if (chosen := getattr(model, "C_", None)) and np.ndim(chosen) == 0:
-        print(f"{stage.title}: the head starts at the minimum with C = {chosen:g}")
+        width = f", gamma = {model.gamma_:g}" if hasattr(model, "gamma_") else ""
+        print(f"{stage.title}: the head starts at the minimum with C = {chosen:g}{width}")
     params = given["params"]
     heads = {**params["heads"], e.model.head_of[stage.name]: head}
     return {**given, "params": {**params, "heads": heads}}

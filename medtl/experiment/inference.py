@@ -196,7 +196,8 @@ def export(
     """Write a trained model, backbone and head, as safetensors with torchvision's names.
 
     `config.weights.path` takes the file, and PyTorch by `Diagnosis` of the file that is written
-    beside it, `NAME_loader.py`. The head of a model with several inputs is left out.
+    beside it, `NAME_loader.py`. The head of a model with several inputs, and one that is not
+    linear, are left out.
 
     Args:
       folder: the run folder.
@@ -211,7 +212,7 @@ def export(
     inputs = factory.input_names(stored.config)
     if "image" not in inputs:
         raise UserError(f"{stored.name} has no image encoder to export")
-    path = Path(path)
+    path, head = Path(path), _head(stored) if inputs == ("image",) else None
     weights.export(
         path,
         stored.config.model.name,
@@ -223,10 +224,13 @@ def export(
         last_layer=stored.config.model.last_layer,
         epsilon=stored.record["epsilon"],
         metadata={"medtl.checkpoint": stored.name},
-        head=_head(stored) if inputs == ("image",) else None,
+        head=head,
     )
     if inputs != ("image",):
         print(f"{path}: the image encoder alone, as its head also reads {', '.join(inputs[1:])}")
+        return
+    if head is None:
+        print(f"{path}: the image encoder alone, as its head is not of dense layers")
         return
     loader = path.with_name(f"{path.stem}_loader.py")
     source = Path(weights.__file__).with_name("torch_loader.py").read_text(encoding="utf-8")
@@ -234,8 +238,11 @@ def export(
     print(f"{path}: the backbone and the head; {loader} loads them in PyTorch")
 
 
-def _head(stored: Stored) -> weights.ExportedHead:
+def _head(stored: Stored) -> weights.ExportedHead | None:
+    """Return the head's layers; None where it has others than dense ones."""
     params = stored.variables["params"]["heads"][stored.model.head_of[stored.domain]]
+    if "logits" not in params:
+        return None
     names = [*sorted(n for n in params if n.startswith("hidden_")), "logits"]
     return weights.ExportedHead(
         [(params[name]["kernel"], params[name]["bias"]) for name in names],

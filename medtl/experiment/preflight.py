@@ -18,9 +18,10 @@ from flax import linen as nn
 
 from medtl import config as configs
 from medtl import data, plugins
+from medtl.config import tuning_check
 from medtl.data.order import order_of
 from medtl.errors import UserError
-from medtl.experiment import baselines, source_weights
+from medtl.experiment import baselines, head_start, source_weights
 from medtl.experiment.arm import Arm
 from medtl.experiment.setup import Experiment
 from medtl.experiment.splits import Split
@@ -85,6 +86,7 @@ def _check_one(
             continue
         if arm.experiment is not experiment:
             _check_encoders(arm.experiment)
+        _check_kernel_head(arm)
         for stage in experiment.stages(name):
             _check_stage(arm.experiment, name, stage)
             _check_own_batch_norm(arm, stage, splits)
@@ -188,6 +190,16 @@ def _check_encoders(experiment: Experiment) -> None:
                 "pmap each device would have its own; add the field and give it to nn.BatchNorm, "
                 "or set config.parallel='mesh'"
             )
+
+
+def _check_kernel_head(arm: Arm) -> None:
+    """Refuse a kernel head on random features, on which it would not be fitted."""
+    text = arm.config.stages.target.head_start
+    if tuning_check.is_kernel(text) and head_start.is_left_out(arm.initial()):
+        raise UserError(
+            f"config.stages.target.head_start is {text!r}, but the encoders of the arm {arm.name!r}"
+            " have random weights; name weights in config.weights.path, or take another arm"
+        )
 
 
 def _check_stage(experiment: Experiment, arm: str, stage: str) -> None:

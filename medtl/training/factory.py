@@ -15,12 +15,14 @@ from flax import linen as nn
 
 from medtl import config as configs
 from medtl import models, plugins, weights
+from medtl.config import tuning_check
 from medtl.data.augment import Augmentation
 from medtl.errors import UserError
 from medtl.examples import Examples, Normalization, parse_normalization
 from medtl.models import architectures
 from medtl.models.encoders import DEFAULTS
 from medtl.models.fusion import LateHead
+from medtl.models.kernel import KernelHead
 from medtl.models.model import Head, Model
 from medtl.models.ordinal import CumulativeLinkHead
 from medtl.training import balance, conflicts, optimizers, rates, tracing, trainable
@@ -189,6 +191,10 @@ def model_for(
             dropout=c.dropout,
             prior=(priors or {}).get(domain),
         )
+    start = config.stages.target.head_start
+    if tuning_check.is_kernel(start):
+        centres = _resolved(start, "stages.target.head_start")().centres
+        heads[head_of["target"]] = functools.partial(KernelHead, len(classes["target"]), centres)
     encoders = _encoders(config, axis_name, epsilon)
     if c.fusion == "late" and len(encoders) > 1:
         heads = {

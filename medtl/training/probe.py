@@ -1,4 +1,4 @@
-"""Linear probes: the convex minimum of a linear head on the features of a backbone.
+"""Probes: the convex minimum of a linear or a kernel head on the features of a backbone.
 
     minimize over W, b:  Σ_i w_i ℓ(x_i W + b, y_i) + 1 / (2 C) · |W|²
 
@@ -6,10 +6,12 @@ with the softmax cross-entropy (C of two classes as in scikit-learn, for one log
 sigmoid's for several diagnoses an example. A probe is a
 classifier like those of scikit-learn, so it can be an arm of its own; as `head_start` it is the
 head with which fine-tuning begins (LP-FT, Kumar et al. 2022, https://arxiv.org/abs/2202.10054).
+A kernel probe is linear in a Gaussian kernel's features, and its head does not train further.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,9 +22,10 @@ from sklearn.utils.validation import has_fit_parameter
 
 from medtl.data import splits
 from medtl.errors import UserError
-from medtl.training import logistic
+from medtl.training import kernels, logistic
 
 GRID = tuple(10.0**k for k in range(-5, 4))
+KERNEL_GRID = GRID[3:]  # a kernel separates what a linear head does not, and needs less penalty
 
 
 class LinearProbe:
@@ -62,12 +65,26 @@ class LinearProbe:
         """
         is_number = type(C) in (int, float) and 0 < float(C) < np.inf
         if not (is_number or C == "cv"):
-            raise UserError(f"LinearProbe: C is {C!r}; it must be a number above 0, or 'cv'")
+            raise UserError(f"{self._name}: C is {C!r}; it must be a number above 0, or 'cv'")
         if not (len(grid) and all(0 < c < np.inf for c in grid)):
-            raise UserError(f"LinearProbe: grid is {grid!r}; it must hold numbers above 0")
+            raise UserError(f"{self._name}: grid is {grid!r}; it must hold numbers above 0")
         if folds < 2:
-            raise UserError(f"LinearProbe: folds is {folds}; it must be at least 2")
+            raise UserError(f"{self._name}: folds is {folds}; it must be at least 2")
         self.C, self.grid, self.folds = C, grid, folds
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    @property
+    def _values(self) -> list[float]:
+        """The values of C to try, in rising order."""
+        return sorted(self.grid) if self.C == "cv" else [float(self.C)]
+
+    @property
+    def _settings(self) -> int:
+        """The number of settings to choose from."""
+        return len(self._values)
 
     def fit(
         self,
@@ -88,82 +105,178 @@ class LinearProbe:
           UserError: "cv" has a class with a single patient.
         """
         x, y = np.asarray(x, np.float64), np.asarray(y)
-        weight = np.ones(len(x)) if sample_weight is None else np.asarray(sample_weight)
+        labels = _Labels.of(y, sample_weight)
         mean = x.mean(axis=0)  # the bias is not penalized, so that this moves no minimum
         x, back = _rotated(x - mean)
-        self.classes_ = np.unique(y) if y.ndim == 1 else np.arange(y.shape[1])
-        grid = sorted(self.grid) if self.C == "cv" else [float(self.C)]
-        parts, folds = np.zeros(len(x), int), self.number_of_folds(y, groups)
-        if folds:
-            parts = splits.parts(y, [1 / folds] * folds, key=(0, 5), patient=groups)
-        held_out = [parts == fold for fold in range(folds)]
-        rows = np.stack([np.ones(len(x), bool), *(~held for held in held_out)])
-        self._is_softmax = y.ndim == 1
-        target = y if y.ndim == 2 else (y[:, None] == self.classes_).astype(np.float64)
-        # scikit-learn's C of two classes is that of one logit w = 2 W.
-        penalty = (2 if self._is_softmax and len(self.classes_) == 2 else 1) / np.array(grid)
-        problem = logistic.Problem(
-            features=x.astype(np.float32),
-            target=target.astype(np.float32),
-            kind="sigmoid" if y.ndim == 2 else "softmax",
-            part=np.zeros(len(x), int),
-            rows=(rows * weight).astype(np.float32),
-            scale=np.ones((len(grid), len(rows), 1), np.float32),
-            penalty=penalty.astype(np.float32),
-        )
-        solution = logistic.solve(problem, tolerance=1e-6)
-        kernel, bias = solution.kernel.astype(np.float64), solution.bias.astype(np.float64)
-        losses = np.zeros(len(grid))
-        for r, held in enumerate(held_out, start=1):
-            logits = np.einsum("nd,hdk->hnk", x[held], kernel[:, r]) + bias[:, r, None]
-            for h, z in enumerate(logits):
-                losses[h] += weight[held] @ _losses(z, target[held], self._is_softmax)[0]
+        self.classes_, self._is_softmax = labels.classes, labels.is_softmax
+        penalties = labels.penalties(self._values)
+        losses, starts = _path(x, labels, penalties, self._held_out(y, groups))
         best = int(np.argmin(losses))
-        self.C_ = grid[best]
-        start = np.concatenate([kernel[best, 0], bias[best, :1]])
-        found = _polished(start, x, target, weight, penalty[best], self._is_softmax)
-        self.coef_ = (back @ found[:-1]).T
-        self.intercept_ = found[-1] - self.coef_ @ mean
+        self.C_ = self._values[best]
+        minimum = _polished(starts[best], x, labels, penalties[best])
+        self.coef_ = (back @ minimum[:-1]).T
+        self.intercept_ = minimum[-1] - self.coef_ @ mean
         return self
 
+    def _held_out(self, y: np.ndarray, groups: np.ndarray | None) -> list[np.ndarray]:
+        """Return bool[N] for each fold, the rows that it leaves out."""
+        folds = self.number_of_folds(y, groups)
+        if not folds:
+            return []
+        parts = splits.parts(y, [1 / folds] * folds, key=(0, 5), patient=groups)
+        return [parts == fold for fold in range(folds)]
+
     def number_of_folds(self, y: np.ndarray, groups: np.ndarray | None) -> int:
-        """Return the number of folds that choose C; 0 where it is given.
+        """Return the number of folds that choose the settings; 0 where they are given.
 
         Raises:
           UserError: a class has a single patient.
         """
-        if self.C != "cv" or len(self.grid) < 2:
+        if self._settings < 2:
             return 0
-        return min(self.folds, _fewest(np.asarray(y), groups))
+        return min(self.folds, _fewest(np.asarray(y), groups, self._name))
 
     def predict_proba(self, x: np.ndarray) -> np.ndarray:
         """Return the class probabilities float64[N, K]; with several diagnoses one for each."""
-        logits = np.asarray(x, np.float64) @ self.coef_.T + self.intercept_
-        if not self._is_softmax:
-            return expit(logits)
-        return softmax(logits, axis=1)
+        logits = self._logits(np.asarray(x, np.float64))
+        return softmax(logits, axis=1) if self._is_softmax else expit(logits)
+
+    def _logits(self, x: np.ndarray) -> np.ndarray:
+        return x @ self.coef_.T + self.intercept_
 
 
-def head(model: Any, classes: int, *, key: str) -> dict[str, dict[str, np.ndarray]]:
-    """Return a fitted linear classifier as the parameters of a linear head.
+class KernelProbe(LinearProbe):
+    """Kernel logistic regression at its minimum, C and the width chosen inside the data.
+
+        minimize over α, b:  Σ_i w_i ℓ(k(u_i, c) α + b, y_i) + 1 / (2 C) · tr(αᵀ k(c, c) α)
+
+    with the Gaussian kernel k(u, c) = exp(-γ |u - c|²) of features u that are standardized by the
+    data's mean and deviation (Zhu & Hastie 2005, J Comput Graph Stat 14, 185, equation 9). The
+    centres c are the rows of the data, and above `centres` of them a stratified part. The minimum
+    of a fold does not depend on centres among the rows that it leaves out, as they are orthogonal
+    to the span of its own rows (the representer theorem); the features' mean and deviation, which
+    need no label, are those of all rows.
+
+    Attributes:
+      C, grid, folds, classes_, C_: as in `LinearProbe`.
+      gammas: the values of γ to choose from, in units of scikit-learn's `gamma="scale"`, which is
+        1 / (D variance). The folds choose it together with C, among equals the widest kernel.
+      centres: the largest number of centres.
+      gamma_: γ in that unit, after `fit`.
+      map_: the kernel with its centres, standardized.
+      mean_, scale_: float64[D], of the standardization.
+      coefficients_: float64[M, K], α.
+      intercept_: float64[K].
+
+    >>> x = np.array([[-2.0], [-1.0], [1.0], [2.0]])  # no line separates the outer from the inner
+    >>> probe = KernelProbe(C=100.0, gammas=(1.0,)).fit(x, np.array([0, 1, 1, 0]))
+    >>> probe.predict_proba(x).argmax(axis=1).tolist()
+    [0, 1, 1, 0]
+    """
+
+    def __init__(
+        self,
+        *,
+        C: float | str = "cv",  # noqa: N803  # as in scikit-learn
+        gammas: Sequence[float] = (0.1, 0.3, 1.0, 3.0),
+        grid: Sequence[float] = KERNEL_GRID,
+        folds: int = 5,
+        centres: int = 1000,
+    ) -> None:
+        """Check the options.
+
+        Raises:
+          UserError: as in `LinearProbe`, a γ is not positive, or there are fewer than two centres.
+        """
+        super().__init__(C=C, grid=grid, folds=folds)
+        if not (isinstance(gammas, Sequence) and gammas and all(0 < g < np.inf for g in gammas)):
+            raise UserError(f"KernelProbe: gammas is {gammas!r}; it must hold numbers above 0")
+        if type(centres) is not int or centres < 2:
+            raise UserError(f"KernelProbe: centres is {centres!r}; it must be at least 2")
+        self.gammas, self.centres = gammas, centres
+
+    @property
+    def _settings(self) -> int:
+        return len(self._values) * len(self.gammas)
+
+    def fit(
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        sample_weight: np.ndarray | None = None,
+        groups: np.ndarray | None = None,
+    ) -> KernelProbe:
+        """Find the minimum; arguments and errors are those of `LinearProbe.fit`."""
+        x, y = np.asarray(x, np.float64), np.asarray(y)
+        labels = _Labels.of(y, sample_weight)
+        self.classes_, self._is_softmax = labels.classes, labels.is_softmax
+        self.mean_, self.scale_ = kernels.standardization(x)
+        x = (x - self.mean_) / self.scale_
+        rows = np.sort(splits.subset_order(y, seed=0)[: self.centres])
+        penalties, held_out = labels.penalties(self._values), self._held_out(y, groups)
+        lowest = np.inf
+        for gamma in sorted(self.gammas):
+            made = kernels.GaussianMap.create(x[rows], gamma=gamma)
+            features = made.features(x)
+            mean = features.mean(axis=0)
+            losses, starts = _path(features - mean, labels, penalties, held_out)
+            best = int(np.argmin(losses))
+            if not lowest <= losses[best]:
+                lowest, self.gamma_, self.map_ = losses[best], gamma, made
+                self.C_ = self._values[best]
+                chosen = starts[best], features - mean, labels, penalties[best]
+                offset = mean
+        minimum = _polished(*chosen)
+        self.coefficients_ = self.map_.back @ minimum[:-1]
+        self.intercept_ = minimum[-1] - offset @ minimum[:-1]
+        return self
+
+    def _logits(self, x: np.ndarray) -> np.ndarray:
+        x = (x - self.mean_) / self.scale_
+        return self.map_.kernel(x) @ self.coefficients_ + self.intercept_
+
+    def head(self) -> dict[str, np.ndarray]:
+        """Return the parameters of `medtl.models.kernel.KernelHead`, padded to its centres."""
+        padding = ((0, self.centres - len(self.coefficients_)), (0, 0))
+        made = {
+            "mean": self.mean_,
+            "scale": self.scale_,
+            "centres": np.pad(self.map_.centres, padding),
+            "gamma": np.asarray(self.map_.gamma),
+            "coefficients": np.pad(self.coefficients_, padding),
+            "bias": self.intercept_,
+        }
+        return {name: values.astype(np.float32) for name, values in made.items()}
+
+
+def head(model: Any, classes: int, *, key: str) -> dict[str, Any]:
+    """Return a fitted linear classifier as the parameters of a linear head, or a kernel probe's.
 
     Args:
-      model: with `coef_` [K, D], or [1, D] of two classes, `intercept_` and `classes_`.
+      model: with `coef_` [K, D], or [1, D] of two classes, `intercept_` and `classes_`; or a
+        `KernelProbe`.
       classes: K.
       key: the config's key, for errors.
 
     Raises:
       UserError: the classifier is not linear, or has not seen every class.
     """
+    if isinstance(model, KernelProbe):
+        _check_classes(len(model.intercept_), classes, key)
+        return model.head()
     kernel = np.atleast_2d(getattr(model, "coef_", np.zeros((0, 0))))
     if not kernel.size:
         raise UserError(f"{key}: {type(model).__name__} is not linear: it has no coef_")
     bias = np.broadcast_to(model.intercept_, len(kernel))
     if len(kernel) == 1:  # the logit of the second class against the first
         kernel, bias = np.concatenate([-kernel, kernel]) / 2, np.array([-bias[0], bias[0]]) / 2
-    if len(kernel) != classes:
-        raise UserError(f"{key}: {len(kernel)} of {classes} classes have examples to learn from")
+    _check_classes(len(kernel), classes, key)
     return {"logits": {"kernel": kernel.T.astype(np.float32), "bias": bias.astype(np.float32)}}
+
+
+def _check_classes(present: int, classes: int, key: str) -> None:
+    if present != classes:
+        raise UserError(f"{key}: {present} of {classes} classes have examples to learn from")
 
 
 def fit(
@@ -178,6 +291,58 @@ def fit(
     return model.fit(x, y, **given)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Labels:
+    """What the rows teach: float64[N, K] targets, float64[N] weights, and the classes int[K]."""
+
+    target: np.ndarray
+    weight: np.ndarray
+    classes: np.ndarray
+    is_softmax: bool
+
+    @classmethod
+    def of(cls, y: np.ndarray, weight: np.ndarray | None) -> _Labels:
+        weight = np.ones(len(y)) if weight is None else np.asarray(weight)
+        if y.ndim == 2:
+            return cls(y, weight, np.arange(y.shape[1]), False)
+        classes = np.unique(y)
+        return cls((y[:, None] == classes).astype(np.float64), weight, classes, True)
+
+    def penalties(self, values: Sequence[float]) -> np.ndarray:
+        """Return the penalties of values of C; scikit-learn's C of two classes is for w = 2 W."""
+        return (2 if self.is_softmax and len(self.classes) == 2 else 1) / np.array(values)
+
+
+def _path(
+    x: np.ndarray, labels: _Labels, penalties: np.ndarray, held_out: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Minimize in float32 for each penalty, on all rows and without those of each fold.
+
+    Returns:
+      The loss over the held-out rows float64[H], and the minima on all rows float64[H, D + 1, K]
+      with the bias last.
+    """
+    rows = np.stack([np.ones(len(x), bool), *(~held for held in held_out)])
+    problem = logistic.Problem(
+        features=x.astype(np.float32),
+        target=labels.target.astype(np.float32),
+        kind="softmax" if labels.is_softmax else "sigmoid",
+        part=np.zeros(len(x), int),
+        rows=(rows * labels.weight).astype(np.float32),
+        scale=np.ones((len(penalties), len(rows), 1), np.float32),
+        penalty=penalties.astype(np.float32),
+    )
+    solution = logistic.solve(problem, tolerance=1e-6)
+    kernel, bias = solution.kernel.astype(np.float64), solution.bias.astype(np.float64)
+    losses = np.zeros(len(penalties))
+    for r, held in enumerate(held_out, start=1):
+        logits = np.einsum("nd,hdk->hnk", x[held], kernel[:, r]) + bias[:, r, None]
+        for h, z in enumerate(logits):
+            loss = _losses(z, labels.target[held], labels.is_softmax)[0]
+            losses[h] += labels.weight[held] @ loss
+    return losses, np.concatenate([kernel[:, 0], bias[:, :1]], axis=1)
+
+
 def _rotated(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return features of at most N columns, and the matrix that takes a kernel back to D rows.
 
@@ -190,7 +355,7 @@ def _rotated(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return left * singular, right.T
 
 
-def _fewest(y: np.ndarray, groups: np.ndarray | None) -> int:
+def _fewest(y: np.ndarray, groups: np.ndarray | None, name: str) -> int:
     """Return the number of patients of the rarest class; of several diagnoses, of all rows."""
     if groups is None:
         groups = np.full(len(y), "")
@@ -201,8 +366,8 @@ def _fewest(y: np.ndarray, groups: np.ndarray | None) -> int:
     rarest = min(counts, key=lambda c: counts[c])
     if counts[rarest] < 2:
         raise UserError(
-            f"LinearProbe(C='cv'): class {rarest} has examples of one patient in the train part, "
-            "too few for folds; give C a number"
+            f"{name}(C='cv'): class {rarest} has examples of one patient in the train part, "
+            "too few for folds; give C a number" + (", gammas one" if name == "KernelProbe" else "")
         )
     return counts[rarest]
 
@@ -221,19 +386,13 @@ def _losses(
     return np.sum(values * known, axis=1), known * (expit(logits) - target)
 
 
-def _polished(
-    start: np.ndarray,
-    x: np.ndarray,
-    target: np.ndarray,
-    weight: np.ndarray,
-    penalty: float,
-    is_softmax: bool,
-) -> np.ndarray:
+def _polished(start: np.ndarray, x: np.ndarray, labels: _Labels, penalty: float) -> np.ndarray:
     """Go from a minimum in float32, [D + 1, K] with the bias last, to that in float64."""
+    weight = labels.weight
 
     def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
         kernel, bias = flat.reshape(start.shape)[:-1], flat.reshape(start.shape)[-1]
-        loss, slope = _losses(x @ kernel + bias, target, is_softmax)
+        loss, slope = _losses(x @ kernel + bias, labels.target, labels.is_softmax)
         slope = weight[:, None] * slope
         gradient = np.concatenate([x.T @ slope + penalty * kernel, slope.sum(axis=0)[None]])
         return weight @ loss + penalty / 2 * np.sum(kernel**2), gradient.ravel()
