@@ -16,7 +16,8 @@ class KernelHead(nn.Module):
     The parameters are α f32[M, K] (`coefficients`), b f32[K] (`bias`), c f32[M, D] (`centres`),
     γ f32[] (`gamma`), `mean` and `scale` f32[D]. `KernelProbe` fits them; a head without a fit
     gives zeros. A centre whose coefficients are 0 is padding, so that the shapes do not depend on
-    the number of train examples.
+    the number of train examples. The centres are features of train examples: a model that is
+    passed on passes them on.
 
     Attributes:
       classes: K.
