@@ -67,6 +67,18 @@ def test_fields_that_a_flag_or_the_file_sets_stay_and_are_named():
     assert line.endswith("your own values stay: stages.target.batch_size, stages.target.epochs")
 
 
+def test_labels_are_smoothed_only_where_an_example_has_one_class():
+    for fields, smoothed in (
+        ({}, True),
+        ({"data__task": "regression"}, False),
+        ({"data__task": "ordinal"}, False),
+        ({"data__target__multi_label": True}, False),
+    ):
+        config = changed(weights__path="w.safetensors", recipe="few", **fields)
+        recipes.apply(config)
+        assert ("label_smoothing" in config.objective.losses.main.loss) == smoothed, fields
+
+
 def test_without_weights_nothing_is_frozen(tmp_path):
     config = config_of(written(tmp_path, 40))
     config.weights.path = ""

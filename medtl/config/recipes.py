@@ -28,6 +28,7 @@ def _stages(**values: Any) -> dict[str, Any]:
     return {f"stages.{s}.{name}": v for s in fields.DOMAINS for name, v in values.items()}
 
 
+_LOSS = "objective.losses.main.loss"
 _FINE_TUNED = {
     "augment.crop": 0.5,
     "augment.flip": True,
@@ -38,8 +39,10 @@ _FINE_TUNED = {
 
 RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
-        # A linear head on frozen features, which are computed once: no augmentation.
+        # A linear head on frozen features, which are computed once: no augmentation. Smoothed
+        # labels are better on some data and worse on none (docs/methods.md).
         "few": {
+            _LOSS: "cross_entropy(label_smoothing=0.1)",
             "augment.crop": 1.0,
             "augment.flip": False,
             "checkpoint.select": "last",
@@ -151,6 +154,8 @@ def apply(config: ConfigDict, *, given: Collection[str] = ()) -> str:
             "names none"
         )
     values, default = recipe(name), fields.default()
+    if config.data.task != "classification" or config.data.target.multi_label:
+        values.pop(_LOSS, None)  # cross-entropy is not their loss
     kept = []
     for path, value in values.items():
         *parents, field = path.split(".")
@@ -167,7 +172,7 @@ def apply(config: ConfigDict, *, given: Collection[str] = ()) -> str:
 
 
 _ABOUT = {
-    "few": "linear head on frozen features",
+    "few": "linear head on frozen features, labels smoothed",
     "some": "all layers fine-tuned, 16 epochs with random crops",
     "many": "all layers fine-tuned, 10 epochs with random crops",
 }
