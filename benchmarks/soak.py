@@ -67,7 +67,7 @@ MODES = {
     "report": ("--mode=report",),
 }
 ON_A_RUN = ("evaluate", "report")  # modes that need a finished run
-TIMES = re.compile(r"seconds|time|_at$|date|created|rate|waiting|command|versions|machine")
+TIMES = re.compile(r"digest|seconds|time|_at$|date|created|rate|waiting|command|versions|machine")
 
 
 def main() -> None:
