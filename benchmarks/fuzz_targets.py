@@ -427,7 +427,7 @@ TARGETS = (
     Target("config", 10, _config, _read_config),
     Target("split", 5, _run, _read_split, takes=_is_of_split, content=_of_outcomes),
     Target(
-        "report", 5, _run, _report,
+        "report", 2, _run, _report,
         takes=lambda p: p.suffix in (".json", ".jsonl", ".csv"), leaves=True,
     ),
     Target("checkpoint", 20, _checkpoint, _read_checkpoint, content=_bits, leaves=True),
