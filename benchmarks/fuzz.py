@@ -2,6 +2,7 @@
 
     python benchmarks/fuzz.py --cases=10000 --json=benchmarks/results/fuzz.json
     python benchmarks/fuzz.py --cases=200 --only=npz,manifest --keep=FOLDER
+    python benchmarks/fuzz.py --cases=10000 --seconds=1800
 
 Each case takes files that are in order, damages one (bytes, bits, lengths, cells, JSON values) and
 reads them as the command line does. An outcome is
@@ -14,6 +15,7 @@ reads them as the command line does. An outcome is
 
 A process takes 200 cases, so that what one leaves behind meets the next; the process after a hang
 or a crash goes on with the next case. Targets whose library is absent are named and left out.
+Each target takes its cases in ten rounds, so that a command that --seconds ends has seen them all.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ from fuzz_targets import TARGETS, Target  # noqa: E402
 
 from medtl.errors import UserError  # noqa: E402
 
-SECONDS, WAIT, BYTES, BATCH = 8.0, 60.0, 1.5e9, 200
+SECONDS, WAIT, BYTES, BATCH, ROUNDS = 8.0, 60.0, 1.5e9, 200, 10
 NASTY = [
     *("", " ", "nan", "inf", "-inf", "-1", "1e400", "1e39", "9" * 400, "1e-999999999", "1_000"),
     *("\0", "a\0b", '"', "a\nb", "\ufeff", "\u202e", "\u0661", "=1+1", "x" * 9000, "a;b", "a|b"),
@@ -238,20 +240,47 @@ def watched(pid: int, pipe: int) -> tuple[list[tuple[int, str]], int]:
     return found, max((c for c, _ in found), default=-1) + 1
 
 
-def fuzz(target: Target, base: Path, cases: int, seed: int, keep: str) -> list[tuple[int, str]]:
+def fuzz(target: Target, base: Path, cases: range, seed: int, keep: str) -> list[tuple[int, str]]:
     found: list[tuple[int, str]] = []
-    case = 0
-    while case < cases:
-        batch = range(case, min(case + BATCH, cases))
+    case = cases.start
+    while case < cases.stop:
+        batch = range(case, min(case + BATCH, cases.stop))
         pid, pipe = in_process(lambda out, batch=batch: work(target, base, batch, seed, out, keep))
         some, case = watched(pid, pipe)
         found += some
     return found
 
 
+def prepared(target: Target, folder: Path) -> Path | None:
+    """Write a target's whole files; return their folder, None where a library is absent."""
+    base = folder / target.name
+    base.mkdir()
+    pid, pipe = in_process(lambda out: target.prepare(base))
+    with os.fdopen(pipe) as file:
+        error = file.read()
+    if not os.waitpid(pid, 0)[1]:
+        return base
+    if "ImportError" not in error and "ModuleNotFoundError" not in error:
+        raise SystemExit(error)
+    print(f"{target.name}: left out, {error.splitlines()[-1]}", flush=True)
+    return None
+
+
+def rounds(cases: int) -> list[range]:
+    """Return the cases 0 .. cases - 1 in ten ranges of about equal length."""
+    ends = [cases * i // ROUNDS for i in range(ROUNDS + 1)]
+    return [range(ends[i], ends[i + 1]) for i in range(ROUNDS)]
+
+
+def kind_of(outcome: str) -> str:
+    """Return an outcome without its details."""
+    return outcome.partition(":")[0] if ": " in outcome else outcome
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", type=int, default=1000)
+    parser.add_argument("--seconds", type=float, default=1e9, help="begin nothing after this time")
     parser.add_argument("--only", default="", help="names of targets, split by commas")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", default="", help="a folder for the files that fail")
@@ -259,29 +288,26 @@ def main() -> None:
     options = parser.parse_args()
     chosen = [t for t in TARGETS if not options.only or t.name in options.only.split(",")]
     shares = sum(t.share for t in chosen)
-    result: dict[str, Any] = {}
+    until = time.monotonic() + options.seconds
+    found: dict[str, list[tuple[int, str]]] = {}
     with tempfile.TemporaryDirectory() as name:
-        for target in chosen:
-            base = Path(name) / target.name
-            base.mkdir()
-            pid, pipe = in_process(lambda out, t=target, b=base: t.prepare(b))
-            said = os.fdopen(pipe).read()
-            if os.waitpid(pid, 0)[1]:
-                if "ImportError" not in said and "ModuleNotFoundError" not in said:
-                    raise SystemExit(said)
-                print(f"{target.name}: left out, {said.splitlines()[-1]}", flush=True)
-                continue
-            began = time.monotonic()
-            cases = round(options.cases * target.share / shares)
-            found = fuzz(target, base, cases, options.seed, options.keep)
-            kinds = Counter(came.partition(":")[0] if ": " in came else came for _, came in found)
-            seconds = time.monotonic() - began
-            failures = Counter(came for _, came in found if came not in ("clean", "accepted"))
-            result[target.name] = {"cases": len(found), **kinds}
-            print(f"{target.name}: {dict(kinds)} in {seconds:.0f} s", flush=True)
-            for came, n in failures.most_common(20):
-                first = next(case for case, c in found if c == came)
-                print(f"  {n} x {came} (first: case {first})", flush=True)
+        bases = {t: base for t in chosen if (base := prepared(t, Path(name)))}
+        for i in range(ROUNDS):
+            for target, base in bases.items():
+                if time.monotonic() > until:
+                    continue
+                cases = rounds(round(options.cases * target.share / shares))[i]
+                of_round = fuzz(target, base, cases, options.seed, options.keep)
+                found.setdefault(target.name, []).extend(of_round)
+    result: dict[str, Any] = {}
+    for target_name, outcomes in found.items():
+        kinds = Counter(kind_of(outcome) for _, outcome in outcomes)
+        failures = Counter(o for _, o in outcomes if o not in ("clean", "accepted"))
+        result[target_name] = {"cases": len(outcomes), **kinds}
+        print(f"{target_name}: {dict(kinds)}")
+        for outcome, n in failures.most_common(20):
+            first = next(case for case, o in outcomes if o == outcome)
+            print(f"  {n} x {outcome} (first: case {first})")
     total = Counter[str]()
     for counts in result.values():
         total.update(counts)
@@ -292,6 +318,7 @@ def main() -> None:
         record = {
             "machine": timing.machine(),
             "seed": options.seed,
+            "asked": options.cases,
             "total": dict(total),
             "targets": result,
         }

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from medtl import data
-from medtl.config import dataset
+from medtl.config import dataset, default, grid
 from medtl.errors import UserError
 
 RULES = data.FileRules(window=(0, 255))
@@ -87,6 +87,9 @@ def _of(*kinds: str) -> Callable[[Path], None]:
                 path.write_bytes(_nifti(pixels))
             elif kind == "rgb":
                 image.convert("RGB").save(path, "PNG")
+            elif kind == "npy":
+                with path.open("wb") as file:
+                    np.save(file, pixels * 9.5 if i % 4 else pixels)
             elif kind == "png16":
                 Image.fromarray(pixels.astype(np.uint16) * 200).save(path, "PNG")
             elif kind == "lzw":
@@ -94,9 +97,9 @@ def _of(*kinds: str) -> Callable[[Path], None]:
             else:
                 image.save(path, kind)
         names = [p.name for p in folder.glob("??")]
+        suffixes = {"dicom": ".dcm", "nifti": ".nii", "npy": ".npy", "TIFF": ".tif", "lzw": ".tif"}
         for name in names:
-            kind = kinds[int(name) % len(kinds)]
-            suffix = {"nifti": ".nii", "dicom": ".dcm", "TIFF": ".tif", "lzw": ".tif"}.get(kind)
+            suffix = suffixes.get(kinds[int(name) % len(kinds)])
             (folder / name).rename(folder / f"{name}{suffix or '.img'}")
             text = (folder / "manifest.csv").read_text()
             (folder / "manifest.csv").write_text(
@@ -259,10 +262,12 @@ def _run(folder: Path) -> None:
 
 def _read_run(folder: Path) -> None:
     """Read what a run's report and evaluation read, without computing it again."""
+    from medtl.config import check
     from medtl.evaluation import predictions
     from medtl.experiment import results, run_folder
 
     config = run_folder.load_config(folder)
+    check.check(config)
     run_folder.check(folder, config)
     predictions.read(folder / "predictions.csv", multi_label=None)
     results.provenance_of(folder)
@@ -270,7 +275,26 @@ def _read_run(folder: Path) -> None:
     results.training(folder, config)
 
 
-def _read_split(folder: Path) -> None:
+def _config(folder: Path) -> None:
+    """Write the `config.json` of a run."""
+    config = default()
+    config.data.target = dataset("phantom(size=60, split=(0.4, 0.3, 0.3), seed=1)")
+    config.arms, config.seeds = ("scratch",), (0,)
+    config.sweep.grid = grid({"objective.lambda_": (0.1, 1.0)})
+    (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2, sort_keys=True))
+
+
+def _read_config(folder: Path) -> None:
+    """Read a stored config as `--mode=evaluate` does."""
+    from medtl.config import check, plugin_strings
+    from medtl.experiment import run_folder, trust
+
+    config = run_folder.load_config(folder)
+    trust.check(plugin_strings(config), folder, accept="")
+    check.check(config)
+
+
+def _read_split(folder: Path) -> Any:
     """Read back the folds that are done."""
     from medtl.experiment import experiment, run_folder
     from medtl.experiment.arm import Arm
@@ -280,8 +304,13 @@ def _read_split(folder: Path) -> None:
         _read_split.opened = experiment.open_experiment(config, folder, training=False)
     opened, by_seed = _read_split.opened
     opened = dataclasses.replace(opened, folder=folder)
-    for split in by_seed[0]:
-        Arm(opened, split, 0, "scratch").outcome()
+    return [Arm(opened, split, 0, "scratch").outcome() for split in by_seed[0]]
+
+
+def _of_outcomes(outcomes: Any) -> Any:
+    """Return the predictions and what was tuned."""
+    rows = [(p.id.tolist(), p.probability.tolist()) for o in outcomes for p in o.predictions]
+    return rows, [o.tuned for o in outcomes]
 
 
 def _report(folder: Path) -> None:
@@ -329,6 +358,28 @@ def _bits(value: Any) -> Any:
 FEATURES = RNG.normal(size=(12, 7)).astype(np.float32)
 
 
+STATISTICS = {"encoders": {"image": {"bn1": {n: RNG.random(8) for n in ("mean", "var")}}}}
+
+
+def _statistics(folder: Path) -> None:
+    from medtl.training import adabn
+
+    adabn.write(folder, STATISTICS)
+
+
+def _read_statistics(folder: Path) -> Any:
+    from medtl.training import adabn
+
+    return adabn.read(folder)
+
+
+def _numbers(value: Any) -> Any:
+    """Return nested arrays as lists."""
+    if isinstance(value, dict):
+        return {name: _numbers(inner) for name, inner in value.items()}
+    return value.tolist()
+
+
 def _caches(folder: Path) -> None:
     from medtl.data import arrays
 
@@ -359,6 +410,7 @@ TARGETS = (
         takes=_is_image,
     ),
     Target("medical", 10, _of("dicom", "nifti"), _read_images, takes=_is_image),
+    Target("npy", 5, _of("npy"), _read_images, takes=_is_image),
     Target("npz", 12, _npz, lambda f: _each(f, lambda p: _load(p, kind="npz"))),
     Target(
         "features", 10, _features,
@@ -372,11 +424,13 @@ TARGETS = (
         "run", 20, _run, _read_run,
         takes=lambda p: p.suffix in (".json", ".jsonl", ".csv"), leaves=True,
     ),
-    Target("split", 5, _run, _read_split, takes=_is_of_split),
+    Target("config", 10, _config, _read_config),
+    Target("split", 5, _run, _read_split, takes=_is_of_split, content=_of_outcomes),
     Target(
-        "report", 1, _run, _report,
+        "report", 2, _run, _report,
         takes=lambda p: p.suffix in (".json", ".jsonl", ".csv"), leaves=True,
     ),
     Target("checkpoint", 20, _checkpoint, _read_checkpoint, content=_bits, leaves=True),
+    Target("statistics", 5, _statistics, _read_statistics, content=_numbers),
     Target("cache", 15, _caches, _read_caches, content=bytes),
 )  # fmt: skip

@@ -1,6 +1,10 @@
 """Kill runs, stop runs, fill disks: does every command end as if nothing had happened?
 
     python benchmarks/soak.py --kills=200 --terms=100 --disks=50 --json=benchmarks/results/soak.json
+    python benchmarks/soak.py --kills=200 --terms=100 --disks=50 --seconds=3600
+
+Disks come first, then terms, then kills. After --seconds no further trial begins; the result says
+which counts were not reached.
 
 Each trial starts a tiny command in a process of its own and disturbs it:
 
@@ -29,7 +33,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +71,7 @@ MODES = {
     "report": ("--mode=report",),
 }
 ON_A_RUN = ("evaluate", "report")  # modes that need a finished run
-TIMES = re.compile(r"seconds|time|_at$|date|created|rate|waiting|command|versions|machine")
+TIMES = re.compile(r"digest|seconds|time|_at$|date|created|rate|waiting|command|versions|machine")
 
 
 def main() -> None:
@@ -75,24 +79,32 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--terms", type=int, default=10)
     parser.add_argument("--disks", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=1e9, help="begin no trial after this time")
     parser.add_argument("--modes", default=",".join(MODES), help="train always runs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", default="")
     options = parser.parse_args()
     rng = random.Random(options.seed)
+    until = time.monotonic() + options.seconds
     with tempfile.TemporaryDirectory() as name:
         modes = [mode for mode in MODES if mode in ("train", *options.modes.split(","))]
         soak = Soak(Path(name), rng, modes)
-        kills = [soak.kill(rng.choice(modes)) for _ in range(options.kills)]
         stopped = [mode for mode in modes if mode in ("train", "folds")]
-        terms = [soak.term(rng.choice(stopped)) for _ in range(options.terms)]
-        disks = [soak.full_disk() for _ in range(options.disks)] if soak.can_mount() else []
+        can_mount = soak.can_mount()
+        disks = _trials("disk", options.disks if can_mount else 0, until, soak.full_disk)
+        terms = _trials("term", options.terms, until, lambda: soak.term(rng.choice(stopped)))
+        kills = _trials("kill", options.kills, until, lambda: soak.kill(rng.choice(modes)))
+    asked = {"disks": options.disks, "terms": options.terms, "kills": options.kills}
+    done = {"disks": len(disks), "terms": len(terms), "kills": len(kills)}
     result = {
-        "kills": _count(kills),
+        "disks": _count(disks) if can_mount else "skipped: a tmpfs needs root",
         "terms": _count(terms),
-        "disks": _count(disks) if disks or not options.disks else "skipped: a tmpfs needs root",
-        "failures": [t["fault"] for t in (*kills, *terms, *disks) if t["fault"]],
+        "kills": _count(kills),
+        "failures": [t["fault"] for t in (*disks, *terms, *kills) if t["fault"]],
         "most_steps_lost": max((t.get("lost", 0) for t in terms), default=0),
+        "not_reached": {
+            name: f"{done[name]} of {asked[name]}" for name in asked if done[name] < asked[name]
+        },
     }
     print(json.dumps(result, indent=2))
     if options.json:
@@ -102,6 +114,20 @@ def main() -> None:
         record = {"machine": timing.machine(), **about, **result}
         Path(options.json).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     sys.exit(bool(result["failures"]))
+
+
+def _trials(
+    name: str, count: int, until: float, trial: Callable[[], dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Run up to `count` trials, none that would begin after `until`, and print each failure."""
+    trials: list[dict[str, Any]] = []
+    began = time.monotonic()
+    while len(trials) < count and time.monotonic() < until:
+        trials.append(trial())
+        if fault := trials[-1]["fault"]:
+            print(f"{name} {len(trials)}: {fault}", flush=True)
+    print(f"{name}: {len(trials)} in {time.monotonic() - began:.0f} s", flush=True)
+    return trials
 
 
 def _count(trials: Sequence[dict[str, Any]]) -> dict[str, int]:
@@ -121,14 +147,16 @@ class Soak:
         self.config.write_text(CONFIG.format(cache=str(folder / "cache")), encoding="utf-8")
         self.expected: dict[str, dict[str, str]] = {}
         self.seconds: dict[str, float] = {}
-        for mode in modes:  # the first compiles; the second is as fast as the trials
-            for _ in range(2):
+        for mode in modes:
+            took = []
+            for _ in range(2):  # the first also fills caches, and other work may stop either
                 run = self.prepared(mode, "undisturbed")
                 began = time.monotonic()
                 code = os.waitstatus_to_exitcode(os.waitpid(self.start(mode, run), 0)[1])
                 if code:
                     raise SystemExit(f"{mode} fails undisturbed:\n{self.output(run)}")
-                self.seconds[mode] = time.monotonic() - began
+                took.append(time.monotonic() - began)
+            self.seconds[mode] = min(took)
             self.expected[mode] = contents(run)
             if mode == "train":
                 self.finished = folder / "finished"

@@ -307,3 +307,20 @@ def test_a_script_runs_and_prints_rates(program):
         for number in re.findall(r"([\d.,]+|nan|inf) (?:images/s|s \[)", done.stdout)
     ]
     assert rates and all(0 < rate < math.inf for rate in rates), done.stdout
+
+
+@pytest.mark.parametrize("cases", [0, 7, 10, 57, 1000])
+def test_the_rounds_of_fuzzing_hold_every_case_once(load, cases):
+    rounds = load("fuzz").rounds(cases)
+    assert [case for of_round in rounds for case in of_round] == list(range(cases))
+    assert max(map(len, rounds)) - min(map(len, rounds)) <= 1
+
+
+def test_soaking_begins_no_trial_after_its_time(load):
+    trials = load("soak")._trials
+    trial = {"disturbed": True, "fault": ""}
+    assert trials("kill", 3, math.inf, lambda: trial) == [trial] * 3
+    assert trials("kill", 3, time.monotonic() - 1, lambda: trial) == []
+    one = iter([trial])
+    until = time.monotonic() + 0.05
+    assert trials("kill", 3, until, lambda: time.sleep(0.06) or next(one)) == [trial]

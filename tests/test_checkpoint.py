@@ -161,6 +161,18 @@ def test_a_changed_record_is_refused(tmp_path):
         store.arrays(1)
 
 
+def test_a_record_whose_digest_has_another_name_is_no_older_one(tmp_path):
+    record = saved(tmp_path, None) / "1/record/metadata"
+    record.write_text(record.read_text().replace('"digest"', '"digert"'))
+    with Store(tmp_path) as store, pytest.raises(UserError, match="its record has changed"):
+        store.record(1)
+    older = json.loads(record.read_text())
+    del older["digert"], older["checksums"]
+    record.write_text(json.dumps(older))
+    with Store(tmp_path) as store:
+        assert store.record(1)["step"] == 1
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorStore's
 def test_no_flipped_byte_in_any_file_changes_what_is_read(tmp_path):
     """A bit either does not matter, as Orbax keeps copies, or the checkpoint is refused."""

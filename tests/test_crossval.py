@@ -161,6 +161,14 @@ def test_checkpoints_that_a_killed_run_left_behind_a_finished_fold_are_deleted(t
     message = r"fold_0 is damaged; delete done\.json there.*has changed since it was written"
     with pytest.raises(UserError, match=message):
         experiment.train(config, tmp_path)
+    content[-4] ^= 1
+    (fold / "predictions.csv").write_bytes(content)
+    done = (fold / "done.json").read_text()
+    for old, new in (('"sha256"', '"sha25v"'), ('"tuned": {}', '"tuned": {"a": 1}')):
+        assert old in done
+        (fold / "done.json").write_text(done.replace(old, new))
+        with pytest.raises(UserError, match="fold_0 is damaged"):
+            experiment.train(config, tmp_path)
     (fold / "done.json").write_text("[]")
     with pytest.raises(UserError, match="fold_0 is damaged"):
         experiment.train(config, tmp_path)

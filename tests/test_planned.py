@@ -5,6 +5,7 @@ import json
 import pytest
 from tiny_run import changed, tiny
 
+from medtl.errors import UserError
 from medtl.experiment import experiment, planned, results
 from medtl.experiment.arm import Arm
 from medtl.experiment.run_folder import load_config
@@ -67,6 +68,13 @@ def test_only_fields_that_change_an_answer_belong_to_the_plan():
         {"evaluation__threshold": "0.5"},
     ):
         assert planned.digest(planned.settings(tiny(**other))) != base
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"hash": "0"}', '{"settings": {}}', "\x00"])
+def test_a_damaged_plan_is_named(tmp_path, content):
+    (tmp_path / planned.FILE).write_text(content)
+    with pytest.raises(UserError, match=r"planned.json is damaged; delete it, and the report"):
+        planned.compare(tmp_path, tiny())
 
 
 def test_predictions_of_other_tools_were_not_planned(tmp_path):

@@ -164,6 +164,28 @@ def test_a_damaged_config_is_the_users_error(tmp_path, content):
         run_folder.load_config(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("section", "name", "value", "words"),
+    [
+        ("", "seeds", 2**63, "config.seeds is 9223372036854775808; it must be a tuple"),
+        ("", "arms", [{}], "config.arms is .*; it must be names of arms"),
+        ("", "arms", [["a"]], "config.arms is .*; it must be names of arms"),
+        ("", "evaluation", [], "config.evaluation is .*; it must be a section"),
+        ("data", "allow", [{}, {}], "config.data.allow is"),
+        ("model", "name", {"a": 1}, "config.model.name is|unhashable"),
+    ],
+)
+def test_a_stored_config_whose_values_no_field_can_have_is_named(
+    tmp_path, section, name, value, words
+):
+    stored = configs.default().to_dict()
+    (stored[section] if section else stored)[name] = value
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(UserError, match=rf"config\.json is damaged.*({words})"):
+        run_folder.load_config(tmp_path)
+    assert all(isinstance(t, str) for t in configs.plugin_strings(ConfigDict(stored)).values())
+
+
 def test_a_failed_write_leaves_the_former_file_and_nothing_else(tmp_path):
     path = tmp_path / "figures.txt"
     files.write_text(path, "first λ\r\n")

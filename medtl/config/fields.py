@@ -382,6 +382,7 @@ SCHEMA: Section = {
         ("transfer", "scratch"),
         "The arms that run, by their names in `arm`.",
         Rule("at least one of those in config.arm", len),
+        each("names of arms", lambda name: type(name) is str),
         UNIQUE,
     ),
     "arm": Entries(

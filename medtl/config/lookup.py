@@ -151,7 +151,7 @@ def plugin_strings(config: ConfigDict) -> dict[str, str]:
     """Return every plug-in string of a config by its key; also those that a grid tries.
 
     Args:
-      config: a checked config.
+      config: also one that was not checked: values of another type run no code and are left out.
 
     >>> plugin_strings(fields.default())["config.stages.target.optimizer"]
     'adam'
@@ -161,10 +161,11 @@ def plugin_strings(config: ConfigDict) -> dict[str, str]:
         section = next((f"{name}." for name in GRIDS if path.startswith(f"{name}.")), "")
         node = node_at(path.removeprefix(section))
         if isinstance(node, Field) and node.plugin:
-            for i, text in enumerate(value if section else [value]):
-                key = f"config.{path}[{i}]" if section else f"config.{path}"
+            is_tried = section and isinstance(value, tuple)
+            for i, text in enumerate(value if is_tried else [value]):
+                key = f"config.{path}[{i}]" if is_tried else f"config.{path}"
                 texts |= PluginString.texts(text, key)
-    return texts
+    return {key: text for key, text in texts.items() if isinstance(text, str)}
 
 
 def describe() -> list[tuple[str, str, str, str]]:

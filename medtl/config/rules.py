@@ -37,7 +37,11 @@ class Rule:
 
     def check(self, value: Any, key: str) -> None:
         """Raise UserError for a value that does not fit."""
-        if not self.fits(value):
+        try:
+            is_fitting = self.fits(value)
+        except TypeError:  # the items of a tuple can be of any type, also dicts
+            is_fitting = False
+        if not is_fitting:
             raise UserError(f"{key} is {value!r}; it must be {self.words}")
 
 

@@ -69,6 +69,6 @@ def read(path: Path, dtype: DTypeLike) -> np.memmap | None:
                 if not content:
                     return None
             stored = int.from_bytes(file.read(_TRAILER), "little")
-    except (OSError, ValueError, EOFError):
+    except Exception:  # NumPy parses a damaged header: TokenError, SyntaxError, OverflowError, ...
         return None
     return array if checksum == stored else None

@@ -146,9 +146,9 @@ class Arm:
             self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / "predictions.csv"
             predictions.write(path, outcome.predictions, classes)
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            done = {"record": self.record("target"), "tuned": outcome.tuned, "sha256": digest}
-            files.write_text(self.folder / _DONE, to_json(done))
+            done = json.loads(to_json({"record": self.record("target"), "tuned": outcome.tuned}))
+            text = to_json({**done, "sha256": _digest(done, path)})
+            files.write_text(self.folder / _DONE, text)
         if self.config.checkpoint.keep_folds and self.split.size is None:
             return
         # Also after a command that was killed while it deleted them. Those of a fold's subsets, in
@@ -253,10 +253,10 @@ class Arm:
         advice = f"delete {_DONE} there, and the same command trains it again"
         with damaged(f"the finished split in {self.folder} is damaged; {advice}"):
             done = json.loads((self.folder / _DONE).read_text())
+            is_signed = set(done) != {"record", "tuned"}  # older versions wrote no digest
+            if is_signed and done.pop("sha256", None) != _digest(done, path):
+                raise ValueError(f"{path.name} or {_DONE} has changed since it was written")
             provenance.check_same(done["record"], self.record("target"), self.folder)
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            if done.get("sha256", digest) != digest:  # older versions recorded none
-                raise ValueError(f"{path.name} has changed since it was written")
             read, _ = predictions.read(path, multi_label=target.multi_label)
             row_of = {name: row for row, name in enumerate(target.id)}
             kept = []
@@ -296,6 +296,12 @@ class Arm:
             ),
             **made,
         }
+
+
+def _digest(done: Mapping[str, Any], predictions_file: Path) -> str:
+    """Return the sha256 of a finished split: its predictions and what is kept beside them."""
+    text = json.dumps(done, sort_keys=True).encode()
+    return hashlib.sha256(predictions_file.read_bytes() + text).hexdigest()
 
 
 def _about(examples: Examples, rows: np.ndarray) -> dict[str, Any]:

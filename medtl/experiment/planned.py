@@ -12,6 +12,7 @@ from typing import Any
 
 from medtl import files
 from medtl.config import lookup
+from medtl.errors import damaged
 from medtl.evaluation import plain
 
 FILE = "planned.json"
@@ -58,18 +59,23 @@ def compare(folder: Path, config: Any) -> dict[str, Any] | None:
     Returns:
       "hash", "settings", and "changed": "threshold was 'sensitivity=0.9', is 'youden'"; None where
       nothing was planned, as for the predictions of another tool.
+
+    Raises:
+      UserError: the file is damaged.
     """
-    try:
-        written = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    path = folder / FILE
+    if not path.exists():
         return None
-    before, now = written["settings"], settings(config)
+    with damaged(f"{path} is damaged; delete it, and the report is made without what was planned"):
+        written = json.loads(path.read_text(encoding="utf-8"))
+        before, original = dict(written["settings"]), written["hash"]
+    now = settings(config)
     # A field that a later version added was not planned, but nobody changed it.
     changed = [
         f"{name} was {before[name]!r}, is {now[name]!r}"
         for name in before
         if name in now and before[name] != now[name]
     ]
-    if digest(before) != written["hash"]:
+    if digest(before) != original:
         changed.append(f"{FILE} was edited")
-    return {**written, "changed": changed}
+    return {"hash": original, "settings": before, "changed": changed}

@@ -6,6 +6,7 @@ Refuses to put the report of foreign predictions into the folder of a run.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from medtl import config as configs
 from medtl import files
-from medtl.errors import UserError, damaged
+from medtl.errors import UserError, damaged, quoted
 from medtl.evaluation import (
     analysis,
     arm_results,
@@ -24,6 +25,7 @@ from medtl.evaluation import (
     metrics,
     mistakes,
     operating,
+    plain,
     predictions,
     summarize,
     table,
@@ -34,6 +36,8 @@ from medtl.evaluation.report import html
 from medtl.examples import is_quantity
 from medtl.experiment import planned, run_folder
 
+# What a report computes again from predictions.csv.
+_COMPUTED = ("arms", "std", "seeds", "splits", "cells", "evaluation")
 _DEFAULT_METRIC = analysis.Settings.metric
 ERRORS = "errors.json"  # an arm's most confident mistakes, beside its predictions of a split
 
@@ -85,6 +89,7 @@ def write(
         **_summary(rows, classes, settings, report["split"]),
         "evaluation": {**report, "errors": mistakes.without_pictures(report["errors"])},
         **provenance,
+        "digest": _digest(provenance),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -173,11 +178,17 @@ def provenance_of(folder: Path) -> dict[str, Any]:
         return {}
     with damaged(f"{path} is damaged; delete it, and the report is made from predictions.csv"):
         written = json.loads(path.read_text(encoding="utf-8"))
-        return {
-            name: value
-            for name, value in written.items()
-            if name not in ("arms", "std", "seeds", "splits", "cells", "evaluation")
-        }
+        digest = written.pop("digest", None)  # older versions have none
+        provenance = {name: value for name, value in written.items() if name not in _COMPUTED}
+        if digest is not None and digest != _digest(provenance):
+            raise ValueError("it has changed since it was written")
+        return provenance
+
+
+def _digest(provenance: Mapping[str, Any]) -> str:
+    """Return the sha256 of what a report takes over from `metrics.json`."""
+    text = json.dumps(plain(provenance), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _summary(
@@ -216,9 +227,21 @@ def _errors(folder: Path) -> list[dict[str, Any]]:
     entries: list[dict[str, Any]] = []
     for path in sorted(folder.glob(f"seed_*/**/{ERRORS}")):
         with damaged(f"{path} is damaged; delete it, and the report is made without it"):
-            of_arm = json.loads(path.read_text())
+            of_arm = [_whole_mistake(entry) for entry in json.loads(path.read_text())]
             entries += sorted(of_arm, key=lambda entry: -entry["probability"])
     return sorted(entries, key=lambda entry: -entry["probability"])[: mistakes.MOST]
+
+
+def _whole_mistake(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return a mistake as it is; raise ValueError where the report could not show it."""
+    if absent := {"id", "arm", "predicted", "label", "probability"} - entry.keys():
+        raise ValueError(f"an entry has no {min(absent)}")
+    if type(entry["probability"]) not in (int, float) or not 0 <= entry["probability"] <= 1:
+        raise ValueError(f"a probability is {quoted(str(entry['probability']))}")
+    pictures = [entry[name] for name in ("image", "saliency") if entry.get(name)]
+    if not all(html.IMAGE.fullmatch(picture) for picture in pictures):
+        raise ValueError("a picture is no data: URI of an image")
+    return entry
 
 
 def training(folder: Path, config: Any) -> list[dict[str, Any]]:

@@ -18,8 +18,9 @@ from ml_collections import ConfigDict
 
 from medtl import config as configs
 from medtl import files
+from medtl.config.check import check_fields
 from medtl.config.lookup import leaves
-from medtl.errors import UserError, nearest
+from medtl.errors import UserError, damaged, nearest
 
 try:
     import fcntl
@@ -142,7 +143,8 @@ def load_config(folder: str | os.PathLike) -> ConfigDict:
     """Return the config of the run in `folder`, locked; one of an older version in today's fields.
 
     Raises:
-      UserError: there is no run, or its `config.json` cannot be read.
+      UserError: there is no run, or its `config.json` cannot be read, or a field has a value that
+        it cannot have.
     """
     path = Path(folder) / CONFIG
     try:
@@ -160,7 +162,13 @@ def load_config(folder: str | os.PathLike) -> ConfigDict:
         ) from None
     if not isinstance(stored, dict):
         raise UserError(f"{path} is not a config: it must hold an object; give another --workdir")
-    return ConfigDict(configs.upgrade(stored)).lock()
+    with damaged(f"{path} is damaged; give another --workdir, or delete that one"):
+        config = ConfigDict(configs.upgrade(stored)).lock()
+    try:
+        check_fields(config)
+    except UserError as error:
+        raise UserError(f"{path} is damaged, or of a newer medtl: {error}") from None
+    return config
 
 
 def differences(there: ConfigDict, here: ConfigDict) -> list[str]:

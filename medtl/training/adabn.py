@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from flax import traverse_util
 
 from medtl import files
-from medtl.errors import UserError
+from medtl.errors import damaged
 from medtl.examples import Normalization
 from medtl.models.model import Model
 from medtl.training.parallel import Parallel
@@ -114,12 +115,10 @@ def read(folder: Path) -> dict[str, Any]:
     Raises:
       UserError: the file is absent or damaged.
     """
-    try:
-        with np.load(folder / FILE, allow_pickle=False) as stored:
-            flat = {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(
-            f"{folder / FILE}, the statistics by adapt_batch_norm, cannot be read ({error}); run "
-            "the training command again"
-        ) from None
-    return {"encoders": traverse_util.unflatten_dict(flat, sep="/")}
+    advice = "run the training command again"
+    with (
+        damaged(f"{folder / FILE}, the statistics by adapt_batch_norm, cannot be read; {advice}"),
+        np.load(io.BytesIO((folder / FILE).read_bytes()), allow_pickle=False) as stored,
+    ):
+        flat = {name: stored[name] for name in stored.files}
+        return {"encoders": traverse_util.unflatten_dict(flat, sep="/")}

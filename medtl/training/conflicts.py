@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from medtl.errors import damaged
 from medtl.training.optimizers import Path
 
 Gradients = Mapping[Path, Any]
@@ -127,9 +128,10 @@ class Watch:
         self._since = since
         self._values: list[float] = []
         if log is not None and log.exists():
-            for line in map(json.loads, log.read_text().splitlines()):
-                if line["step"] > since:
-                    self.write(line["step"], line)
+            with damaged(f"{log} is damaged; delete it, and the same command goes on"):
+                for line in map(json.loads, log.read_text().splitlines()):
+                    if line["step"] > since:
+                        self.write(line["step"], line)
 
     def write(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Collect the cosine of a step, if it is logged."""
