@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import hashlib
 import json
 import logging
 
@@ -164,11 +165,19 @@ def test_checkpoints_that_a_killed_run_left_behind_a_finished_fold_are_deleted(t
     content[-4] ^= 1
     (fold / "predictions.csv").write_bytes(content)
     done = (fold / "done.json").read_text()
-    for old, new in (('"sha256"', '"sha25v"'), ('"tuned": {}', '"tuned": {"a": 1}')):
+    for old, new in (('"digest"', '"dhgest"'), ('"tuned": {}', '"tuned": {"a": 1}')):
         assert old in done
         (fold / "done.json").write_text(done.replace(old, new))
         with pytest.raises(UserError, match="fold_0 is damaged"):
             experiment.train(config, tmp_path)
+    # An older version kept the digest of the predictions alone.
+    older = {name: value for name, value in json.loads(done).items() if name != "digest"}
+    older["sha256"] = hashlib.sha256(content).hexdigest()
+    (fold / "done.json").write_text(json.dumps(older))
+    experiment.train(config, tmp_path)
+    (fold / "done.json").write_text(json.dumps({**older, "sha256": "0"}))
+    with pytest.raises(UserError, match="fold_0 is damaged"):
+        experiment.train(config, tmp_path)
     (fold / "done.json").write_text("[]")
     with pytest.raises(UserError, match="fold_0 is damaged"):
         experiment.train(config, tmp_path)

@@ -147,7 +147,7 @@ class Arm:
             path = self.folder / "predictions.csv"
             predictions.write(path, outcome.predictions, classes)
             done = json.loads(to_json({"record": self.record("target"), "tuned": outcome.tuned}))
-            text = to_json({**done, "sha256": _digest(done, path)})
+            text = to_json({**done, "digest": _digest(done, path)})
             files.write_text(self.folder / _DONE, text)
         if self.config.checkpoint.keep_folds and self.split.size is None:
             return
@@ -253,8 +253,13 @@ class Arm:
         advice = f"delete {_DONE} there, and the same command trains it again"
         with damaged(f"the finished split in {self.folder} is damaged; {advice}"):
             done = json.loads((self.folder / _DONE).read_text())
-            is_signed = set(done) != {"record", "tuned"}  # older versions wrote no digest
-            if is_signed and done.pop("sha256", None) != _digest(done, path):
+            if "sha256" in done:  # of an older version
+                is_same = done["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+            elif set(done) == {"record", "tuned"}:  # of one that wrote no digest
+                is_same = True
+            else:
+                is_same = done.pop("digest", None) == _digest(done, path)
+            if not is_same:
                 raise ValueError(f"{path.name} or {_DONE} has changed since it was written")
             provenance.check_same(done["record"], self.record("target"), self.folder)
             read, _ = predictions.read(path, multi_label=target.multi_label)
