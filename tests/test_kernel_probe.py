@@ -148,7 +148,7 @@ def test_some_centres_are_an_approximation_and_float32_holds_it():
     assert len(part.map_.centres) == 150
     assert np.abs(part.predict_proba(x) - whole.predict_proba(x)).mean() < 0.05
     head = KernelHead(3, 150).apply({"params": part.head()}, x.astype(np.float32))
-    np.testing.assert_allclose(jax.nn.softmax(head), part.predict_proba(x), atol=1e-4)
+    np.testing.assert_allclose(jax.nn.softmax(head), part.predict_proba(x), atol=1e-3)
 
 
 @pytest.mark.parametrize(
