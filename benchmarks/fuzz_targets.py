@@ -18,6 +18,7 @@ from PIL import Image
 from medtl import data
 from medtl.config import dataset, default, grid
 from medtl.errors import UserError
+from medtl.evaluation import plain
 
 RULES = data.FileRules(window=(0, 255))
 KEY = "config.data.target"
@@ -373,13 +374,6 @@ def _read_statistics(folder: Path) -> Any:
     return adabn.read(folder)
 
 
-def _numbers(value: Any) -> Any:
-    """Return nested arrays as lists."""
-    if isinstance(value, dict):
-        return {name: _numbers(inner) for name, inner in value.items()}
-    return value.tolist()
-
-
 def _caches(folder: Path) -> None:
     from medtl.data import arrays
 
@@ -431,6 +425,6 @@ TARGETS = (
         takes=lambda p: p.suffix in (".json", ".jsonl", ".csv"), leaves=True,
     ),
     Target("checkpoint", 20, _checkpoint, _read_checkpoint, content=_bits, leaves=True),
-    Target("statistics", 5, _statistics, _read_statistics, content=_numbers),
+    Target("statistics", 5, _statistics, _read_statistics, content=plain),
     Target("cache", 15, _caches, _read_caches, content=bytes),
 )  # fmt: skip

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import csv
 import errno
+import hashlib
+import json
 import os
 import re
 import secrets
@@ -99,6 +101,15 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     """Write UTF-8 text atomically; see `atomic`."""
     with atomic(path, "w") as file:
         file.write(text)
+
+
+def digest(value: Any, content: bytes = b"") -> str:
+    """Return the sha256 of a file's content, if any, and of a value that JSON can hold.
+
+    >>> digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+    True
+    """
+    return hashlib.sha256(content + json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def read_csv(path: str | os.PathLike, *, key: str = "") -> Iterator[tuple[int, list[str]]]:

@@ -32,6 +32,18 @@ def rows_of(folder):
         return list(csv.DictReader(file))
 
 
+def assert_arms_agree(folder, one, other, *, atol):
+    """Two arms of a run give every test example the same probabilities."""
+    rows, p = rows_of(folder), probabilities_of(folder)
+    first, second = (
+        {r["id"]: x for r, x in zip(rows, p, strict=True) if (r["arm"], r["split"]) == (a, "test")}
+        for a in (one, other)
+    )
+    assert first.keys() == second.keys()
+    for name, values in first.items():
+        np.testing.assert_allclose(values, second[name], atol=atol)
+
+
 def probabilities_of(folder):
     """Return the class probabilities f64[n, K] in a run's predictions.csv."""
     rows = rows_of(folder)

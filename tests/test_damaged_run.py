@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tiny_run import tiny
 
+from medtl import files
 from medtl.data import arrays
 from medtl.errors import UserError
 from medtl.experiment import results
@@ -54,7 +55,7 @@ def test_a_damaged_log_stops_a_run_that_collects_its_cosines_again(tmp_path):
 def _as_written(folder):
     """Write what a report takes over, with its digest, as a run does."""
     written = {"command": "python launch.py", "data": {"target": {"classes": ["a", "b"]}}}
-    text = json.dumps({"arms": {}, **written, "digest": results._digest(written)})
+    text = json.dumps({"arms": {}, **written, "digest": files.digest(written)})
     (folder / "metrics.json").write_text(text)
     return written, text
 

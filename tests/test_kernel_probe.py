@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from opened import backbone_file, probabilities_of, rows_of
+from opened import assert_arms_agree, backbone_file
 from scipy.optimize import minimize
 from scipy.special import logsumexp, softmax
 from sklearn.linear_model import LogisticRegression
@@ -148,7 +148,7 @@ def test_some_centres_are_an_approximation_and_float32_holds_it():
     assert len(part.map_.centres) == 150
     assert np.abs(part.predict_proba(x) - whole.predict_proba(x)).mean() < 0.05
     head = KernelHead(3, 150).apply({"params": part.head()}, x.astype(np.float32))
-    np.testing.assert_allclose(jax.nn.softmax(head), part.predict_proba(x), atol=1e-3)
+    np.testing.assert_allclose(jax.nn.softmax(head), part.predict_proba(x), atol=2e-4)
 
 
 @pytest.mark.parametrize(
@@ -194,14 +194,7 @@ def test_a_stage_is_the_machine_that_an_arm_is_in_each_fold(tmp_path, weights):
     config = changed(stage_of(CV, weights, evaluation__folds=2), arms=("target_only", "probe"))
     config.arm.probe = arm("weights", source_stage=False, joint=False, estimator=CV)
     experiment.train(config, tmp_path)
-    rows, p = rows_of(tmp_path), probabilities_of(tmp_path)
-    stage, alone = (
-        {r["id"]: x for r, x in zip(rows, p, strict=True) if (r["arm"], r["split"]) == (a, "test")}
-        for a in config.arms
-    )
-    assert stage.keys() == alone.keys()
-    for name, values in stage.items():
-        np.testing.assert_allclose(values, alone[name], atol=1e-4)
+    assert_arms_agree(tmp_path, *config.arms, atol=1e-4)
 
 
 def test_a_checkpoint_restores_the_head_and_evaluation_repeats_its_figures(tmp_path, weights):

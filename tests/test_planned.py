@@ -5,6 +5,7 @@ import json
 import pytest
 from tiny_run import changed, tiny
 
+from medtl import files
 from medtl.errors import UserError
 from medtl.experiment import experiment, planned, results
 from medtl.experiment.arm import Arm
@@ -22,7 +23,7 @@ def test_a_report_with_other_settings_says_that_they_changed(run):
     first = summary["evaluation"]["planned"]
     assert first["changed"] == []
     assert first["settings"]["threshold"] == "sensitivity=0.9"
-    assert first["hash"] == planned.digest(planned.settings(tiny()))
+    assert first["hash"] == files.digest(planned.settings(tiny()))
     config = changed(load_config(folder).copy_and_resolve_references().unlock())
     config.evaluation.threshold = "youden"
     config.evaluation.positive = "nodule"
@@ -58,16 +59,16 @@ def test_the_plan_is_on_disk_before_anything_is_trained(tmp_path, monkeypatch):
 
 
 def test_only_fields_that_change_an_answer_belong_to_the_plan():
-    base = planned.digest(planned.settings(tiny()))
+    base = files.digest(planned.settings(tiny()))
     for same in ({"evaluation__batch_size": 7}, {"seeds": (5,)}, {"evaluation__times": 3}):
-        assert planned.digest(planned.settings(tiny(**same))) == base
+        assert files.digest(planned.settings(tiny(**same))) == base
     for other in (
         {"checkpoint__metric": "loss"},
         {"evaluation__reference": "scratch"},
         {"evaluation__positive": "nodule"},
         {"evaluation__threshold": "0.5"},
     ):
-        assert planned.digest(planned.settings(tiny(**other))) != base
+        assert files.digest(planned.settings(tiny(**other))) != base
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"hash": "0"}', '{"settings": {}}', "\x00"])

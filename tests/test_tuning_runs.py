@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from opened import arms_of, backbone_file, probabilities_of, rows_of
+from opened import arms_of, assert_arms_agree, backbone_file
 from test_resume import train_until
 from tiny_run import tiny
 
@@ -40,14 +40,7 @@ def test_a_stage_of_no_steps_is_the_probe_that_an_arm_is_in_each_fold(tmp_path, 
     )
     config.arm.probe = arm("weights", source_stage=False, joint=False, estimator=cv)
     experiment.train(config, tmp_path)
-    rows, p = rows_of(tmp_path), probabilities_of(tmp_path)
-    stage, alone = (
-        {r["id"]: x for r, x in zip(rows, p, strict=True) if (r["arm"], r["split"]) == (a, "test")}
-        for a in config.arms
-    )
-    assert stage.keys() == alone.keys()
-    for name, values in stage.items():
-        np.testing.assert_allclose(values, alone[name], atol=1e-4)
+    assert_arms_agree(tmp_path, *config.arms, atol=1e-4)
 
 
 @pytest.mark.slow

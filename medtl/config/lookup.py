@@ -81,13 +81,13 @@ def no_such_field(path: str, config: Mapping[str, Any]) -> UserError:
       path: the path, beginning with "config.".
       config: the config whose open sections' entries can be meant, too.
     """
-    known = list(_known(fields.SCHEMA, config, "config", path))
+    paths_there = list(_known(fields.SCHEMA, config, "config", path))
     for section in GRIDS:
         if path.startswith(f"config.{section}."):
             inner = path.replace(f"{section}.", "", 1)
             tried = _known(fields.SCHEMA, config, "config", inner)
-            known = [name.replace("config", f"config.{section}", 1) for name in tried]
-    near = nearest(path, known)
+            paths_there = [name.replace("config", f"config.{section}", 1) for name in tried]
+    near = nearest(path, paths_there)
     if not near.startswith("; did you mean"):
         near = nearest(path.removeprefix("config."), list(fields.SCHEMA))
     return UserError(f"{path}: there is no such field{near}")

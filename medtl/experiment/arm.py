@@ -19,7 +19,7 @@ import numpy as np
 
 from medtl import files
 from medtl.errors import UserError, damaged
-from medtl.evaluation import predictions, to_json
+from medtl.evaluation import plain, predictions, to_json
 from medtl.evaluation.predictions import Predictions
 from medtl.examples import Examples
 from medtl.experiment import baselines, provenance, source_weights
@@ -146,9 +146,9 @@ class Arm:
             self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / "predictions.csv"
             predictions.write(path, outcome.predictions, classes)
-            done = json.loads(to_json({"record": self.record("target"), "tuned": outcome.tuned}))
-            text = to_json({**done, "digest": _digest(done, path)})
-            files.write_text(self.folder / _DONE, text)
+            done = plain({"record": self.record("target"), "tuned": outcome.tuned})
+            digest = files.digest(done, path.read_bytes())
+            files.write_text(self.folder / _DONE, to_json({**done, "digest": digest}))
         if self.config.checkpoint.keep_folds and self.split.size is None:
             return
         # Also after a command that was killed while it deleted them. Those of a fold's subsets, in
@@ -176,14 +176,14 @@ class Arm:
 
     def _source(self, weights: Weights) -> Weights:
         """Train the source stage: once a seed for all splits, unless it depends on the split."""
-        whole = dataclasses.replace(self, split=self.experiment.split)
+        undivided = dataclasses.replace(self, split=self.experiment.split)
         if not self.split.path or self._prior or self._source_sees_target:
             return Stage(self, "source", weights).train()
         cache, key = self.experiment.cache.source, (self.seed, self.name, self.trial.name)
         if key not in cache:
             for other in [k for k in cache if k[0] != self.seed]:
                 del cache[other]
-            cache[key] = Stage(whole, "source", weights).train()
+            cache[key] = Stage(undivided, "source", weights).train()
         return cache[key]
 
     @property
@@ -258,7 +258,7 @@ class Arm:
             elif set(done) == {"record", "tuned"}:  # of one that wrote no digest
                 is_same = True
             else:
-                is_same = done.pop("digest", None) == _digest(done, path)
+                is_same = done.pop("digest", None) == files.digest(done, path.read_bytes())
             if not is_same:
                 raise ValueError(f"{path.name} or {_DONE} has changed since it was written")
             provenance.check_same(done["record"], self.record("target"), self.folder)
@@ -301,12 +301,6 @@ class Arm:
             ),
             **made,
         }
-
-
-def _digest(done: Mapping[str, Any], predictions_file: Path) -> str:
-    """Return the sha256 of a finished split: its predictions and what is kept beside them."""
-    text = json.dumps(done, sort_keys=True).encode()
-    return hashlib.sha256(predictions_file.read_bytes() + text).hexdigest()
 
 
 def _about(examples: Examples, rows: np.ndarray) -> dict[str, Any]:

@@ -5,7 +5,6 @@ A report made with others says so. Imports no JAX.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -39,17 +38,12 @@ def settings(config: Any) -> dict[str, Any]:
     return {"metric": config.checkpoint.metric, **plain(fields)}
 
 
-def digest(planned: dict[str, Any]) -> str:
-    """Return the sha256 of settings."""
-    return hashlib.sha256(json.dumps(planned, sort_keys=True).encode()).hexdigest()
-
-
 def write(folder: Path, config: Any) -> None:
     """Write the settings and their hash into a run folder that has no results yet."""
     if (folder / FILE).exists() or (folder / "metrics.json").exists():
         return
     planned = settings(config)
-    text = json.dumps({"hash": digest(planned), "settings": planned}, indent=2)
+    text = json.dumps({"hash": files.digest(planned), "settings": planned}, indent=2)
     files.write_text(folder / FILE, f"{text}\n")
 
 
@@ -76,6 +70,6 @@ def compare(folder: Path, config: Any) -> dict[str, Any] | None:
         for name in before
         if name in now and before[name] != now[name]
     ]
-    if digest(before) != original:
+    if files.digest(before) != original:
         changed.append(f"{FILE} was edited")
     return {"hash": original, "settings": before, "changed": changed}

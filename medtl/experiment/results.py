@@ -6,7 +6,6 @@ Refuses to put the report of foreign predictions into the folder of a run.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -89,7 +88,7 @@ def write(
         **_summary(rows, classes, settings, report["split"]),
         "evaluation": {**report, "errors": mistakes.without_pictures(report["errors"])},
         **provenance,
-        "digest": _digest(provenance),
+        "digest": files.digest(plain(provenance)),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -180,15 +179,9 @@ def provenance_of(folder: Path) -> dict[str, Any]:
         written = json.loads(path.read_text(encoding="utf-8"))
         digest = written.pop("digest", None)  # older versions have none
         provenance = {name: value for name, value in written.items() if name not in _COMPUTED}
-        if digest is not None and digest != _digest(provenance):
+        if digest is not None and digest != files.digest(provenance):
             raise ValueError("it has changed since it was written")
         return provenance
-
-
-def _digest(provenance: Mapping[str, Any]) -> str:
-    """Return the sha256 of what a report takes over from `metrics.json`."""
-    text = json.dumps(plain(provenance), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _summary(

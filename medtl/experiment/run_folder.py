@@ -72,9 +72,9 @@ def opened(folder: str | os.PathLike, config: ConfigDict) -> Iterator[Path]:
 def appears(folder: Path, seconds: float = 30.0) -> bool:
     """Return whether a folder that another machine opened is seen here, at the latest then."""
     until = time.monotonic() + seconds  # file systems in a network keep what they saw for a while
-    while not (found := (folder / CONFIG).exists()) and time.monotonic() < until:
+    while not (is_there := (folder / CONFIG).exists()) and time.monotonic() < until:
         time.sleep(0.5)
-    return found
+    return is_there
 
 
 def check(folder: str | os.PathLike, config: ConfigDict) -> None:

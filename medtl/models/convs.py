@@ -226,8 +226,7 @@ def depthwise(
     Returns:
       [B, h, w, C].
     """
-    rows, columns = padding
-    pads = (rows, columns)
+    pads = (padding[0], padding[1])
     if (form or layers.lowering()) == "cpu":
         return _depthwise(x, kernel, stride, pads)
     return _correlate(x, kernel, stride, pads, x.shape[-1])

@@ -111,8 +111,8 @@ class DenseNet(nn.Module):
 
     def groups(self) -> dict[str, tuple[str, ...]]:
         """Return group -> top-level parameter names, in order of depth: "stem", "layer1", ..."""
-        every = presets.groups("densenet", {"depths": self.depths})
-        return presets.kept(every, self.last_layer, family="densenet")
+        groups = presets.groups("densenet", {"depths": self.depths})
+        return presets.kept(groups, self.last_layer, family="densenet")
 
     @nn.compact
     def __call__(

@@ -13,8 +13,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
-import json
 import logging
 import math
 import re
@@ -149,7 +147,7 @@ class Store:
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(arrays),
-                record=ocp.args.JsonSave({**content, "digest": _digest(content)}),
+                record=ocp.args.JsonSave({**content, "digest": files.digest(content)}),
             ),
             metrics=ranked,
             force=True,
@@ -173,7 +171,7 @@ class Store:
             digest = record.pop("digest", None)
             # Older versions wrote neither: a record with one of them alone is a damaged one.
             has_digest = digest is not None or "checksums" in record
-            if has_digest and digest != _digest(record):
+            if has_digest and digest != files.digest(record):
                 raise ValueError("its record has changed since it was written")
         return record
 
@@ -296,8 +294,8 @@ def handed_on(stage: Path) -> Path:
 
     It is a folder of its own where weights were merged or averaged after the last step.
     """
-    own = stage / "handed_on"
-    return own if (own / "checkpoints").is_dir() else stage
+    merged = stage / "handed_on"
+    return merged if (merged / "checkpoints").is_dir() else stage
 
 
 def nested(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, Any]:
@@ -330,10 +328,6 @@ def _renamed(name: str) -> str:
 def checksum(array: np.ndarray) -> int:
     """Return the CRC-32 of an array's values."""
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-
-
-def _digest(record: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _rank(metrics: Mapping[str, Any]) -> tuple[float, int]:

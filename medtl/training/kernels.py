@@ -58,10 +58,10 @@ class GaussianMap:
         [[1.0, 0.368], [0.368, 1.0]]
         """
         centres = np.asarray(centres, np.float64)
-        own = gamma / (centres.shape[1] * (centres.var() or 1.0))
-        values, vectors = np.linalg.eigh(rbf_kernel(centres, gamma=own))
+        scaled = gamma / (centres.shape[1] * (centres.var() or 1.0))
+        values, vectors = np.linalg.eigh(rbf_kernel(centres, gamma=scaled))
         kept = values > _RANK * values[-1]
-        return cls(centres, own, vectors[:, kept] / np.sqrt(values[kept]))
+        return cls(centres, scaled, vectors[:, kept] / np.sqrt(values[kept]))
 
     def kernel(self, x: np.ndarray) -> np.ndarray:
         """Return the kernel's values float64[N, M] of rows float[N, D]."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from scipy.optimize import minimize
@@ -92,7 +92,7 @@ class LinearProbe:
         y: np.ndarray,
         sample_weight: np.ndarray | None = None,
         groups: np.ndarray | None = None,
-    ) -> LinearProbe:
+    ) -> Self:
         """Find the minimum.
 
         Args:
@@ -106,17 +106,23 @@ class LinearProbe:
         """
         x, y = np.asarray(x, np.float64), np.asarray(y)
         labels = _Labels.of(y, sample_weight)
+        self.classes_, self._is_softmax = labels.classes, labels.is_softmax
+        self._minimize(x, y, labels, self._held_out(y, groups))
+        return self
+
+    def _minimize(
+        self, x: np.ndarray, y: np.ndarray, labels: _Labels, held_out: Sequence[np.ndarray]
+    ) -> None:
+        """Choose the settings and set what `predict_proba` reads; arguments are those of `fit`."""
         mean = x.mean(axis=0)  # the bias is not penalized, so that this moves no minimum
         x, back = _rotated(x - mean)
-        self.classes_, self._is_softmax = labels.classes, labels.is_softmax
         penalties = labels.penalties(self._values)
-        losses, starts = _path(x, labels, penalties, self._held_out(y, groups))
+        losses, starts = _path(x, labels, penalties, held_out)
         best = int(np.argmin(losses))
         self.C_ = self._values[best]
         minimum = _polished(starts[best], x, labels, penalties[best])
         self.coef_ = (back @ minimum[:-1]).T
         self.intercept_ = minimum[-1] - self.coef_ @ mean
-        return self
 
     def _held_out(self, y: np.ndarray, groups: np.ndarray | None) -> list[np.ndarray]:
         """Return bool[N] for each fold, the rows that it leaves out."""
@@ -199,37 +205,28 @@ class KernelProbe(LinearProbe):
     def _settings(self) -> int:
         return len(self._values) * len(self.gammas)
 
-    def fit(
-        self,
-        x: np.ndarray,
-        y: np.ndarray,
-        sample_weight: np.ndarray | None = None,
-        groups: np.ndarray | None = None,
-    ) -> KernelProbe:
-        """Find the minimum; arguments and errors are those of `LinearProbe.fit`."""
-        x, y = np.asarray(x, np.float64), np.asarray(y)
-        labels = _Labels.of(y, sample_weight)
-        self.classes_, self._is_softmax = labels.classes, labels.is_softmax
+    def _minimize(
+        self, x: np.ndarray, y: np.ndarray, labels: _Labels, held_out: Sequence[np.ndarray]
+    ) -> None:
         self.mean_, self.scale_ = kernels.standardization(x)
         x = (x - self.mean_) / self.scale_
         rows = np.sort(splits.subset_order(y, seed=0)[: self.centres])
-        penalties, held_out = labels.penalties(self._values), self._held_out(y, groups)
+        penalties = labels.penalties(self._values)
         lowest = np.inf
         for gamma in sorted(self.gammas):
             made = kernels.GaussianMap.create(x[rows], gamma=gamma)
             features = made.features(x)
             mean = features.mean(axis=0)
-            losses, starts = _path(features - mean, labels, penalties, held_out)
+            features -= mean
+            losses, starts = _path(features, labels, penalties, held_out)
             best = int(np.argmin(losses))
-            if not lowest <= losses[best]:
+            if not lowest <= losses[best]:  # so that the first is taken even where its loss is NaN
                 lowest, self.gamma_, self.map_ = losses[best], gamma, made
                 self.C_ = self._values[best]
-                chosen = starts[best], features - mean, labels, penalties[best]
-                offset = mean
+                chosen, offset = (starts[best], features, labels, penalties[best]), mean
         minimum = _polished(*chosen)
         self.coefficients_ = self.map_.back @ minimum[:-1]
         self.intercept_ = minimum[-1] - offset @ minimum[:-1]
-        return self
 
     def _logits(self, x: np.ndarray) -> np.ndarray:
         x = (x - self.mean_) / self.scale_
@@ -380,10 +377,10 @@ def _losses(
         normalizer = logsumexp(logits, axis=1, keepdims=True)
         loss = normalizer[:, 0] - np.sum(target * logits, axis=1)
         return loss, np.exp(logits - normalizer) - target
-    known = ~np.isnan(target) / np.maximum((~np.isnan(target)).sum(axis=1, keepdims=True), 1)
+    share = ~np.isnan(target) / np.maximum((~np.isnan(target)).sum(axis=1, keepdims=True), 1)
     target = np.nan_to_num(target)
     values = np.logaddexp(0, logits) - target * logits
-    return np.sum(values * known, axis=1), known * (expit(logits) - target)
+    return np.sum(values * share, axis=1), share * (expit(logits) - target)
 
 
 def _polished(start: np.ndarray, x: np.ndarray, labels: _Labels, penalty: float) -> np.ndarray:

@@ -81,14 +81,14 @@ def _open(path: str) -> Iterator[Any]:
 
     with contextlib.ExitStack() as files:
         try:
-            whole: Any = path
+            content: Any = path
             if path.endswith(".keras"):
                 # On disk: in memory it would lie beside its arrays.
-                whole = files.enter_context(tempfile.TemporaryFile())
+                content = files.enter_context(tempfile.TemporaryFile())
                 archive = files.enter_context(zipfile.ZipFile(path))
                 with archive.open("model.weights.h5") as member:
-                    shutil.copyfileobj(member, whole, 1 << 20)
-            file = files.enter_context(h5py.File(whole, "r"))
+                    shutil.copyfileobj(member, content, 1 << 20)
+            file = files.enter_context(h5py.File(content, "r"))
         except (OSError, KeyError, ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise UserError(
                 f"config.weights.path: {path} is truncated or no Keras file ({error})"
