@@ -5,20 +5,33 @@ from __future__ import annotations
 import contextlib
 import csv
 import errno
+import glob
 import hashlib
 import json
 import os
 import re
 import secrets
 import time
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
+
+import numpy as np
 
 from medtl.errors import UserError, quoted
 
+try:
+    import fcntl
+
+    _HAS_LOCKS = True
+except ImportError:  # Windows
+    _HAS_LOCKS = False
+
 _TEMPORARY = re.compile(r"\..+\.\d+\.[0-9a-f]{8}\.tmp")
 _DISK_FULL = "free space there, or give another --workdir or --config.data.cache_dir"
+_LONG_AGO = 86_400.0  # seconds
+_LONGEST_END = 22 + 0xFFFF  # bytes of a ZIP's last record, with its comment
 _NOT_ALLOWED = "allow access, or give another --workdir or --config.data.cache_dir"
 _ADVICE = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _DISK_FULL),
@@ -71,30 +84,55 @@ def atomic(
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    _sweep(path.parent.glob(f".{glob.escape(path.name)}.*.tmp"))
     try:
         with open(
-            temporary, mode, opener=lambda name, flags: os.open(name, flags, permissions), **text
+            temporary, mode, opener=lambda name, flags: _locked(name, flags, permissions), **text
         ) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+            if _HAS_LOCKS:
+                os.replace(temporary, path)  # while it is locked
+        if not _HAS_LOCKS:
+            os.replace(temporary, path)  # Windows renames no open file
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def sweep_temporary(folder: str | os.PathLike, *, older_than: float = 0.0) -> None:
+def sweep_temporary(folder: str | os.PathLike) -> None:
     """Delete the temporary files that killed writers left in a folder and the folders below.
 
-    Args:
-      folder: nobody else writes into it, unless `older_than` is longer than any writing takes.
-      older_than: in seconds, by the file's time.
+    A file that is still being written is locked by its writer, and stays. Where the system has no
+    locks (Windows), files of the last day stay.
     """
-    limit = time.time() - older_than
-    for path in Path(folder).rglob(".*.tmp"):
+    _sweep(Path(folder).rglob(".*.tmp"))
+
+
+def _sweep(paths: Iterable[Path]) -> None:
+    for path in paths:
         with contextlib.suppress(OSError):
-            if _TEMPORARY.fullmatch(path.name) and path.stat().st_mtime <= limit:
+            if not _TEMPORARY.fullmatch(path.name):
+                continue
+            if not _HAS_LOCKS:
+                if path.stat().st_mtime < time.time() - _LONG_AGO:
+                    path.unlink()
+                continue
+            with open(path, "rb+") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # OSError: its writer lives
                 path.unlink()
+
+
+def _locked(name: str, flags: int, permissions: int) -> int:
+    """Open a new file and lock it until it is closed, however its process ends."""
+    while True:
+        descriptor = os.open(name, flags, permissions)
+        with contextlib.suppress(OSError):  # some file systems have no locks
+            if _HAS_LOCKS:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if not _HAS_LOCKS or os.fstat(descriptor).st_nlink:
+            return descriptor
+        os.close(descriptor)  # another process swept it before it was locked
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -110,6 +148,41 @@ def digest(value: Any, content: bytes = b"") -> str:
     True
     """
     return hashlib.sha256(content + json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def check_members(archive: zipfile.ZipFile) -> None:
+    """Raise BadZipFile where an archive holds fewer or more members than its last record counts.
+
+    A damaged length in the directory swallows the entries after it; `zipfile` does not notice.
+    """
+    file: Any = archive.fp
+    file.seek(max(0, file.seek(0, os.SEEK_END) - _LONGEST_END))
+    end = file.read()
+    at = end.rfind(b"PK\5\6") + 10
+    counted = int.from_bytes(end[at : at + 2], "little")
+    found = len(archive.infolist())
+    if counted not in (found, 0xFFFF):  # the latter: ZIP64 counts elsewhere
+        raise zipfile.BadZipFile(f"it counts {counted} members, but {found} are found")
+
+
+def open_npz(file: Any) -> Any:
+    """Return NumPy's reader of an .npz file: no pickles, and no member lost without a word.
+
+    Args:
+      file: a path, or a file that is open for reading bytes.
+
+    Raises:
+      ValueError: it holds a single array; or what NumPy and zipfile raise for damage.
+    """
+    arrays = np.load(file, allow_pickle=False)
+    if not isinstance(arrays, np.lib.npyio.NpzFile):
+        raise ValueError("it holds a single array")
+    try:
+        check_members(cast(zipfile.ZipFile, arrays.zip))
+    except BaseException:
+        arrays.close()
+        raise
+    return arrays
 
 
 def read_csv(path: str | os.PathLike, *, key: str = "") -> Iterator[tuple[int, list[str]]]:

@@ -107,6 +107,17 @@ def test_every_damaged_header_of_a_cached_array_is_computed_again(tmp_path):
         assert read is None or np.array_equal(read, values)
 
 
+def test_a_flipped_bit_by_which_statistics_lose_a_member_is_noticed(tmp_path):
+    written = {"encoders": {"image": {"bn1": {"mean": np.ones(3), "var": np.zeros(3)}}}}
+    adabn.write(tmp_path, written)
+    content = bytearray((tmp_path / adabn.FILE).read_bytes())
+    first = content.index(b"PK\1\2")  # of the directory; bytes 32 and 33: length of the comment
+    content[first + 32] ^= 0x80  # the comment swallows the entry of `var`
+    (tmp_path / adabn.FILE).write_bytes(content)
+    with pytest.raises(UserError, match="it counts 2 members, but 1 are found"):
+        adabn.read(tmp_path)
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x93NUMPY\x01\x00"])
 def test_damaged_statistics_are_named(tmp_path, content):
     (tmp_path / adabn.FILE).write_bytes(content)

@@ -224,9 +224,10 @@ def test_the_lock_is_held_when_the_config_is_compared_and_written(tmp_path, monk
     order = []
     flock, write = fcntl.flock, files.write_text
 
-    def locking(*args):
-        order.append("lock")
-        return flock(*args)
+    def locking(file, operation):
+        if getattr(file, "name", "") == str(tmp_path / ".lock"):  # not that of a temporary file
+            order.append("lock")
+        return flock(file, operation)
 
     def writing(*args):
         order.append("write")
@@ -377,3 +378,23 @@ def test_temporary_files_of_killed_writers_are_deleted_and_others_stay(tmp_path)
     prepare(tmp_path, configs.default())
     assert not left.exists()
     assert all(path.exists() for path in kept)
+
+
+def test_writing_a_file_again_deletes_what_a_killed_writer_of_it_left_and_no_other_s(tmp_path):
+    left = tmp_path / ".report.html.4711.0a1b2c3d.tmp"
+    other = tmp_path / ".report.md.4711.0a1b2c3d.tmp"
+    for path in (left, other):
+        path.touch()
+    files.write_text(tmp_path / "report.html", "whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"report.html", other.name}
+
+
+def test_two_writers_of_one_file_leave_each_other_s_temporary_files_alone(tmp_path):
+    path = tmp_path / "report.html"
+    with files.atomic(path, "w") as first:
+        first.write("first")
+        files.write_text(path, "second")  # meets the first writer's file, which is locked
+        files.sweep_temporary(tmp_path)
+        assert path.read_text() == "second"
+    assert path.read_text() == "first"
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]

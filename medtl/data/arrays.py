@@ -36,7 +36,7 @@ def write(path: Path, shape: tuple[int, ...], dtype: DTypeLike, parts: Iterable)
     """
     dtype, checksum, size = np.dtype(dtype), 0, 0
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    files.sweep_temporary(path.parent, older_than=86400)
+    files.sweep_temporary(path.parent)
     header = np.lib.format.header_data_from_array_1_0(np.empty(0, dtype)) | {"shape": shape}
     with files.atomic(path, permissions=0o600) as file:
         np.lib.format.write_array_header_1_0(file, header)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from medtl import files
 from medtl.data import clinical, labels, schema, splits
 from medtl.data import manifest as manifests
 from medtl.data.table import Table
@@ -128,7 +129,7 @@ def _of_npz(path: str, key: str, require_label: bool, task: str) -> Table:
 def _arrays(path: str, key: str) -> Mapping[str, np.ndarray]:
     if not pathlib.Path(path).is_file():
         raise UserError(f"{key}.path: there is no file {path}")
-    with damaged(f"{path} cannot be read as .npz"), np.load(path, allow_pickle=False) as file:
+    with damaged(f"{path} cannot be read as .npz"), files.open_npz(path) as file:
         return {name: file[name] for name in file.files}
 
 

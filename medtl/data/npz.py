@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from medtl import files
 from medtl.data import splits
 from medtl.data.table import Table
 from medtl.errors import UserError, damaged
@@ -88,9 +89,7 @@ def read(spec: Any, *, key: str, require_label: bool, image_size: int) -> Table:
             f"{key}.path: there is no file {path or '(empty)'}; it is the path of an .npz"
         )
     with damaged(f"{key}.path: {path} is not a readable .npz"), open(path, "rb") as file:
-        arrays = np.load(file, allow_pickle=False)
-        if not isinstance(arrays, np.lib.npyio.NpzFile):
-            raise ValueError("it holds a single array")
+        arrays = files.open_npz(file)
         _check_sizes(arrays)
         return _table(path, arrays, spec.multi_label, require_label, key, images)
 

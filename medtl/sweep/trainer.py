@@ -81,7 +81,7 @@ def _trained(arm: Arm) -> np.ndarray:
     if point.exists():
         with (
             damaged(f"{point} is damaged; delete it"),
-            np.load(io.BytesIO(point.read_bytes())) as stored,
+            files.open_npz(io.BytesIO(point.read_bytes())) as stored,
         ):
             there, probability = json.loads(str(stored["record"])), stored["probability"]
             if int(stored["checksum"]) != checksum(probability):

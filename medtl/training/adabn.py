@@ -118,7 +118,7 @@ def read(folder: Path) -> dict[str, Any]:
     advice = "run the training command again"
     with (
         damaged(f"{folder / FILE}, the statistics by adapt_batch_norm, cannot be read; {advice}"),
-        np.load(io.BytesIO((folder / FILE).read_bytes()), allow_pickle=False) as stored,
+        files.open_npz(io.BytesIO((folder / FILE).read_bytes())) as stored,
     ):
         flat = {name: stored[name] for name in stored.files}
         return {"encoders": traverse_util.unflatten_dict(flat, sep="/")}

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from medtl import files
 from medtl.errors import UserError, damaged, nearest
 from medtl.weights import families, flat_flax, keras_h5, siblings
 from medtl.weights.siblings import INDEX
@@ -223,7 +224,7 @@ def _read_npz(path: str) -> dict[str, np.ndarray]:
 
     with (
         damaged(f"config.weights.path: {path} is damaged or holds more than arrays"),
-        np.load(path, allow_pickle=False) as file,
+        files.open_npz(path) as file,
     ):
         tensors = {name: file[name] for name in file.files}
     two_bytes = np.dtype("V2")  # bfloat16, which NumPy's format has no name for

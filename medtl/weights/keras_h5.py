@@ -13,13 +13,13 @@ import re
 import shutil
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from medtl.errors import UserError
+from medtl import files
+from medtl.errors import UserError, damaged
 from medtl.models.architectures import vgg_convs
 
 EPSILON = 1.001e-5
@@ -79,20 +79,17 @@ def _open(path: str) -> Iterator[Any]:
         raise UserError(f"config.weights.path: reading {path} needs h5py: pip install medtl[keras]")
     import h5py
 
-    with contextlib.ExitStack() as files:
-        try:
+    with contextlib.ExitStack() as opened:
+        with damaged(f"config.weights.path: {path} is truncated or no Keras file"):
             content: Any = path
             if path.endswith(".keras"):
                 # On disk: in memory it would lie beside its arrays.
-                content = files.enter_context(tempfile.TemporaryFile())
-                archive = files.enter_context(zipfile.ZipFile(path))
+                content = opened.enter_context(tempfile.TemporaryFile())
+                archive = opened.enter_context(zipfile.ZipFile(path))
+                files.check_members(archive)
                 with archive.open("model.weights.h5") as member:
                     shutil.copyfileobj(member, content, 1 << 20)
-            file = files.enter_context(h5py.File(content, "r"))
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise UserError(
-                f"config.weights.path: {path} is truncated or no Keras file ({error})"
-            ) from error
+            file = opened.enter_context(h5py.File(content, "r"))
         yield file
 
 
@@ -101,16 +98,11 @@ def _read_layers(path: str) -> Layers:
 
     It is kernel, bias; or gamma, beta, moving mean, moving variance.
     """
-    with _open(path) as file:
-        try:
-            group = file.get("model_weights", file)
-            if "layers" in group and not _names(group, "layer_names"):
-                return _keras_3_layers(group["layers"], path)
-            return _layers(group)
-        except UserError:
-            raise
-        except Exception as error:  # h5py gives a damaged file's errors half a dozen types
-            raise UserError(f"config.weights.path: {path} is damaged ({error})") from error
+    with _open(path) as file, damaged(f"config.weights.path: {path} is damaged"):
+        group = file.get("model_weights", file)
+        if "layers" in group and not _names(group, "layer_names"):
+            return _keras_3_layers(group["layers"], path)
+        return _layers(group)
 
 
 def _layers(group: Any) -> Layers:
