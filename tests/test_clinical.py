@@ -1,6 +1,7 @@
 """Clinical tables from the file to the report, alone and beside images and texts."""
 
 import csv
+import html
 import json
 
 import numpy as np
@@ -78,9 +79,11 @@ def test_a_column_that_the_source_lacks_is_missing_there(tmp_path, table, capsys
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fusion", ["concat", "late", "gated"])
-def test_fusion_beats_each_modality_also_where_some_are_missing(tmp_path, fusion):
-    path = write_clinical(tmp_path / "data", 800, lacks=1 / 3)
+@pytest.mark.parametrize(
+    ("fusion", "lacks"), [("concat", 0), ("concat", 1 / 3), ("late", 1 / 3), ("gated", 1 / 3)]
+)
+def test_fusion_beats_each_modality_also_where_some_are_missing(tmp_path, fusion, lacks):
+    path = write_clinical(tmp_path / "data", 800, lacks=lacks)
     config = clinical(
         path,
         data__inputs=("image", "table", "text"),
@@ -160,6 +163,24 @@ def test_a_row_without_any_input_is_refused_or_kept_by_name(tmp_path):
     examples = domains.load(config, "target")
     assert "nobody" in examples.id
     assert examples.notes[0].endswith("(allowed: rows_without_inputs)")
+
+
+def test_a_column_that_is_allowed_is_in_the_run_and_both_reports(tmp_path):
+    path = write_clinical(tmp_path / "data", images=False)
+    head, *rows = path.read_text().splitlines()
+    rows = [f"{row},{float(row.endswith('ill')) + i / 1000}" for i, row in enumerate(rows)]
+    path.write_text("\n".join([f"{head},ward_score", *rows]) + "\n")
+    with pytest.raises(UserError, match="values of 'ward_score' predict 'well' with AUROC 1.000"):
+        preview(clinical(path))
+    config = clinical(path, data__allow_columns=("ward_score",), stages__target__epochs=1)
+    result = experiment.train(config, tmp_path / "run")
+    assert result["data"]["target"]["allowed"] == ["column: ward_score"]
+    finding = "the values of 'ward_score' predict 'well' with AUROC 1.000"
+    note = f"Accepted by config.data.allow_columns: target clinical: {finding}."
+    assert note in result["evaluation"]["notes"]
+    for name in ("report.md", "report.html"):
+        content = html.unescape((tmp_path / "run" / name).read_text())
+        assert "Accepted by config.data.allow" in content and "predict 'well'" in content
 
 
 @pytest.mark.parametrize(
