@@ -138,7 +138,9 @@ def _run(argv: list[str]) -> None:
             trust.check(configs.plugin_strings(config), folder, accept=values.accept_code)
             check.check(config)
         # What a table needs only its checkpoint shows.
-        if values.mode == "predict" and tuple(config.data.inputs) == ("image",):
+        d = config.data
+        renamed = d.source.columns or d.target.columns  # read with the model
+        if values.mode == "predict" and tuple(d.inputs) == ("image",) and not renamed:
             data.check(
                 configs.dataset(path=values.manifest),
                 key="--manifest",

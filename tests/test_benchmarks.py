@@ -268,6 +268,7 @@ PROGRAMS = {
         "--steps=2",
     ],
     "input": ["input.py", "--images=4", "--side=32", "--size=16", "--batch=2", "--rounds=1"],
+    "stream": ["stream.py", "--images=40", "--side=32", "--batch=4"],
     "scaling": [
         "scaling.py",
         "--size=8",

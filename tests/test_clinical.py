@@ -1,6 +1,7 @@
 """Clinical tables from the file to the report, alone and beside images and texts."""
 
 import csv
+import html
 import json
 
 import numpy as np
@@ -43,6 +44,84 @@ def test_a_table_to_score_may_lack_columns_and_hold_others(tmp_path, table, caps
     assert set(scores(scored)) == {"a", "b"}
 
 
+def without(path, name, *, keeps_column):
+    """Write the table without a column, or with empty cells in it, and return its path."""
+    with open(path, newline="") as file:
+        rows = [row | {name: ""} for row in csv.DictReader(file)]
+    names = [column for column in rows[0] if column != name or keeps_column]
+    other = path.with_name(f"{name}_{keeps_column}.csv")
+    with open(other, "w", newline="") as file:
+        writer = csv.DictWriter(file, names, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    return other
+
+
+def test_rows_are_scored_where_none_has_an_image(tmp_path, capsys):
+    path = write_clinical(tmp_path / "data", 60, lacks=0.3)
+    config = clinical(path, data__inputs=("image", "table"), stages__target__epochs=1)
+    config.data.allow = ("rows_without_inputs",)
+    experiment.train(config, tmp_path / "run")
+    reported = scores(tmp_path / "run" / "predictions.csv")
+    with open(path, newline="") as file:
+        lack_image = {row["id"] for row in csv.DictReader(file) if not row["image_path"]}
+    assert lack_image & set(reported)
+    for keeps_column in (True, False):
+        manifest = without(path, "image_path", keeps_column=keeps_column)
+        inference.predict(tmp_path / "run", manifest=manifest)
+        assert "lacks image_path: missing there" in capsys.readouterr().out
+        scored = scores(tmp_path / "run" / "scored.csv")
+        assert len(scored) == 60
+        for name in lack_image & set(reported):
+            assert scored[name] == pytest.approx(reported[name], abs=1e-6)
+
+
+def test_a_column_of_images_without_any_is_refused_or_left_out(tmp_path):
+    path = without(write_clinical(tmp_path / "data"), "image_path", keeps_column=True)
+    with pytest.raises(UserError, match="column image_path: every cell is empty; leave 'image'"):
+        domains.load(clinical(path, data__inputs=("image", "table")), "target")
+    examples = domains.load(clinical(path, data__inputs=("auto",)), "target")
+    assert set(examples.present) == {"table", "text"}
+
+
+@pytest.mark.parametrize("inputs", [("image", "table"), ("image",)])
+def test_images_and_ids_under_other_names_are_scored_as_in_training(tmp_path, inputs, capsys):
+    path = write_clinical(tmp_path / "data", 60)
+    path.write_text(path.read_text().replace("image_path", "xray", 1).replace("id,", "case,", 1))
+    config = clinical(path, data__inputs=inputs, stages__target__epochs=1)
+    config.data.target.columns = ("xray=image", "case=id")
+    if "table" not in inputs:
+        del config.model.encoders.table
+    experiment.train(config, tmp_path / "run")
+    assert cli.run(["--mode=predict", f"--workdir={tmp_path / 'run'}", f"--manifest={path}"]) == 0
+    assert "missing there" not in capsys.readouterr().out
+    scored, reported = (scores(tmp_path / "run" / f"{n}.csv") for n in ("scored", "predictions"))
+    assert set(reported) < set(scored)
+    for name, p in reported.items():
+        assert scored[name] == pytest.approx(p, abs=1e-6)
+    lacking = without(path, "xray", keeps_column=False)
+    if inputs == ("image",):
+        with pytest.raises(UserError, match="the row has none of the inputs image"):
+            inference.predict(tmp_path / "run", manifest=lacking)
+    else:
+        inference.predict(tmp_path / "run", manifest=lacking)
+        assert "lacks xray: missing there" in capsys.readouterr().out
+
+
+def test_an_arm_of_images_alone_scores_beside_one_of_several_inputs(tmp_path):
+    path = write_clinical(tmp_path / "data", 60)
+    config = clinical(path, data__inputs=("image", "table"), stages__target__epochs=1)
+    config.arms = ("own", "image")
+    experiment.train(config, tmp_path / "run")
+    stage_folder = tmp_path / "run" / "seed_0" / "image" / "target"
+    scored = scores(inference.predict(tmp_path / "run", manifest=path, checkpoint=stage_folder))
+    with open(tmp_path / "run" / "predictions.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["arm"] == "image"]
+    assert rows
+    for row in rows:
+        assert scored[row["id"]] == pytest.approx(float(row["prob_ill"]), abs=1e-6)
+
+
 def test_each_fold_is_preprocessed_by_its_own_train_part(tmp_path, table):
     config = clinical(table, evaluation__folds=3)
     experiment.train(config, tmp_path / "run")
@@ -78,9 +157,11 @@ def test_a_column_that_the_source_lacks_is_missing_there(tmp_path, table, capsys
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fusion", ["concat", "late", "gated"])
-def test_fusion_beats_each_modality_also_where_some_are_missing(tmp_path, fusion):
-    path = write_clinical(tmp_path / "data", 800, lacks=1 / 3)
+@pytest.mark.parametrize(
+    ("fusion", "lacks"), [("concat", 0), ("concat", 1 / 3), ("late", 1 / 3), ("gated", 1 / 3)]
+)
+def test_fusion_beats_each_modality_also_where_some_are_missing(tmp_path, fusion, lacks):
+    path = write_clinical(tmp_path / "data", 800, lacks=lacks)
     config = clinical(
         path,
         data__inputs=("image", "table", "text"),
@@ -160,6 +241,24 @@ def test_a_row_without_any_input_is_refused_or_kept_by_name(tmp_path):
     examples = domains.load(config, "target")
     assert "nobody" in examples.id
     assert examples.notes[0].endswith("(allowed: rows_without_inputs)")
+
+
+def test_a_column_that_is_allowed_is_in_the_run_and_both_reports(tmp_path):
+    path = write_clinical(tmp_path / "data", images=False)
+    head, *rows = path.read_text().splitlines()
+    rows = [f"{row},{float(row.endswith('ill')) + i / 1000}" for i, row in enumerate(rows)]
+    path.write_text("\n".join([f"{head},ward_score", *rows]) + "\n")
+    with pytest.raises(UserError, match="values of 'ward_score' predict 'well' with AUROC 1.000"):
+        preview(clinical(path))
+    config = clinical(path, data__allow_columns=("ward_score",), stages__target__epochs=1)
+    result = experiment.train(config, tmp_path / "run")
+    assert result["data"]["target"]["allowed"] == ["column: ward_score"]
+    finding = "the values of 'ward_score' predict 'well' with AUROC 1.000"
+    note = f"Accepted by config.data.allow_columns: target clinical: {finding}."
+    assert note in result["evaluation"]["notes"]
+    for name in ("report.md", "report.html"):
+        content = html.unescape((tmp_path / "run" / name).read_text())
+        assert "Accepted by config.data.allow" in content and "predict 'well'" in content
 
 
 @pytest.mark.parametrize(

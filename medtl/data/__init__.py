@@ -162,13 +162,13 @@ def load(
     image: Any = None
     contents: list[bytes] = []
     if "image" in table.present or (table.columns is None and not table.inputs):
-        shown = table.with_image
-        image, contents = caches.load(shown, **settings)
-        if require_label:
+        shown, shape = table.with_image, (image_size, image_size, channels)
+        image, contents = caches.load(shown, **settings) if len(shown) else (None, [])
+        if require_label:  # then some row has an image: `clinical` refuses others
             notes = leaks.within(shown, image, allow=rules.allow, all_held_out=all_held_out)
             table = dataclasses.replace(table, notes=(*table.notes, *notes))
         if len(shown) < len(table):
-            image, contents = clinical.with_blanks(table, image, contents)
+            image, contents = clinical.with_blanks(table, image, contents, shape)
     contents += [clinical.digest(table.columns)] if table.columns else []
     contents += [np.ascontiguousarray(values).tobytes() for values in table.inputs.values()]
     return tables.examples(table, image, contents)
@@ -230,7 +230,7 @@ def _table(
         )
     answer: dict[str, Any] = {"require_label": require_label}
     answer |= {"task": rules.task} if kind.has_task else {}
-    if "table" in kind.inputs and (tuple(inputs) != ("image",) or spec.columns):
+    if "table" in kind.inputs and (tuple(inputs) != ("image",) or spec.columns or roles):
         table = clinical.read(
             spec, key=key, inputs=inputs, roles=roles, allow=rules.allow, **answer
         )

@@ -50,8 +50,9 @@ def read(
       key: the config key by which errors name this data set.
       require_label: False for examples to be scored; the column of labels is then ignored.
       inputs: those of the model: "image", "table", "text", "features"; or "auto" alone.
-      roles: column -> role, for every column that is an input, of the run that scores; other
-        columns are ignored, and those that are absent are missing. None: roles are inferred.
+      roles: column -> role, for every column that is an input, of the run that scores, and for
+        images and ids under another name; other columns are ignored, and those that are absent are
+        missing. None: roles are inferred.
       task: one of `values.TASKS`, what the label is.
       allow: names of `values.CHECKS`.
 
@@ -92,14 +93,15 @@ def _read(
         given = schema.overrides(texts, header, key=f"{key}.columns")
     else:
         known = dict(roles)
-        given = {name: known.get(name, "ignore") for name in header if name not in _SPECIAL}
+        own = [name for name in header if name in known or name not in _SPECIAL]
+        given = {name: known.get(name, "ignore") for name in own}
     label = next((name for name, role in given.items() if role == "label"), label)
     columns = schema.infer(header, sheet.column, given, label=label, where=sheet.where)
     sheet = dataclasses.replace(sheet, columns=_renamed(sheet.columns, given))
     if require_label:
         manifests._require(sheet, label, f"{key}.label")
     manifests._refuse_near_misses(sheet, label)
-    has_image = _has_image(sheet, inputs, flag)
+    has_image = _has_image(sheet, inputs, flag, is_scored=roles is not None)
     return table_of(
         sheet, label, multi_label, columns, require_label, has_image=has_image, task=task
     )
@@ -124,10 +126,21 @@ def _renamed(columns: Mapping[str, int], given: Mapping[str, str]) -> dict[str, 
     return named
 
 
-def _has_image(sheet: Any, inputs: Sequence[str], flag: str) -> bool:
+def _has_image(sheet: Any, inputs: Sequence[str], flag: str, *, is_scored: bool) -> bool:
+    """Return whether images are read; rows to be scored by other inputs may all lack them."""
+    if "image" in inputs and is_scored:
+        return True
     if "image" in inputs:
         manifests._require(sheet, "image_path", flag)
-    return "image_path" in sheet.columns and ("image" in inputs or AUTO in inputs)
+    elif AUTO not in inputs or "image_path" not in sheet.columns:
+        return False
+    is_empty = all(map(labels.is_missing, sheet.column("image_path")))
+    if is_empty and "image" in inputs:
+        raise UserError(
+            f"{sheet.path}, column image_path: every cell is empty; leave 'image' out of "
+            "config.data.inputs"
+        )
+    return not is_empty
 
 
 def table_of(
@@ -158,7 +171,7 @@ def table_of(
         answers, classes = manifests._answers(sheet, label, multi_label=multi_label, task=task)
     names = [""] * n
     if has_image:
-        cells = sheet.column("image_path")
+        cells = sheet.column("image_path") if "image_path" in sheet.columns else names
         names = ["" if labels.is_missing(cell) else cell for cell in cells]
     return Table(
         name=path.parent.resolve().name if path.stem == "manifest" else path.stem,
@@ -252,20 +265,26 @@ def _check_inputs(
 
 
 def with_blanks(
-    table: Table, image: np.ndarray | ImageSource, contents: Sequence[bytes]
+    table: Table,
+    image: np.ndarray | ImageSource | None,
+    contents: Sequence[bytes],
+    shape: tuple[int, int, int],
 ) -> tuple[np.ndarray | ImageSource, list[bytes]]:
     """Return images and digests for every row: those of the rows that have one, else black.
 
     Args:
       table: all rows.
-      image: the images of the rows that have one.
+      image: the images of the rows that have one; None: no row has one.
       contents: their digests.
+      shape: of an image.
     """
+    blank = np.zeros(shape, np.uint8)
+    if image is None:
+        return np.broadcast_to(blank, (len(table), *shape)), [b""] * len(table)
     rows = np.flatnonzero(table.present["image"])
     position = np.full(len(table), -1)
     position[rows] = np.arange(len(rows))
     digests = [contents[i] if i >= 0 else b"" for i in position]
-    blank = np.zeros_like(np.asarray(image[0]))
     if type(image) is np.ndarray:
         return np.where((position >= 0)[:, None, None, None], image[position], blank), digests
     return WithBlanks(image, position, blank), digests

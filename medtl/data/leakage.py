@@ -96,7 +96,8 @@ def check(
             f"prediction, set config.data.allow_columns={names!r}"
         )
     return [
-        f"{where}: {f}{' (allowed)' if f.is_refused else '; is it known at prediction?'}"
+        f"{where}: {f}"
+        + (" (allowed: allow_columns)" if f.is_refused else "; is it known at prediction?")
         for f in found
     ]
 

@@ -66,14 +66,20 @@ def accepted(cards: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return a note for each finding about the data that the config accepts.
 
     Args:
-      cards: the data cards; a note of an accepted finding ends in "(allowed: NAME)".
+      cards: the data cards; a note of an accepted finding ends in "(allowed: NAME)", where NAME is
+        that of a check, or "allow_columns" for a column that may give the label away.
 
     >>> accepted([{"notes": ["a.csv: 2 images have a copy: 'x' = 'y' (allowed: copies)"]}])
     ['Accepted by config.data.allow: a.csv: 2 images have a copy.']
     """
-    notes = [note for card in cards for note in card.get("notes", ()) if "(allowed: " in note]
-    findings = [note.partition(": '")[0].partition(" (allowed: ")[0] for note in notes]
-    return [f"Accepted by config.data.allow: {finding}." for finding in findings]
+    made = []
+    for note in (note for card in cards for note in card.get("notes", ())):
+        finding, is_accepted, check = note.removesuffix(")").rpartition(" (allowed: ")
+        if is_accepted:
+            field = check if check == "allow_columns" else "allow"
+            without_ids = finding.partition(": '")[0]
+            made.append(f"Accepted by config.data.{field}: {without_ids}.")
+    return made
 
 
 def _few(e: Evaluated, classes: Sequence[str]) -> list[str]:

@@ -297,6 +297,7 @@ def _data_card(e: Examples, config: Any) -> dict[str, Any]:
         "allowed": [
             *(f"weights: {pattern}" for pattern in config.weights.allow),
             *(f"data: {name}" for name in config.data.allow),
+            *(f"column: {name}" for name in config.data.allow_columns),
         ],
         "notes": list(e.notes),
     }

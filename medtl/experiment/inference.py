@@ -128,20 +128,38 @@ def _examples(stored: Stored, manifest: str) -> Examples:
             f"--mode=predict reads images and tables, but {stored.name} also needs "
             f"{', '.join(unread)}"
         )
-    layout = Layout.from_json(made["layout"]) if made else None
+    # An arm of images alone reads no cells, whatever other arms of the run read.
+    layout = Layout.from_json(made["layout"]) if made and set(inputs) & set(OF_CELLS) else None
     kind = c.data[stored.domain].kind if is_features else "manifest"
-    examples = unlabelled(c, manifest, inputs, layout.roles if layout else None, kind=kind)
+    roles = _roles(layout, c.data[stored.domain].columns)
+    examples = unlabelled(c, manifest, inputs, roles or None, kind=kind)
     if layout is None or made is None:
         if is_features:
             _check_length(stored, examples, manifest)
         return examples
-    if lacking := layout.lacking(examples.columns):
+    lacking = layout.lacking(examples.columns)
+    if "image" in inputs and not examples.present["image"].any():
+        names = [name for name, role in roles.items() if role == "image"]
+        lacking.insert(0, (names or ["image_path"])[-1])
+    if lacking:
         print(f"{manifest} lacks {', '.join(lacking)}: missing there")
     encoded = layout.encode(examples.columns, len(examples))
     fitted = Fitted.from_json(made["fitted"][stored.domain])
     cells = {n: v for n, v in apply(layout, fitted, encoded).items() if n in inputs}
     examples = dataclasses.replace(examples, inputs={**examples.inputs, **cells})
     return with_present(examples, inputs)
+
+
+def _roles(layout: Layout | None, given: Sequence[str]) -> dict[str, str]:
+    """Return the roles of the columns that scoring reads: inputs, images and ids.
+
+    Args:
+      layout: of the inputs; None: the model reads no cells.
+      given: the roles in the config, "COLUMN=ROLE".
+    """
+    pairs = (text.rpartition("=")[::2] for text in given)
+    read = ("image", "id", "patient_id", "ignore")
+    return {name: role for name, role in pairs if role in read} | (layout.roles if layout else {})
 
 
 def _check_length(stored: Stored, examples: Examples, path: str) -> None:

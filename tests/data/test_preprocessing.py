@@ -8,8 +8,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from medtl.data import preprocessing, schema
+from medtl.data.prepared import Tables
 from medtl.data.preprocessing import Fitted, Layout
 from medtl.data.schema import Column, Columns
+from medtl.examples import Examples
 
 
 def settings(numbers="standard", **fields):
@@ -118,6 +120,38 @@ def test_a_column_that_one_domain_lacks_is_missing_there_and_named():
         [-1.0, 0.0, 1.0],
         [1.0, 0.0, 1.0],
     ]
+
+
+@pytest.mark.parametrize("scope", ["domain", "pooled"])
+def test_numbers_are_standardized_by_the_train_rows_of_each_domain_or_of_both(scope):
+    rng = np.random.default_rng(0)
+    crp = {"source": rng.normal(5, 1, 60), "target": rng.normal(300, 40, 40)}  # mg/dl, mg/l
+    examples = {}
+    for domain, values in crp.items():
+        n = len(values)
+        examples[domain] = Examples(
+            name=domain,
+            inputs={},
+            label=np.arange(n) % 2,
+            id=np.array([f"{domain}{i}" for i in range(n)]),
+            split=np.where(np.arange(n) < n // 2, "train", "test"),
+            patient=None,
+            weight=np.ones(n, np.float32),
+            classes=("well", "ill"),
+            fingerprint="",
+            split_hash="",
+            columns=columns(crp=("numeric", values)),
+        )
+    config = ConfigDict({"inputs": ("table",), "preprocessing": settings(scope=scope)})
+    config.preprocessing.mask_synonyms = False
+    tables = Tables.of(examples, config)
+    prepared = tables.prepared(examples, tables.fitted(examples))
+    train = {domain: values[: len(values) // 2] for domain, values in crp.items()}
+    both = np.concatenate(list(train.values()))
+    for domain, values in crp.items():
+        fitted_on = train[domain] if scope == "domain" else both
+        expected = (values - fitted_on.mean()) / fitted_on.std()
+        np.testing.assert_allclose(prepared[domain].inputs["table"][:, 0], expected, rtol=1e-4)
 
 
 def test_codes_in_one_domain_and_numbers_in_the_other_get_one_role():
