@@ -35,6 +35,27 @@ def test_the_last_and_the_best_are_kept_also_when_the_run_was_interrupted(tmp_pa
     store.close()
 
 
+@pytest.mark.parametrize("gone", ["state/ocdbt.process_0", "state", "metrics", "record", "*"])
+def test_a_checkpoint_that_was_half_deleted_is_deleted(tmp_path, gone):
+    """The process was killed while it deleted checkpoint 3, as 4 was written."""
+    with Store(tmp_path) as store:
+        for step in (2, 3):
+            store.save(step, STATE, {}, score=SCORES[step])
+        store.wait()
+        shutil.copytree(tmp_path / "checkpoints/3", tmp_path / "copy")
+        store.save(4, STATE, {})
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2", "4"]
+    half = tmp_path / "checkpoints/3"
+    (tmp_path / "copy").rename(half)
+    for path in half.glob(gone):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with Store(tmp_path) as store:
+        assert (store.chosen_step(), store.last_step) == (2, 4)
+        store.prune()
+        store.restore(2, STATE)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2", "4"]
+
+
 def test_a_better_score_is_recognised_also_when_the_run_was_interrupted(tmp_path):
     with Store(tmp_path) as store:
         assert not store.improves(float("nan")) and not store.improves(None)

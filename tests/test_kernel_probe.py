@@ -19,6 +19,7 @@ from medtl.errors import UserError
 from medtl.experiment import experiment, inference
 from medtl.models.kernel import KernelHead
 from medtl.training import kernels, probe
+from medtl.training.factory import Components
 from medtl.training.probe import KernelProbe
 
 CV = "KernelProbe(C='cv', grid=(0.1, 10.0), gammas=(0.3, 1.0), folds=3, centres=80)"
@@ -172,14 +173,23 @@ def test_wrong_options_are_refused(options, message):
         ({"stages__target__epochs": 2}, "does not train further, but epochs is 2; set"),
         ({"stages__source__head_start": FIXED}, "stages.source.head_start .* take 'LinearProbe'"),
         ({"stages__target__adapt_batch_norm": True}, "adapt_batch_norm is True, which moves"),
-        ({"model__hidden": (4,)}, "a kernel head, but config.model.hidden is"),
+        ({"model__hidden": (4,)}, "a head of one layer, but config.model.hidden is"),
         ({"arms": ("target_only", "transfer")}, "the arm 'transfer' trains on the source; leave"),
-        ({"data__task": "ordinal"}, "of classes, but config.data.task is 'ordinal'"),
+        (
+            {"data__task": "ordinal", "data__grades": ("healthy", "infiltrate", "nodule")},
+            "for classes, but config.data.task is 'ordinal'",
+        ),
     ],
 )
-def test_what_a_kernel_head_cannot_do_is_refused_without_jax(fields, message):
+def test_what_a_kernel_head_cannot_do_is_refused_before_data_are_read(fields, message):
+    config = changed(stage_of(FIXED, ""), **fields)
+
+    def checked():
+        check.check(config)
+        Components.create(config)
+
     with pytest.raises(UserError, match=message):
-        check.check(changed(stage_of(FIXED, "weights.safetensors"), **fields))
+        checked()
 
 
 def test_random_encoders_have_no_kernel_head(tmp_path):

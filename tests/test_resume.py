@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,6 +71,17 @@ def test_resident_data_trains_like_streamed_data_and_resumes_bit_for_bit(tmp_pat
     for name in ("predictions.csv", "seed_0/transfer/target/log.jsonl"):
         stopped, straight = (tmp_path / folder / name for folder in ("stopped", "resident"))
         assert stopped.read_bytes() == straight.read_bytes()
+
+
+def test_a_checkpoint_that_a_killed_run_half_deleted_is_gone_after_the_next(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    checkpoints = folder / "seed_0/transfer/target/checkpoints"
+    kept = sorted(path.name for path in checkpoints.iterdir())
+    shutil.copytree(checkpoints / kept[0], checkpoints / "1")
+    shutil.rmtree(checkpoints / "1/state")
+    experiment.train(tiny(arms=("transfer",)), folder)
+    assert sorted(path.name for path in checkpoints.iterdir()) == kept
 
 
 def test_another_config_is_refused_and_changes_nothing(finished):

@@ -89,7 +89,10 @@ def test_a_random_backbone_takes_no_part(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"head_start": PROBE, "model__hidden": (4,)}, "a linear head, but config.model.hidden is"),
+        (
+            {"head_start": PROBE, "model__hidden": (4,)},
+            "one layer, but config.model.hidden is",
+        ),
         ({"wise": (0.5,)}, "wise goes back to .* head is random; set head_start"),
         ({"wise": (0.5, 2.0)}, "wise .* must be"),
         ({"swa": 0.5, "ema": 0.9}, "swa and ema are two averages"),

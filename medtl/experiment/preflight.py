@@ -18,7 +18,6 @@ from flax import linen as nn
 
 from medtl import config as configs
 from medtl import data, plugins
-from medtl.config import tuning_check
 from medtl.data.order import order_of
 from medtl.errors import UserError
 from medtl.experiment import baselines, head_start, source_weights
@@ -27,7 +26,7 @@ from medtl.experiment.setup import Experiment
 from medtl.experiment.splits import Split
 from medtl.experiment.stage import Stage, counts_of
 from medtl.experiment.trials import Trial
-from medtl.training import adabn, batch_norm, factory, probe, tracing
+from medtl.training import adabn, batch_norm, factory, own_head, probe, tracing
 from medtl.training.objective import DOMAINS, Objective
 
 _MOST_REPEATS = 16  # of an example in one batch
@@ -86,7 +85,7 @@ def _check_one(
             continue
         if arm.experiment is not experiment:
             _check_encoders(arm.experiment)
-        _check_kernel_head(arm)
+        _check_own_head(arm)
         for stage in experiment.stages(name):
             _check_stage(arm.experiment, name, stage)
             _check_own_batch_norm(arm, stage, splits)
@@ -192,13 +191,13 @@ def _check_encoders(experiment: Experiment) -> None:
             )
 
 
-def _check_kernel_head(arm: Arm) -> None:
-    """Refuse a kernel head on random features, on which it would not be fitted."""
-    text = arm.config.stages.target.head_start
-    if tuning_check.is_kernel(text) and head_start.is_left_out(arm.initial()):
+def _check_own_head(arm: Arm) -> None:
+    """Refuse a head of its own on random features, on which it would not be fitted."""
+    if own_head.of(arm.config) and head_start.is_left_out(arm.initial()):
         raise UserError(
-            f"config.stages.target.head_start is {text!r}, but the encoders of the arm {arm.name!r}"
-            " have random weights; name weights in config.weights.path, or take another arm"
+            f"config.stages.target.head_start is {arm.config.stages.target.head_start!r}, but the "
+            f"encoders of the arm {arm.name!r} have random weights; name weights in "
+            "config.weights.path, or take another arm"
         )
 
 

@@ -99,6 +99,8 @@ class Stage:
                 tried = self.arm.trial.values
                 provenance.check_same(store.record(first), record, store.folder, tried)
                 state = store.restore(first, state)
+                if e.training:
+                    store.prune()
             if first != self.steps:
                 try:
                     self._fit(state, store, first or 0)

@@ -275,6 +275,16 @@ class Store:
                 if ranked and ranked["score"] > -sys.float_info.max:
                     yield ranked
 
+    def prune(self) -> None:
+        """Delete checkpoints that are neither the last nor the best; a killed deletion leaves one.
+
+        Nobody else writes into the folder.
+        """
+        kept = {self.last_step, *([self._best["step"]] if self._best else [])}
+        for step in self.steps():
+            if step not in kept:
+                self._manager.delete(step)
+
     def wait(self) -> None:
         """Wait until everything is on disk."""
         self._manager.wait_until_finished()

@@ -15,17 +15,15 @@ from flax import linen as nn
 
 from medtl import config as configs
 from medtl import models, plugins, weights
-from medtl.config import tuning_check
 from medtl.data.augment import Augmentation
 from medtl.errors import UserError
 from medtl.examples import Examples, Normalization, parse_normalization
 from medtl.models import architectures
 from medtl.models.encoders import DEFAULTS
 from medtl.models.fusion import LateHead
-from medtl.models.kernel import KernelHead
 from medtl.models.model import Head, Model
 from medtl.models.ordinal import CumulativeLinkHead
-from medtl.training import balance, conflicts, optimizers, rates, tracing, trainable
+from medtl.training import balance, conflicts, optimizers, own_head, rates, tracing, trainable
 from medtl.training.log import Logger
 from medtl.training.objective import Loss, Objective, Term
 from medtl.training.parallel import Parallel
@@ -75,7 +73,9 @@ class Components:
         for name, stage in config.stages.items():
             optimizers.optimizer(stage, steps=1, key=f"config.stages.{name}")
             if stage.head_start:
-                _resolved(stage.head_start, f"stages.{name}.head_start")()
+                made = _resolved(stage.head_start, f"stages.{name}.head_start")()
+                if own_head.is_own(made):
+                    own_head.check(config, name)
         samplers = {
             name: _resolved(stage.sampler, f"stages.{name}.sampler")
             for name, stage in config.stages.items()
@@ -191,10 +191,8 @@ def model_for(
             dropout=c.dropout,
             prior=(priors or {}).get(domain),
         )
-    start = config.stages.target.head_start
-    if tuning_check.is_kernel(start):
-        centres = _resolved(start, "stages.target.head_start")().centres
-        heads[head_of["target"]] = functools.partial(KernelHead, len(classes["target"]), centres)
+    if classifier := own_head.of(config):
+        heads[head_of["target"]] = functools.partial(classifier.head_module, len(classes["target"]))
     encoders = _encoders(config, axis_name, epsilon)
     if c.fusion == "late" and len(encoders) > 1:
         heads = {

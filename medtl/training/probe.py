@@ -22,7 +22,8 @@ from sklearn.utils.validation import has_fit_parameter
 
 from medtl.data import splits
 from medtl.errors import UserError
-from medtl.training import kernels, logistic
+from medtl.models.kernel import KernelHead
+from medtl.training import kernels, logistic, own_head
 
 GRID = tuple(10.0**k for k in range(-5, 4))
 KERNEL_GRID = GRID[3:]  # a kernel separates what a linear head does not, and needs less penalty
@@ -232,6 +233,10 @@ class KernelProbe(LinearProbe):
         x = (x - self.mean_) / self.scale_
         return self.map_.kernel(x) @ self.coefficients_ + self.intercept_
 
+    def head_module(self, classes: int) -> KernelHead:
+        """Return the head that `head` gives the parameters of."""
+        return KernelHead(classes, self.centres)
+
     def head(self) -> dict[str, np.ndarray]:
         """Return the parameters of `medtl.models.kernel.KernelHead`, padded to its centres."""
         padding = ((0, self.centres - len(self.coefficients_)), (0, 0))
@@ -247,19 +252,19 @@ class KernelProbe(LinearProbe):
 
 
 def head(model: Any, classes: int, *, key: str) -> dict[str, Any]:
-    """Return a fitted linear classifier as the parameters of a linear head, or a kernel probe's.
+    """Return a fitted classifier as the parameters of a linear head, or of its own.
 
     Args:
-      model: with `coef_` [K, D], or [1, D] of two classes, `intercept_` and `classes_`; or a
-        `KernelProbe`.
+      model: with `coef_` [K, D], or [1, D] of two classes, `intercept_` and `classes_`; or
+        one with a head of its own, see `own_head`.
       classes: K.
       key: the config's key, for errors.
 
     Raises:
       UserError: the classifier is not linear, or has not seen every class.
     """
-    if isinstance(model, KernelProbe):
-        _check_classes(len(model.intercept_), classes, key)
+    if own_head.is_own(model):
+        _check_classes(len(model.classes_), classes, key)
         return model.head()
     kernel = np.atleast_2d(getattr(model, "coef_", np.zeros((0, 0))))
     if not kernel.size:
