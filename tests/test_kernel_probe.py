@@ -25,6 +25,38 @@ from medtl.training.probe import KernelProbe
 CV = "KernelProbe(C='cv', grid=(0.1, 10.0), gammas=(0.3, 1.0), folds=3, centres=80)"
 FIXED = "KernelProbe(C=10.0, gammas=(0.5,), centres=80)"
 
+NEAREST = """
+import numpy as np
+from flax import linen as nn
+from scipy.special import softmax
+
+
+class Distances(nn.Module):
+    classes: int
+
+    @nn.compact
+    def __call__(self, features, keys=None):
+        shape = (self.classes, features.shape[-1])
+        centres = self.param("centres", nn.initializers.zeros, shape)
+        return -((features[:, None] - centres) ** 2).sum(axis=-1)
+
+
+class Nearest:
+    def fit(self, x, y):
+        self.classes_ = np.unique(y)
+        self.centres_ = np.stack([x[y == k].mean(axis=0) for k in self.classes_])
+        return self
+
+    def predict_proba(self, x):
+        return softmax(-((x[:, None] - self.centres_) ** 2).sum(axis=-1), axis=1)
+
+    def head_module(self, classes):
+        return Distances(classes)
+
+    def head(self):
+        return {"centres": self.centres_.astype(np.float32)}
+"""
+
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
@@ -205,6 +237,18 @@ def test_a_stage_is_the_machine_that_an_arm_is_in_each_fold(tmp_path, weights):
     config.arm.probe = arm("weights", source_stage=False, joint=False, estimator=CV)
     experiment.train(config, tmp_path)
     assert_arms_agree(tmp_path, *config.arms, atol=1e-4)
+
+
+def test_a_classifier_of_the_user_s_brings_its_own_head(tmp_path, weights):
+    (tmp_path / "nearest.py").write_text(NEAREST)
+    text = f"{tmp_path}/nearest.py:Nearest"
+    config = changed(stage_of(text, weights), arms=("target_only", "alone"))
+    config.arm.alone = arm("weights", source_stage=False, joint=False, estimator=text)
+    experiment.train(config, tmp_path / "run")
+    assert_arms_agree(tmp_path / "run", *config.arms, atol=1e-4)
+    config.stages.target.epochs = 1
+    with pytest.raises(UserError, match="a head of its own, which does not train further"):
+        experiment.train(config, tmp_path / "other")
 
 
 def test_a_checkpoint_restores_the_head_and_evaluation_repeats_its_figures(tmp_path, weights):
