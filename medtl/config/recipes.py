@@ -185,7 +185,7 @@ def _labels(config: ConfigDict) -> int:
         key="config.data.target",
         rules=data.FileRules.of(config.data),
         inputs=config.data.inputs,
-        whole=is_cross_validated(config),
+        all_splits=is_cross_validated(config),
     )
     if made is None:
         raise UserError(

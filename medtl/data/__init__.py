@@ -63,7 +63,7 @@ def train_labels(
     key: str,
     rules: FileRules = _NO_RULES,
     inputs: Sequence[str] = ("image",),
-    whole: bool = False,
+    all_splits: bool = False,
 ) -> int | None:
     """Return the number of examples to train on, without decoding images.
 
@@ -72,7 +72,7 @@ def train_labels(
       key: its config key.
       rules: as in `load`.
       inputs: as in `load`.
-      whole: count those of val and test, too.
+      all_splits: count those of val and test, too.
 
     Returns:
       The number; None for a kind that has to be read in full.
@@ -84,7 +84,7 @@ def train_labels(
     if kind.is_user or kind.check is not None:
         return None
     table = _table(spec, kind, key, True, True, rules, image_size=0, inputs=inputs)
-    return len(table) if whole else int(np.sum(table.split == "train"))
+    return len(table) if all_splits else int(np.sum(table.split == "train"))
 
 
 def load(
@@ -128,42 +128,32 @@ def load(
     Raises:
       UserError: for any mistake in the data, with file, line and column.
     """
-    for name, value, choices in (("resize", resize, images.RESIZE), ("cache", cache, caches.KINDS)):
-        if value not in choices:
-            raise UserError(f"config.data.{name} is {value!r}{nearest(value, choices)}")
-    if channels not in (1, 3):
-        raise UserError(f"config.data.channels is {channels}; it can be 1 (grey) or 3 (RGB)")
-    if image_size < 1:
-        raise UserError(f"config.data.image_size is {image_size}; it must be 1 or more")
-    kind = _kind(spec, key)
+    _check_settings(image_size=image_size, channels=channels, resize=resize, cache=cache)
+    kind, shape = _kind(spec, key), (image_size, image_size, channels)
     if kind.is_user:
         examples = kind.read(spec, image_size=image_size, channels=channels, resize=resize)
-        shape = (image_size, image_size, channels)
         rows = user.checked(examples, f"{key}.kind: {spec.kind}", shape, task=rules.task)
         rows = _complete(rows, spec, kind, key, require_label, require_train, rules, all_held_out)
         notes = (*examples.notes, *rows.notes)
         if require_label and "image" in examples.inputs:
-            allow, own = rules.allow, examples.image
-            notes += leaks.within(rows, own, allow=allow, all_held_out=all_held_out)
+            notes += leaks.within(
+                rows, examples.image, allow=rules.allow, all_held_out=all_held_out
+            )
         return dataclasses.replace(examples, notes=notes)
     table = _table(
         spec, kind, key, require_label, require_train, rules,
         image_size=image_size, inputs=inputs,
         all_held_out=all_held_out, roles=roles,
     )  # fmt: skip
-    settings: dict[str, Any] = dict(
-        size=image_size,
-        channels=channels,
-        resize=resize,
-        cache=cache,
-        cache_dir=cache_dir,
-        rules=rules,
-    )
     image: Any = None
     contents: list[bytes] = []
     if "image" in table.present or (table.columns is None and not table.inputs):
-        shown, shape = table.with_image, (image_size, image_size, channels)
-        image, contents = caches.load(shown, **settings) if len(shown) else (None, [])
+        shown = table.with_image
+        if len(shown):
+            image, contents = caches.load(
+                shown, size=image_size, channels=channels, resize=resize, cache=cache,
+                cache_dir=cache_dir, rules=rules,
+            )  # fmt: skip
         if require_label:  # then some row has an image: `clinical` refuses others
             notes = leaks.within(shown, image, allow=rules.allow, all_held_out=all_held_out)
             table = dataclasses.replace(table, notes=(*table.notes, *notes))
@@ -172,6 +162,16 @@ def load(
     contents += [clinical.digest(table.columns)] if table.columns else []
     contents += [np.ascontiguousarray(values).tobytes() for values in table.inputs.values()]
     return tables.examples(table, image, contents)
+
+
+def _check_settings(*, image_size: int, channels: int, resize: str, cache: str) -> None:
+    for name, value, choices in (("resize", resize, images.RESIZE), ("cache", cache, caches.KINDS)):
+        if value not in choices:
+            raise UserError(f"config.data.{name} is {value!r}{nearest(value, choices)}")
+    if channels not in (1, 3):
+        raise UserError(f"config.data.channels is {channels}; it can be 1 (grey) or 3 (RGB)")
+    if image_size < 1:
+        raise UserError(f"config.data.image_size is {image_size}; it must be 1 or more")
 
 
 def fractions(spec: Any, *, key: str = "config.data") -> tuple[float, ...]:

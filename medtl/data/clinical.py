@@ -92,9 +92,12 @@ def _read(
     if roles is None:
         given = schema.overrides(texts, header, key=f"{key}.columns")
     else:
-        known = dict(roles)
-        own = [name for name in header if name in known or name not in _SPECIAL]
-        given = {name: known.get(name, "ignore") for name in own}
+        role_of = dict(roles)
+        given = {
+            name: role_of.get(name, "ignore")
+            for name in header
+            if name in role_of or name not in _SPECIAL
+        }
     label = next((name for name, role in given.items() if role == "label"), label)
     columns = schema.infer(header, sheet.column, given, label=label, where=sheet.where)
     sheet = dataclasses.replace(sheet, columns=_renamed(sheet.columns, given))

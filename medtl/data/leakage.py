@@ -82,12 +82,12 @@ def check(
     """
     if is_quantity(label):
         label, classes = (label > np.median(label)).astype(np.int32), _HALVES
-    found = [
+    telling = [
         f
         for f in findings(columns, inputs, label, classes, texts)
         if f.auroc > WARNED or f.is_refused
     ]
-    refused = [f for f in found if f.is_refused and f.column not in allow]
+    refused = [f for f in telling if f.is_refused and f.column not in allow]
     if refused:
         names = tuple(dict.fromkeys(f.column for f in refused))
         raise UserError(
@@ -98,7 +98,7 @@ def check(
     return [
         f"{where}: {f}"
         + (" (allowed: allow_columns)" if f.is_refused else "; is it known at prediction?")
-        for f in found
+        for f in telling
     ]
 
 
@@ -157,8 +157,8 @@ def _best(
     is_coded: bool = False,
 ) -> Iterator[Finding]:
     best = Finding(column, kind, "", 0.0)
-    for name, known, y in _by_class(label, classes):
-        x = score[known]
+    for name, labelled, y in _by_class(label, classes):
+        x = score[labelled]
         if is_coded:
             x = _share_of_others(x.astype(int), y)
         area = auroc(y, x)
@@ -173,8 +173,8 @@ def _best_word(
     column: str, values: np.ndarray, label: np.ndarray, classes: tuple[str, ...]
 ) -> Iterator[Finding]:
     best = Finding(column, "", "", 0.0)
-    for name, known, y in _by_class(label, classes):
-        word, area = telltale.best_word(values[known], y)
+    for name, labelled, y in _by_class(label, classes):
+        word, area = telltale.best_word(values[labelled], y)
         if area > best.auroc:
             best = Finding(column, f"texts with {word!r}", name, area)
     if best.name:
@@ -190,10 +190,10 @@ def _by_class(
         numbered = numbered[1:]  # the other has the same area
     for k, name in numbered:
         is_class = label[:, k] == 1 if label.ndim == 2 else label == k
-        known = ~np.isnan(label[:, k]) if label.ndim == 2 else label >= 0
-        y = is_class[known]
+        labelled = ~np.isnan(label[:, k]) if label.ndim == 2 else label >= 0
+        y = is_class[labelled]
         if min(y.sum(), len(y) - y.sum()) >= _LEAST:
-            yield name, known, y
+            yield name, labelled, y
 
 
 def _share_of_others(codes: np.ndarray, y: np.ndarray) -> np.ndarray:

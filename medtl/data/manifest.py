@@ -273,5 +273,5 @@ def _files(sheet: _Sheet, names: list[str], folder: pathlib.Path) -> Files:
             f"images are missing: {listed}"
             f"{more}; paths are relative to {os.path.dirname(sheet.path) or '.'}{hint}"
         )
-    found = [file for file in files if file]  # none, where no row of a table has an image
-    return Files(tuple(path for path, _ in found), tuple(frame for _, frame in found))
+    located = [file for file in files if file]  # none, where no row of a table has an image
+    return Files(tuple(path for path, _ in located), tuple(frame for _, frame in located))

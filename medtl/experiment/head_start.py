@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from medtl import config as configs
 from medtl import plugins
-from medtl.training import probe
+from medtl.training import own_head, probe
 
 if TYPE_CHECKING:
     from medtl.experiment.stage import Stage, Weights
@@ -40,9 +39,9 @@ def variables(stage: Stage) -> Any:
     if not text or is_left_out(stage.start):
         return given
     e, examples = stage.arm.experiment, stage.arm.examples[stage.name]
-    path, rows = f"stages.{stage.name}.head_start", examples.indices("train")
-    key, patient = f"config.{path}", examples.patient
-    model = plugins.resolve(text, configs.default_module(path), key=key)()
+    key, rows = f"config.stages.{stage.name}.head_start", examples.indices("train")
+    patient = examples.patient
+    model = own_head.made(stage.arm.config, stage.name)
     x = e.evaluator.features(
         e.parallel.place(given),
         stage.name,

@@ -327,8 +327,8 @@ class Stage:
         if config.stages[self.name].batch_norm == "domain":
             key = f"config.stages.{self.name}.batch_norm"
             variables = batch_norm.with_source(variables, key=key)
-        if own := balance.initial(config.objective.balance, config.objective.lambda_):
-            terms = {**variables["params"].get("terms", {}), balance.NAME: own}
+        if balancing := balance.initial(config.objective.balance, config.objective.lambda_):
+            terms = {**variables["params"].get("terms", {}), balance.NAME: balancing}
             variables = {**variables, "params": {**variables["params"], "terms": terms}}
         return variables
 

@@ -72,10 +72,7 @@ class Components:
             )
         for name, stage in config.stages.items():
             optimizers.optimizer(stage, steps=1, key=f"config.stages.{name}")
-            if stage.head_start:
-                made = _resolved(stage.head_start, f"stages.{name}.head_start")()
-                if own_head.is_own(made):
-                    own_head.check(config, name)
+            own_head.check(config, name)
         samplers = {
             name: _resolved(stage.sampler, f"stages.{name}.sampler")
             for name, stage in config.stages.items()
@@ -359,17 +356,9 @@ def step(
     objective = Objective(
         components.losses, components.lambda_, config.objective.reduction, sizes, used.terms
     )
-    trained = optimizers.trained_paths(
-        params,
-        freeze="none" if random_backbone else c.freeze,
-        groups=groups(base),
-        heads={base.head_of[d] for d in domains},
-        terms={term.name for term in used.terms} | balance.names(config.objective.balance),
+    trained, adapter, layers = _trained(
+        config, stage, base, used, params, domains, random_backbone=random_backbone
     )
-    adapter, layers = None, None
-    if not random_backbone:
-        trained, adapter = trainable.select(c.trainable, params, trained, key=f"{key}.trainable")
-        layers = rates.layers(trained, groups(base))
     remake = functools.partial(_optimizer, c, steps, key, layers)
     optimizer, rate = remake({})
     return Step(
@@ -395,6 +384,35 @@ def step(
         mix=components.mix,
         axis_name=parallel.axis_name,
     )
+
+
+def _trained(
+    config: Any,
+    stage: str,
+    base: Model,
+    used: tracing.UsedTerms,
+    params: Any,
+    domains: Sequence[str],
+    *,
+    random_backbone: bool,
+) -> tuple[Any, Any, Any]:
+    """Return the paths that train, their adapter and their layers; arguments are those of `step`.
+
+    The adapter and the layers are None where everything trains at one rate.
+    """
+    c = config.stages[stage]
+    trained = optimizers.trained_paths(
+        params,
+        freeze="none" if random_backbone else c.freeze,
+        groups=groups(base),
+        heads={base.head_of[d] for d in domains},
+        terms={term.name for term in used.terms} | balance.names(config.objective.balance),
+    )
+    if random_backbone:
+        return trained, None, None
+    key = f"config.stages.{stage}.trainable"
+    trained, adapter = trainable.select(c.trainable, params, trained, key=key)
+    return trained, adapter, rates.layers(trained, groups(base))
 
 
 def _batch_norm(mode: str, random_backbone: bool, domains: Sequence[str]) -> str:

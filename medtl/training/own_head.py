@@ -24,12 +24,20 @@ def of(config: Any) -> Any | None:
     Raises:
       UserError: `head_start` names nothing, or cannot be made.
     """
-    path = "stages.target.head_start"
-    text = config.stages.target.head_start
+    classifier = made(config, "target")
+    return classifier if is_own(classifier) else None
+
+
+def made(config: Any, name: str) -> Any:
+    """Return a new classifier of a stage's `head_start`; None where it is empty.
+
+    Raises:
+      UserError: as `of`.
+    """
+    path, text = f"stages.{name}.head_start", config.stages[name].head_start
     if not text:
         return None
-    made = plugins.resolve(text, configs.default_module(path), key=f"config.{path}")()
-    return made if is_own(made) else None
+    return plugins.resolve(text, configs.default_module(path), key=f"config.{path}")()
 
 
 def is_own(classifier: Any) -> bool:
@@ -38,15 +46,17 @@ def is_own(classifier: Any) -> bool:
 
 
 def check(config: Any, name: str) -> None:
-    """Refuse what would train such a head, or the features below it, after it is fitted.
+    """Refuse what would train a head of its own, or the features below it, after it is fitted.
 
     Args:
       config: of the run.
-      name: the stage whose `head_start` brings a head of its own.
+      name: the stage.
 
     Raises:
-      UserError: names the field, and what would be right.
+      UserError: as `of`; or names the field, and what would be right.
     """
+    if not is_own(made(config, name)):
+        return
     stage, key = config.stages[name], f"config.stages.{name}"
     what = f"{key}.head_start is {stage.head_start!r}, a head of its own"
     if name != "target":
