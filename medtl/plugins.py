@@ -330,16 +330,31 @@ def _attribute(module: ModuleType, dotted: str, text: str, key: str) -> Callable
     value: Any = module
     for part in dotted.split("."):
         if not hasattr(value, part):
-            choices = [
-                name
-                for name in dir(value)
-                if not name.startswith("_") and callable(getattr(value, name, None))
-            ]
-            raise UserError(f"{key}: {module.__name__} has no {dotted!r}{_hint(part, choices)}")
+            hint = _hint(part, _offered(value))
+            raise UserError(f"{key}: {module.__name__} has no {dotted!r}{hint}")
         value = getattr(value, part)
     if not callable(value):
         raise UserError(f"{key}: {text!r} names a {type(value).__name__}; it must be a function")
     return value
+
+
+def _offered(value: Any) -> list[str]:
+    """Return the names that a config can give; what a module imports from elsewhere is left out."""
+    if names := getattr(value, "__all__", None):
+        return [name for name in names if callable(getattr(value, name, None))]
+    found = {name: getattr(value, name, None) for name in dir(value) if not name.startswith("_")}
+    offered = {name: x for name, x in found.items() if callable(x) and not _is_error(x)}
+    package = value.__name__ if isinstance(value, ModuleType) else _package(value)
+    own = [name for name, x in offered.items() if _package(x) == package.partition(".")[0]]
+    return own or list(offered)
+
+
+def _is_error(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, BaseException)
+
+
+def _package(value: Any) -> str:
+    return str(getattr(value, "__module__", "")).partition(".")[0]
 
 
 def _check_options(function: Callable[..., Any], spec: Spec, text: str, key: str) -> None:

@@ -167,6 +167,22 @@ def test_what_is_not_there_is_named_with_the_nearest(text, message, tmp_path, mo
     assert str(error.value).startswith(message)
 
 
+def test_names_that_a_file_only_imports_are_not_offered(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from collections.abc import Sequence\nfrom medtl.errors import UserError\n"
+        "class Broken(ValueError): ...\ndef focal(x): ...\ndef huber(x): ...\n"
+    )
+    with pytest.raises(UserError, match="has no 'squared'; it can be focal, huber$"):
+        plugins.resolve(f"{file}:squared", "", key="k")
+    file.write_text("from math import sqrt, hypot\n")  # defines none of its own
+    with pytest.raises(UserError, match="has no 'focal'; it can be hypot, sqrt$"):
+        plugins.resolve(f"{file}:focal", "", key="k")
+    file.write_text("__all__ = ['sqrt']\nfrom math import sqrt, hypot\ndef own(): ...\n")
+    with pytest.raises(UserError, match="has no 'focal'; it can be sqrt$"):
+        plugins.resolve(f"{file}:focal", "", key="k")
+
+
 def test_a_missing_file_names_the_nearest_beside_it(tmp_path):
     (tmp_path / "covid_ct.py").touch()
     with pytest.raises(
