@@ -14,10 +14,14 @@ from medtl import data
 from medtl.config import check
 from medtl.data import augment, views
 from medtl.errors import UserError
-from medtl.evaluation import label_shift, predictions
+from medtl.evaluation import ensembles, label_shift, metrics, predictions
+from medtl.evaluation.analysis import analyse
+from medtl.evaluation.summary import summarize
 from medtl.experiment import ensemble, experiment, inference
 from medtl.training.evaluator import Evaluator
 from medtl.training.parallel import Parallel
+
+CLASSES = ("no", "yes")
 
 
 def test_views_are_the_image_its_mirror_and_windows_of_it():
@@ -86,6 +90,33 @@ def test_derived_arms_are_in_the_report_with_what_they_assume(run):
         assert (low <= value).all()
         assert (value <= high).all()
     assert any("differ in their frequency alone" in n for n in summary["evaluation"]["notes"])
+
+
+def test_an_ensemble_of_seeds_is_one_model_and_has_no_spread_over_seeds():
+    rng = np.random.default_rng(0)
+    label, ids = np.arange(40) % 2, np.arange(40).astype(str)
+    rows = [
+        predictions.Predictions("a", "test", ids, label, rng.dirichlet((1, 1), 40), seed)
+        for seed in range(3)
+    ]
+    rows += ensembles.of_seeds(rows)
+    by_seed = {
+        seed: {
+            p.arm: {"test": metrics.describe(p.label, p.probability, classes=CLASSES)}
+            for p in rows
+            if p.seed == seed
+        }
+        for seed in range(3)
+    }
+    summary = summarize(by_seed)
+    name = "a (ensemble of 3 seeds)"
+    mean = np.mean([p.probability for p in rows[:3]], axis=0)
+    assert summary["arms"][name]["test"] == metrics.describe(label, mean, classes=CLASSES)
+    assert all(np.isnan(v) for v in summary["std"][name]["test"].values())
+    assert summary["std"]["a"]["test"]["auroc"] > 0
+    made = analyse(rows, CLASSES)["arms"]
+    assert "std" in made["a"]["metrics"]["auroc"]
+    assert made[name]["metrics"]["auroc"].keys() == {"value", "low", "high"}
 
 
 def test_predict_takes_the_mean_of_the_kept_models_of_all_folds_and_seeds(run):

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from medtl.evaluation import bootstrap, conformal, operating
+from medtl.evaluation import bootstrap, conformal, ensembles, operating
 from medtl.evaluation.intervals import number_patients
 from medtl.evaluation.metrics import EvaluationSet, Options, kernels
 from medtl.evaluation.predictions import Predictions
@@ -263,7 +263,7 @@ def estimate(
 
 def estimates(resampled: bootstrap.Resampled, arm: str) -> dict[str, dict[str, Any]]:
     """Return every metric of an arm: interval, and standard deviation and values of its models."""
-    by_split = resampled.by_split[arm]
+    by_split = np.array(ensembles.models(arm, resampled.by_split[arm].tolist()))
     low, high = resampled.interval(arm)
     made = {
         name: estimate(

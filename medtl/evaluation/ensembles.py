@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
 from medtl.errors import UserError
 from medtl.evaluation.predictions import Predictions
 
+T = TypeVar("T")
 _DERIVED = re.compile(r"(\+(em|bbse|tta))|( \(ensemble of \d+ seeds\))")
 
 
@@ -76,6 +78,25 @@ def of_seeds(rows: Sequence[Predictions]) -> list[Predictions]:
         )
         made += [dataclasses.replace(one, seed=p.seed) for p in members]
     return made
+
+
+def models(arm: str, values: Sequence[T], *, key: Callable[[T], Any] = lambda x: x) -> list[T]:
+    """Return one value for each model of an arm: the copies of an ensemble count once.
+
+    Args:
+      arm: its name.
+      values: of its models, or copies.
+      key: what is equal in copies; the value itself if not given.
+
+    >>> models("a", [1, 1]), models("a (ensemble of 2 seeds)", [1, 1])
+    ([1, 1], [1])
+    """
+    if not is_ensemble(arm):
+        return list(values)
+    first: dict[str, T] = {}
+    for value in values:
+        first.setdefault(repr(key(value)), value)  # NaN is not equal to itself, "nan" is
+    return list(first.values())
 
 
 def notes(rows: Sequence[Predictions]) -> list[str]:

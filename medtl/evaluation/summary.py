@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from medtl.evaluation import ensembles
+
 Results = Mapping[Any, Mapping[str, Mapping[str, Mapping[str, Any]]]]
 
 
@@ -29,7 +31,8 @@ def summarize(results: Results, *, runs: str = "seeds") -> dict[str, Any]:
       There, "undefined" has the reason of each metric that is NaN for all seeds, "left_out" the
       first seed that is left out, and why, of those that are NaN for some.
       "std": arm -> split -> metric -> standard deviation (n - 1 in the denominator) over the values
-      that are not NaN, where there are several seeds.
+      that are not NaN, where there are several seeds; NaN for an ensemble of them, as it is one
+      model.
       "seeds" (or "splits"): `results`, with strings as keys.
 
     Raises:
@@ -47,7 +50,7 @@ def summarize(results: Results, *, runs: str = "seeds") -> dict[str, Any]:
     def reduced(reduce: Callable[[Mapping], dict[str, Any]]) -> dict[str, Any]:
         first = results[seeds[0]]
         return {
-            arm: {split: reduce({s: results[s][arm][split] for s in seeds}) for split in first[arm]}
+            arm: {split: reduce(_models(results, arm, split)) for split in first[arm]}
             for arm in first
         }
 
@@ -95,6 +98,12 @@ def plain(value: Any) -> Any:
     if isinstance(value, set | frozenset):
         return sorted(plain(v) for v in value)
     return value
+
+
+def _models(results: Results, arm: str, split: str) -> dict[Any, Mapping[str, Any]]:
+    """Return seed -> entry; an ensemble of the seeds is one model, with the first seed."""
+    by_seed = {seed: results[seed][arm][split] for seed in results}
+    return dict(ensembles.models(arm, list(by_seed.items()), key=lambda item: item[1]))
 
 
 def _mean(by_seed: Mapping[Any, Mapping[str, Any]]) -> dict[str, Any]:
