@@ -16,12 +16,12 @@ benchmarks/results):
     ensemble of the 3 seeds                  0.914           0.864
     ensemble of the 3 seeds, over flips      0.917           0.847
 
-The mean over flips is not told apart from one view: +0.005 (95 % interval -0.013 to +0.023). The
-seeds have 0.906, 0.915 and 0.918. Rounding alone moves a seed by as much: on another processor
+The mean over flips cannot be told apart from one view: +0.005 (95 % interval -0.013 to +0.023).
+The seeds have 0.906, 0.915 and 0.918. Rounding alone moves a seed by as much: on another processor
 (Intel Xeon) seed 0 reached 0.891.
 
-Earlier settings (160 px without crops, batch 32, constant rate, one seed, the same files with
-_160px), for comparison:
+Earlier settings, for comparison: 160 px without crops, batch 32, constant rate, one seed
+(covid_ct_finetune_160px.json, covid_ct_finetune_160px_batch_statistics.json):
 
     BatchNorm                     epochs    target_only   transfer   scratch
     frozen running statistics     6         0.786         0.749      0.619

@@ -340,13 +340,13 @@ def _attribute(module: ModuleType, dotted: str, text: str, key: str) -> Callable
 
 def _offered(value: Any) -> list[str]:
     """Return the names that a config can give; what a module imports from elsewhere is left out."""
-    if names := getattr(value, "__all__", None):
-        return [name for name in names if callable(getattr(value, name, None))]
-    found = {name: getattr(value, name, None) for name in dir(value) if not name.startswith("_")}
-    offered = {name: x for name, x in found.items() if callable(x) and not _is_error(x)}
-    package = value.__name__ if isinstance(value, ModuleType) else _package(value)
-    own = [name for name, x in offered.items() if _package(x) == package.partition(".")[0]]
-    return own or list(offered)
+    exported = getattr(value, "__all__", None)
+    names = exported or [name for name in dir(value) if not name.startswith("_")]
+    functions = {name: getattr(value, name, None) for name in names}
+    functions = {name: f for name, f in functions.items() if callable(f) and not _is_error(f)}
+    package = _package(value)
+    defined = [name for name, f in functions.items() if _package(f) == package]
+    return list(functions) if exported or not defined else defined
 
 
 def _is_error(value: Any) -> bool:
@@ -354,7 +354,9 @@ def _is_error(value: Any) -> bool:
 
 
 def _package(value: Any) -> str:
-    return str(getattr(value, "__module__", "")).partition(".")[0]
+    """Return the top-level package of a module, or of the one that defines a function or class."""
+    name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", "")
+    return str(name).partition(".")[0]
 
 
 def _check_options(function: Callable[..., Any], spec: Spec, text: str, key: str) -> None:

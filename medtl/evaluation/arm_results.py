@@ -263,7 +263,8 @@ def estimate(
 
 def estimates(resampled: bootstrap.Resampled, arm: str) -> dict[str, dict[str, Any]]:
     """Return every metric of an arm: interval, and standard deviation and values of its models."""
-    by_split = np.array(ensembles.models(arm, resampled.by_split[arm].tolist()))
+    by_split = resampled.by_split[arm]
+    by_split = by_split[ensembles.models(arm, by_split.tolist())]
     low, high = resampled.interval(arm)
     made = {
         name: estimate(

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from medtl.errors import UserError
 from medtl.evaluation.predictions import Predictions
 
-T = TypeVar("T")
 _DERIVED = re.compile(r"(\+(em|bbse|tta))|( \(ensemble of \d+ seeds\))")
 
 
@@ -80,22 +79,21 @@ def of_seeds(rows: Sequence[Predictions]) -> list[Predictions]:
     return made
 
 
-def models(arm: str, values: Sequence[T], *, key: Callable[[T], Any] = lambda x: x) -> list[T]:
-    """Return one value for each model of an arm: the copies of an ensemble count once.
+def models(arm: str, values: Sequence[Any]) -> list[int]:
+    """Return the positions of an arm's models: of the copies of an ensemble, that of the first.
 
     Args:
       arm: its name.
-      values: of its models, or copies.
-      key: what is equal in copies; the value itself if not given.
+      values: plain Python values of its models, equal in copies.
 
-    >>> models("a", [1, 1]), models("a (ensemble of 2 seeds)", [1, 1])
-    ([1, 1], [1])
+    >>> models("a", [0.5, 0.5]), models("a (ensemble of 2 seeds)", [0.5, 0.5])
+    ([0, 1], [0])
     """
     if not is_ensemble(arm):
-        return list(values)
-    first: dict[str, T] = {}
-    for value in values:
-        first.setdefault(repr(key(value)), value)  # NaN is not equal to itself, "nan" is
+        return list(range(len(values)))
+    first: dict[str, int] = {}
+    for i, value in enumerate(values):
+        first.setdefault(repr(value), i)  # NaN is not equal to itself, "nan" is
     return list(first.values())
 
 

@@ -102,8 +102,9 @@ def plain(value: Any) -> Any:
 
 def _models(results: Results, arm: str, split: str) -> dict[Any, Mapping[str, Any]]:
     """Return seed -> entry; an ensemble of the seeds is one model, with the first seed."""
-    by_seed = {seed: results[seed][arm][split] for seed in results}
-    return dict(ensembles.models(arm, list(by_seed.items()), key=lambda item: item[1]))
+    seeds = list(results)
+    entries = [results[seed][arm][split] for seed in seeds]
+    return {seeds[i]: entries[i] for i in ensembles.models(arm, entries)}
 
 
 def _mean(by_seed: Mapping[Any, Mapping[str, Any]]) -> dict[str, Any]:
