@@ -17,6 +17,7 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -342,7 +343,9 @@ def _offered(value: Any) -> list[str]:
     """Return the names that a config can give; what a module imports from elsewhere is left out."""
     exported = getattr(value, "__all__", None)
     names = exported or [name for name in dir(value) if not name.startswith("_")]
-    functions = {name: getattr(value, name, None) for name in names}
+    with warnings.catch_warnings():  # some attributes are made, with a warning, when asked for
+        warnings.simplefilter("ignore")
+        functions = {name: getattr(value, name, None) for name in names}
     functions = {name: f for name, f in functions.items() if callable(f) and not _is_error(f)}
     package = _package(value)
     defined = [name for name, f in functions.items() if _package(f) == package]

@@ -315,10 +315,10 @@ def test_version(capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "seconds"),
     [
-        (["--help"], 0, 1.5),
-        (["--wrkdir=w"], 2, 2.0),
-        (["--config.stages.target.epoch=1"], 2, 2.0),
-        (["--config.data.target.kind=manifest", "--config.data.target.path=none.csv"], 2, 2.0),
+        (["--help"], 0, 4.0),
+        (["--wrkdir=w"], 2, 5.0),
+        (["--config.stages.target.epoch=1"], 2, 5.0),
+        (["--config.data.target.kind=manifest", "--config.data.target.path=none.csv"], 2, 5.0),
     ],
 )
 def test_an_answer_comes_at_once_and_without_jax(tmp_path, arguments, code, seconds):
@@ -347,7 +347,8 @@ def test_an_answer_comes_at_once_and_without_jax(tmp_path, arguments, code, seco
     assert not {"jax", "flax", "optax", "orbax", "torch", "tensorflow", "pandas", "sklearn"} & set(
         modules
     )
-    # Seconds of the processor, which do not depend on what else the machine is doing.
+    # Seconds of the processor: some 0.8 on an idle machine, twice that beside other tests on a slow
+    # one. What would take long are the modules refused above.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < seconds
     assert list(tmp_path.iterdir()) == []
 

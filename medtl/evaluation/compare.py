@@ -19,7 +19,9 @@ from medtl.errors import UserError
 from medtl.evaluation.intervals import binary, column, normal_quantile, patient_numbers
 
 _NAN = math.nan
-_NEGATIVE = "the estimate of its variance is negative, as there are few patients of both classes"
+_CANCELLED = (
+    "the estimate of its variance is 0, as what the few patients of both classes add cancels"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +105,7 @@ def delong(
     has one example it is DeLong's. The single interval is symmetric on the logit scale (Pepe 2003).
 
     Two scores that order alike differ by 0 with p = 1. No interval follows from an AUROC of 0 or 1,
-    whose variance is 0, nor from a negative variance, which few patients of both classes may give.
+    whose variance is 0, nor where what few patients of both classes add cancels to a variance of 0.
 
     Args:
       label: bool[N], or 0 and 1.
@@ -136,25 +138,25 @@ def delong(
         reason = f"there are fewer than {few}"
         return DeLong(auc, nothing, nothing, no_covariance, difference, undefined=reason)
     covariance = _covariance(positive, negative, label, unit)
-    single = _single(auc, covariance, z_level)
+    varies = (positive != 0).any(axis=1) | (negative != 0).any(axis=1)
+    single = _single(auc, covariance, varies, z_level)
     if k == 1:
         return single
     # Of the difference itself: a11 - 2 a12 + a22 would leave rounding where the scores agree.
     contrast = np.array([[1.0, -1.0]])
     variance = _covariance(contrast @ positive, contrast @ negative, label, unit)[0, 0]
-    if variance < 0:
-        return dataclasses.replace(single, difference=difference, undefined=_NEGATIVE)
     return dataclasses.replace(
         single, **_wald(difference, math.sqrt(variance), z_level, single.undefined)
     )
 
 
-def _single(auc: np.ndarray, covariance: np.ndarray, z: float) -> DeLong:
+def _single(auc: np.ndarray, covariance: np.ndarray, varies: np.ndarray, z: float) -> DeLong:
     """Return the interval of each AUROC by itself, and why one has none."""
     variance = np.diag(covariance)
-    low, high = _logit_interval(auc, np.sqrt(np.where(variance < 0, _NAN, variance)), z)
+    cancelled = varies & (variance == 0)
+    low, high = _logit_interval(auc, np.sqrt(np.where(cancelled, _NAN, variance)), z)
     edge = [f"the AUROC is {value:g}, where its variance is 0" for value in auc if value in (0, 1)]
-    edge += [_NEGATIVE] * bool((variance < 0).any())
+    edge += [_CANCELLED] * bool(cancelled.any())
     return DeLong(auc, low, high, covariance, undefined=edge[0] if edge else "")
 
 
@@ -184,7 +186,12 @@ def _placements(
         aucs.append(auc)
         positive.append(np.bincount(unit[label], below / n - auc, minlength=units))
         negative.append(np.bincount(unit[~label], above / m - auc, minlength=units))
-    return np.array(aucs), np.stack(positive), np.stack(negative)
+    return np.array(aucs), *(_without_rounding(np.stack(r)) for r in (positive, negative))
+
+
+def _without_rounding(residuals: np.ndarray) -> np.ndarray:
+    """Residuals that are only rounding, of scores that agree or separate perfectly, are 0."""
+    return np.where(np.abs(residuals) < 1e-11, 0.0, residuals)
 
 
 def _below(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -198,18 +205,17 @@ def _below(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def _covariance(
     positive: np.ndarray, negative: np.ndarray, label: np.ndarray, unit: np.ndarray
 ) -> np.ndarray:
-    """float64[k, k], Obuchowski (1997): S10 / M + S01 / N + (S11 + S11') / (M N)."""
-    m, n = label.sum(), (~label).sum()
-    # Residuals that are only rounding, of scores that agree or separate perfectly, are 0.
-    a = np.where(np.abs(positive) < 1e-11, 0.0, positive) / m
-    b = np.where(np.abs(negative) < 1e-11, 0.0, negative) / n
-    units, with_positive, with_negative = (_distinct(u) for u in (unit, unit[label], unit[~label]))
-    cross = a @ b.T
-    return (
-        with_positive / (with_positive - 1) * (a @ a.T)
-        + with_negative / (with_negative - 1) * (b @ b.T)
-        + units / (units - 1) * (cross + cross.T)
-    )
+    """float64[k, k], Obuchowski (1997): S10 / M + S01 / N + (S11 + S11') / (M N).
+
+    With the factors f = U / (U - 1) of U units, and A and B the sums over a unit's positives / M
+    and negatives / N, that is f10 A A' + f01 B B' + f11 (A B' + B A'). As f11, of all units, is the
+    smallest, it is computed as a sum of squares, which no rounding makes negative.
+    """
+    a = _without_rounding(positive) / label.sum()
+    b = _without_rounding(negative) / (~label).sum()
+    both = np.where(np.abs(a + b) < 1e-12 * (np.abs(a) + np.abs(b)), 0.0, a + b)
+    f10, f01, f11 = (u / (u - 1) for u in map(_distinct, (unit[label], unit[~label], unit)))
+    return f11 * (both @ both.T) + (f10 - f11) * (a @ a.T) + (f01 - f11) * (b @ b.T)
 
 
 def _logit_interval(auc: np.ndarray, se: np.ndarray, z: float) -> tuple[np.ndarray, np.ndarray]:

@@ -376,20 +376,42 @@ def test_the_corrected_t_keeps_its_level_where_the_naive_one_does_not():
     )
 
 
-def test_a_negative_variance_is_undefined():
-    """Two patients, one of whom has positives and negatives."""
+def test_where_two_patients_cancel_nothing_follows():
+    """Each has positives and negatives, and they add the same: a variance of 0, not of rounding."""
     label = np.array([1, 1, 0, 0, 0, 1])
     a = np.array([-0.57, -0.687, 0.103, -0.626, -1.096, -0.117])
     b = np.array([0.682, 1.257, -0.392, -0.124, -0.552, -0.366])
-    found = compare.delong(label, a, b, patient=np.array([0, 0, 2, 2, 0, 2]))
-    assert "variance is negative" in found.undefined
+    patient = np.array([0, 0, 2, 2, 0, 2])
+    found = compare.delong(label, a, b, patient=patient)
+    assert found.undefined == "the variance of the difference is 0"
     assert found.difference == pytest.approx(found.auc[0] - found.auc[1])
     assert all(math.isnan(x) for x in (found.low, found.high, found.p))
-    for score in (a, b):
-        alone = compare.delong(label, score, patient=np.array([0, 0, 2, 2, 0, 2]))
-        negative = alone.covariance[0, 0] < 0
-        assert (alone.undefined != "") == bool(np.isnan(alone.auc_low[0]))
-        assert not negative or "negative" in alone.undefined
+    # One score whose two patients cancel has no interval; a constant one is certainly at 0.5.
+    alone = compare.delong(np.array([1, 0, 1, 0]), np.array([1, 0, 2, 1]), patient=[0, 0, 1, 1])
+    assert alone.covariance[0, 0] == 0 and 0.5 < alone.auc[0] < 1
+    assert np.isnan(alone.auc_low[0]) and "cancels" in alone.undefined
+    constant = compare.delong(label, np.zeros(6), patient=patient)
+    assert (constant.auc_low[0], constant.auc_high[0], constant.undefined) == (0.5, 0.5, "")
+
+
+def test_the_variance_of_patients_is_obuchowskis_and_never_negative():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        n = int(rng.integers(6, 14))
+        label, patient = np.arange(n) % 2 == 0, rng.integers(0, 4, n)
+        score = rng.normal(size=n).round(1)
+        found = compare.delong(label, score, patient=patient)
+        if min(len(set(patient[label])), len(set(patient[~label]))) < 2:
+            continue
+        won = np.sign(score[label][:, None] - score[~label][None]) / 2 + 0.5
+        v10, v01 = won.mean(axis=1) - won.mean(), won.mean(axis=0) - won.mean()
+        here = np.unique(patient)
+        a = np.array([v10[patient[label] == unit].sum() for unit in here]) / label.sum()
+        b = np.array([v01[patient[~label] == unit].sum() for unit in here]) / (~label).sum()
+        ten, one, both = (len(set(u)) for u in (patient[label], patient[~label], patient))
+        expected = ten / (ten - 1) * a @ a + one / (one - 1) * b @ b + 2 * both / (both - 1) * a @ b
+        assert found.covariance[0, 0] == pytest.approx(expected, abs=1e-12)
+        assert found.covariance[0, 0] >= 0
 
 
 def test_identical_arms_have_a_mid_p_of_1():
