@@ -269,7 +269,8 @@ def train(method: Method, data: DataSet, runs: Sequence[Run]) -> list[tuple[np.n
                 held_out.append(np.isin(np.flatnonzero(part == "val"), run.test, invert=True))
         trials = combinations(_grid(method, experiment)) or [Trial("as_is")]
         with contextlib.redirect_stdout(io.StringIO()):
-            probabilities = _fitted(method, arms, trials)
+            sizes = np.repeat([run.size for run in runs], FOLDS + 1)
+            probabilities = _fitted(method, arms, sizes, trials)
     made = []
     for r, run in enumerate(runs):
         span = slice(r * (FOLDS + 1), (r + 1) * (FOLDS + 1))
@@ -352,10 +353,19 @@ def _grid(method: Method, experiment: Experiment) -> dict[str, Sequence[Any]]:
     return grid
 
 
-def _fitted(method: Method, arms: list[Arm], trials: list[Trial]) -> list[np.ndarray]:
+def _fitted(
+    method: Method, arms: list[Arm], sizes: np.ndarray, trials: list[Trial]
+) -> list[np.ndarray]:
     """Return for each arm float64[H, n, K], the probabilities of its val rows."""
+    fitted: list[np.ndarray]
     if method.solver == "lbfgs":
-        return trainer.minimize(arms, trials).probabilities
+        # The problems of a call share rows and a preconditioner, so they are those of one size.
+        found = {}
+        for size in np.unique(sizes):
+            of_size = np.flatnonzero(sizes == size).tolist()
+            solved = trainer.minimize([arms[i] for i in of_size], trials).probabilities
+            found |= dict(zip(of_size, solved, strict=True))
+        return [found[i] for i in range(len(arms))]
     if method.solver == "train":
         return trainer.train_heads(arms, trials).probabilities
     fitted = []

@@ -111,3 +111,24 @@ def test_only_convex_losses_are_solved():
     p = problem("softmax", 2)
     with pytest.raises(ValueError, match="kind is 'hinge'; it can be softmax, sigmoid"):
         logistic.solve(dataclasses.replace(p, kind="hinge"))
+
+
+def test_few_rows_of_many_features_have_the_minimum_of_all_of_them():
+    """Of 40 rows with 300 features each set uses some 15: it is solved on no more features."""
+    p = problem("softmax", 3, n=40, d=300)
+    rows = np.where(np.arange(40) % 2 == 0, p.rows, 0.0).astype(np.float32)
+    p = dataclasses.replace(p, rows=rows, penalty=np.array([0.2, 0.3, 0.5]))
+    solution = logistic.solve(p, tolerance=1e-6)
+    assert solution.kernel.shape == (3, 2, 300, 3)
+    for h, r in np.ndindex(3, 2):
+        weight = (rows[r] * p.scale[h, r][p.part]).astype(np.float64)
+        used = weight > 0
+        y = p.target[used].argmax(axis=1)
+        expected = fitted(1 / p.penalty[h], p.features[used], y, weight[used])
+        logits = p.features @ solution.kernel[h, r] + solution.bias[h, r]
+        np.testing.assert_allclose(
+            logits - logits.mean(axis=1, keepdims=True),
+            expected.decision_function(p.features.astype(np.float64)),
+            atol=2e-2,
+        )
+        np.testing.assert_allclose(solution.kernel[h, r].T, expected.coef_, atol=1e-3)

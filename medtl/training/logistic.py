@@ -113,6 +113,7 @@ def solve(
     if problem.kind not in KINDS:
         raise ValueError(f"kind is {problem.kind!r}; it can be {', '.join(KINDS)}")
     devices = tuple(jax.local_devices()[:1] if devices is None else devices)
+    problem, rotation = _small(problem)
     block = _block(problem, len(devices), memory)
     # A weak penalty takes longer; a block holds problems of similar speed.
     order = np.argsort(
@@ -133,7 +134,42 @@ def solve(
         solved = run(data, *jax.device_put(settings, _sharding(devices, "settings")))
         blocks.append([a[: len(order) - start] for a in jax.device_get(solved)])
     back = np.argsort(order)
-    return Solution(*(np.concatenate(arrays)[back] for arrays in zip(*blocks, strict=True)))
+    kernel, *others = (np.concatenate(arrays)[back] for arrays in zip(*blocks, strict=True))
+    if rotation is not None:
+        kernel = np.einsum("dc,hrck->hrdk", rotation, kernel, optimize=True).astype(np.float32)
+    return Solution(kernel, *others)
+
+
+def _small(problem: Problem) -> tuple[Problem, np.ndarray | None]:
+    """Return the problem on the rows that count, with at most as many features as those.
+
+    Also the rotation that takes a kernel back to all features, or None.
+    """
+    used = problem.rows.any(axis=0) & problem.scale.any(axis=(0, 1))[problem.part]
+    if not used.any():
+        used[:1] = True
+    features, rotation = rotated(np.asarray(problem.features)[used])
+    small = dataclasses.replace(
+        problem,
+        features=features.astype(np.float32),
+        target=problem.target[used],
+        part=problem.part[used],
+        rows=problem.rows[:, used],
+    )
+    return small, rotation
+
+
+def rotated(x: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return features of at most N columns, and the matrix [D, N] that takes a kernel back.
+
+    With fewer rows than columns the minimum is in the span of the rows, and a rotation changes
+    neither |W| nor a logit; so 25 labels on 2,048 features cost what 25 features do. None: the
+    features are as they were.
+    """
+    if len(x) >= x.shape[1]:
+        return x, None
+    left, singular, right = np.linalg.svd(x.astype(np.float64), full_matrices=False)
+    return left * singular, right.T
 
 
 def _block(problem: Problem, devices: int, memory: int) -> int:

@@ -116,13 +116,13 @@ class LinearProbe:
     ) -> None:
         """Choose the settings and set what `predict_proba` reads; arguments are those of `fit`."""
         mean = x.mean(axis=0)  # the bias is not penalized, so that this moves no minimum
-        x, back = _rotated(x - mean)
+        x, back = logistic.rotated(x - mean)
         penalties = labels.penalties(self._values)
         losses, starts = _path(x, labels, penalties, held_out)
         best = int(np.argmin(losses))
         self.C_ = self._values[best]
         minimum = _polished(starts[best], x, labels, penalties[best])
-        self.coef_ = (back @ minimum[:-1]).T
+        self.coef_ = (minimum[:-1] if back is None else back @ minimum[:-1]).T
         self.intercept_ = minimum[-1] - self.coef_ @ mean
 
     def _held_out(self, y: np.ndarray, groups: np.ndarray | None) -> list[np.ndarray]:
@@ -343,18 +343,6 @@ def _path(
             loss = _losses(z, labels.target[held], labels.is_softmax)[0]
             losses[h] += labels.weight[held] @ loss
     return losses, np.concatenate([kernel[:, 0], bias[:, :1]], axis=1)
-
-
-def _rotated(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return features of at most N columns, and the matrix that takes a kernel back to D rows.
-
-    With fewer rows than columns the minimum is in the span of the rows, and a rotation changes
-    neither |W| nor a logit; so 25 labels on 2,048 features cost what 25 features do.
-    """
-    if len(x) >= x.shape[1]:
-        return x, np.eye(x.shape[1])
-    left, singular, right = np.linalg.svd(x, full_matrices=False)
-    return left * singular, right.T
 
 
 def _fewest(y: np.ndarray, groups: np.ndarray | None, name: str) -> int:
