@@ -23,10 +23,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from medtl import cli
 from medtl.config import dataset
-from medtl.data import loading
+from medtl.data import cache, loading
 from medtl.experiment import domains, experiment
 from medtl.experiment.setup import Experiment
-from medtl.training import adabn
+from medtl.training import adabn, parallel
 from medtl.training.factory import Components
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[*TABLES, *IMAGES])
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
+    parallel.keep_compiled(cache.folder("") / "compiled")
     for name in args.only:
         path = args.folder / f"{name}.npz"
         if path.exists():

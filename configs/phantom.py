@@ -10,9 +10,10 @@ by a program, not medical data. 2 CPU cores, Python 3.13, JAX 0.12.0.1:
     transfer   0.876  0.680    0.860  0.694    0.870  0.612
     scratch    0.667  0.485    0.618  0.447    0.662  0.469
 
-The verdict: AUROC +0.220 (+0.177 to +0.263). The three seeds took 158 s on an idle machine, where
-the processor gave 0.887 and 0.658 for seed 0 (benchmarks/results/phantom.json), and 536 s beside
-the tests.
+The verdict: AUROC +0.220 (+0.177 to +0.263). The three seeds took 158 s on one idle machine, 313 s
+on another with the same digits. A processor that rounds otherwise gave 0.844 +- 0.023 and
+0.649 +- 0.025, with the same verdict; one gave 0.887 and 0.658 for seed 0
+(benchmarks/results/phantom.json).
 
 Each arm takes 540 steps of Adam at 1e-3: transfer takes 510 on 1,601 source images and 30 on 71
 target images with as many of the source, scratch all 540 on the 71 target images. Such a short
