@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import io
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -357,7 +358,6 @@ def _fitted(
     method: Method, arms: list[Arm], sizes: np.ndarray, trials: list[Trial]
 ) -> list[np.ndarray]:
     """Return for each arm float64[H, n, K], the probabilities of its val rows."""
-    fitted: list[np.ndarray]
     if method.solver == "lbfgs":
         # The problems of a call share rows and a preconditioner, so they are those of one size.
         found = {}
@@ -368,10 +368,13 @@ def _fitted(
         return [found[i] for i in range(len(arms))]
     if method.solver == "train":
         return trainer.train_heads(arms, trials).probabilities
-    fitted = []
-    for arm in arms:
-        rows = arm.examples["target"].indices("val")
-        fitted.append(np.stack([baselines.fit(arm.with_trial(t))(rows) for t in trials]))
+    fitted: list[np.ndarray] = []
+    with warnings.catch_warnings():
+        # A class of one image has no covariance of its own, which the shrinkage is there for.
+        warnings.filterwarnings("ignore", "Only one sample available", UserWarning)
+        for arm in arms:
+            rows = arm.examples["target"].indices("val")
+            fitted.append(np.stack([baselines.fit(arm.with_trial(t))(rows) for t in trials]))
     return fitted
 
 
