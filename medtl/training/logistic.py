@@ -145,9 +145,8 @@ def _small(problem: Problem) -> tuple[Problem, np.ndarray | None]:
 
     Also the rotation that takes a kernel back to all features, or None.
     """
-    used = problem.rows.any(axis=0) & problem.scale.any(axis=(0, 1))[problem.part]
-    if not used.any():
-        used[:1] = True
+    counts = problem.rows.any(axis=0) & problem.scale.any(axis=(0, 1))[problem.part]
+    used = np.flatnonzero(counts) if counts.any() else np.arange(1)
     features, rotation = rotated(np.asarray(problem.features)[used])
     small = dataclasses.replace(
         problem,
