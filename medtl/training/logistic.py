@@ -145,7 +145,8 @@ def _small(problem: Problem) -> tuple[Problem, np.ndarray | None]:
 
     Also the rotation that takes a kernel back to all features, or None.
     """
-    counts = problem.rows.any(axis=0) & problem.scale.any(axis=(0, 1))[problem.part]
+    of_part = np.max(problem.scale, axis=(0, 1))[problem.part]
+    counts = (np.max(problem.rows, axis=0) * of_part) > 0
     used = np.flatnonzero(counts) if counts.any() else np.arange(1)
     features, rotation = rotated(np.asarray(problem.features)[used])
     small = dataclasses.replace(
