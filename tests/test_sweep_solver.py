@@ -118,7 +118,7 @@ def test_few_rows_of_many_features_have_the_minimum_of_all_of_them():
     p = problem("softmax", 3, n=40, d=300)
     rows = np.where(np.arange(40) % 2 == 0, p.rows, 0.0).astype(np.float32)
     p = dataclasses.replace(p, rows=rows, penalty=np.array([0.2, 0.3, 0.5]))
-    solution = logistic.solve(p, tolerance=1e-6)
+    solution = logistic.solve(p)
     assert solution.kernel.shape == (3, 2, 300, 3)
     for h, r in np.ndindex(3, 2):
         weight = (rows[r] * p.scale[h, r][p.part]).astype(np.float64)
@@ -132,3 +132,18 @@ def test_few_rows_of_many_features_have_the_minimum_of_all_of_them():
             atol=2e-2,
         )
         np.testing.assert_allclose(solution.kernel[h, r].T, expected.coef_, atol=1e-3)
+
+
+def test_a_large_lambda_leaves_the_minimum_exact():
+    """λ = 1000 makes the penalty small beside the weights, to which the tolerance is relative."""
+    p = problem("softmax", 2)
+    scale = np.broadcast_to(np.array([1.0, 1000.0]) / 100, (1, 1, 2))
+    p = dataclasses.replace(p, rows=p.rows[:1], scale=scale, penalty=np.ones(1))
+    solution = logistic.solve(p)
+    weight = (p.rows[0] * scale[0, 0][p.part]).astype(np.float64)
+    used = weight > 0
+    expected = fitted(2, p.features[used], p.target[used].argmax(axis=1), weight[used])
+    logits = p.features @ solution.kernel[0, 0] + solution.bias[0, 0]
+    exact = expected.decision_function(p.features.astype(np.float64))
+    np.testing.assert_allclose(logits[:, 1] - logits[:, 0], exact, atol=1e-4 * np.abs(exact).max())
+    assert solution.gradient[0, 0] <= 1e-6

@@ -334,7 +334,7 @@ def _path(
         scale=np.ones((len(penalties), len(rows), 1), np.float32),
         penalty=penalties.astype(np.float32),
     )
-    solution = logistic.solve(problem, tolerance=1e-6)
+    solution = logistic.solve(problem)
     kernel, bias = solution.kernel.astype(np.float64), solution.bias.astype(np.float64)
     losses = np.zeros(len(penalties))
     for r, held in enumerate(held_out, start=1):
