@@ -117,7 +117,7 @@ def test_few_rows_of_many_features_have_the_minimum_of_all_of_them():
     """Of 40 rows with 300 features each set uses some 15: it is solved on no more features."""
     p = problem("softmax", 3, n=40, d=300)
     rows = np.where(np.arange(40) % 2 == 0, p.rows, 0.0).astype(np.float32)
-    p = dataclasses.replace(p, rows=rows, penalty=np.array([0.2, 0.3, 0.5]))
+    p = dataclasses.replace(p, rows=rows, penalty=np.array([2.0, 3.0, 5.0]))
     solution = logistic.solve(p)
     assert solution.kernel.shape == (3, 2, 300, 3)
     for h, r in np.ndindex(3, 2):
