@@ -11,7 +11,7 @@ by a program, not medical data. 2 CPU cores, Python 3.13, JAX 0.12.0.1:
     scratch    0.667  0.485    0.618  0.447    0.662  0.469
 
 The verdict: AUROC +0.220 (+0.177 to +0.263). The three seeds took 158 s on one idle machine, 313 s
-on another with the same digits. A processor that rounds otherwise gave 0.844 +- 0.023 and
+on another with the same digits. A processor that rounds differently gave 0.844 +- 0.023 and
 0.649 +- 0.025, with the same verdict; one gave 0.887 and 0.658 for seed 0
 (benchmarks/results/phantom.json).
 

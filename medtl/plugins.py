@@ -343,7 +343,7 @@ def _offered(value: Any) -> list[str]:
     """Return the names that a config can give; what a module imports from elsewhere is left out."""
     exported = getattr(value, "__all__", None)
     names = exported or [name for name in dir(value) if not name.startswith("_")]
-    with warnings.catch_warnings():  # some attributes are made, with a warning, when asked for
+    with warnings.catch_warnings():  # a deprecated name warns when it is looked up
         warnings.simplefilter("ignore")
         functions = {name: getattr(value, name, None) for name in names}
     functions = {name: f for name, f in functions.items() if callable(f) and not _is_error(f)}

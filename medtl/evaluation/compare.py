@@ -138,8 +138,7 @@ def delong(
         reason = f"there are fewer than {few}"
         return DeLong(auc, nothing, nothing, no_covariance, difference, undefined=reason)
     covariance = _covariance(positive, negative, label, unit)
-    varies = (positive != 0).any(axis=1) | (negative != 0).any(axis=1)
-    single = _single(auc, covariance, varies, z_level)
+    single = _single(auc, covariance, np.hstack([positive, negative]), z_level)
     if k == 1:
         return single
     # Of the difference itself: a11 - 2 a12 + a22 would leave rounding where the scores agree.
@@ -150,10 +149,10 @@ def delong(
     )
 
 
-def _single(auc: np.ndarray, covariance: np.ndarray, varies: np.ndarray, z: float) -> DeLong:
+def _single(auc: np.ndarray, covariance: np.ndarray, residuals: np.ndarray, z: float) -> DeLong:
     """Return the interval of each AUROC by itself, and why one has none."""
     variance = np.diag(covariance)
-    cancelled = varies & (variance == 0)
+    cancelled = residuals.any(axis=1) & (variance == 0)
     low, high = _logit_interval(auc, np.sqrt(np.where(cancelled, _NAN, variance)), z)
     edge = [f"the AUROC is {value:g}, where its variance is 0" for value in auc if value in (0, 1)]
     edge += [_CANCELLED] * bool(cancelled.any())
