@@ -228,7 +228,8 @@ def test_accumulated_gradient_is_the_whole_batch_gradient():
     whole = train("none", 1, steps=3, batch_norm="frozen", dropout=0.3)
     parts = train("none", 1, steps=3, batch_norm="frozen", dropout=0.3, accumulate=4)
     np.testing.assert_allclose(whole[0], parts[0], rtol=1e-5)
-    assert_same(whole[1], parts[1], rtol=2e-4)  # Adam enlarges the rounding of a small gradient
+    # Sums of JAX 0.10 without LLVM's optimizations differ by 4e-5 in a bias that begins at 0.
+    assert_same(whole[1], parts[1], rtol=1e-4)
 
 
 @pytest.mark.parametrize(
